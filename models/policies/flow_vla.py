@@ -1,0 +1,85 @@
+"""`FlowVLA`: a small vision-language-action policy that generates action chunks by flow matching.
+
+Pixels, proprioception and an instruction go in; a velocity field over chunks of actions comes out. It has the interface of
+the large flow VLAs (pi0, SmolVLA) at a thousandth of the size. Read `training/bc.py` next: it learns from demonstrations.
+"""
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+
+from worldsim.blocks import VisualTrunk, mlp, time_embedding
+from worldsim.interfaces import Policy
+from worldsim.types import Observation
+
+
+class FlowVLA(Policy):
+    """v(x_t, t, o) from a visual trunk with instruction FiLM and an MLP action expert.
+
+    Args:
+        camera: which camera it looks through.
+        state_dim: s, size of the proprioceptive state.
+        action_dim: ad.
+        action_horizon: ah, actions per chunk.
+        num_steps: K, denoising steps when it acts.
+        width: hidden size of the action expert.
+        channels, blocks: size of the visual trunk.
+        state_used: which dimensions of the state it reads; null means all. Without the absolute position, which the camera shows
+            anyway, training may move the image about (`DemonstrationData.max_shift`), and few demonstrations go much further.
+    """
+
+    state_mean: Tensor
+    state_std: Tensor
+
+    def __init__(
+        self,
+        camera: str = "front",
+        state_dim: int = 4,
+        action_dim: int = 2,
+        action_horizon: int = 4,
+        num_steps: int = 4,
+        width: int = 256,
+        channels: int = 64,
+        blocks: int = 2,
+        state_used: tuple[int, ...] | None = None,
+    ):
+        super().__init__()
+        self.state_used = list(range(state_dim) if state_used is None else state_used)
+        self.camera, self.action_dim, self.action_horizon, self.num_steps = camera, action_dim, action_horizon, num_steps
+        self.trunk = VisualTrunk(width, channels, blocks)
+        self.expert_in = nn.Linear(width + len(self.state_used) + action_horizon * action_dim + 32, width)
+        self.expert = mlp(width, width, width, action_horizon * action_dim)
+        # Statistics of the training data (m, m/s), stored with the weights; `fit_statistics` sets them.
+        self.register_buffer("state_mean", torch.zeros(state_dim))
+        self.register_buffer("state_std", torch.ones(state_dim))
+
+    def fit_statistics(self, mean: Float[Tensor, " s"], std: Float[Tensor, " s"]) -> None:
+        """Normalise proprioception with the mean and standard deviation of a dataset.
+
+        Raises:
+            ValueError: if the sizes differ from `state_dim`.
+        """
+        if mean.shape != self.state_mean.shape:
+            raise ValueError(f"state statistics must have {len(self.state_mean)} numbers, got {len(mean)}; set policy.state_dim")
+        self.state_mean.copy_(mean)
+        self.state_std.copy_(std.clamp(min=1e-4))
+
+    def encode(self, obs: Observation) -> Float[Tensor, "b f"]:
+        """Visual features and normalised proprioception."""
+        if self.camera not in obs.images:
+            raise ValueError(f"policy needs camera {self.camera!r}, the observation has {sorted(obs.images)}; set policy.camera")
+        return self._join(self.trunk(obs.images[self.camera], obs.instruction), obs.state)
+
+    def encode_tokens(
+        self, image: Shaped[Tensor, "b h w 3"], state: Float[Tensor, "b s"], tokens: Int[Tensor, "b n"]
+    ) -> Float[Tensor, "b f"]:
+        """`encode` of tensors alone, with the instruction `tokenize`d: what `worldsim.export` traces."""
+        return self._join(self.trunk.see(image, self.trunk.text.pool(tokens)), state)
+
+    def _join(self, features: Tensor, state: Tensor) -> Tensor:
+        normalised = (state - self.state_mean) / self.state_std
+        return torch.cat([features.float(), normalised[:, self.state_used]], dim=-1)
+
+    def velocity(self, features: Tensor, x_t: Float[Tensor, "b ah ad"], t: Float[Tensor, " b"]) -> Float[Tensor, "b ah ad"]:
+        hidden = self.expert_in(torch.cat([features, x_t.flatten(1), time_embedding(t, 32)], dim=-1))
+        return self.expert(nn.functional.silu(hidden)).unflatten(-1, x_t.shape[1:]).float()

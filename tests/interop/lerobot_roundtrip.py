@@ -1,0 +1,152 @@
+"""Round trips between worldsim's dataset code and the real LeRobot. A script, not a test: it needs its own environment.
+
+No lerobot release installs beside our torch, so this recipe overrides its torch cap and leaves out what datasets do not need
+(Python 3.11, from the repository's root):
+
+    python3.11 -m venv /tmp/lerobot-venv && . /tmp/lerobot-venv/bin/activate
+    pip install --no-deps lerobot==0.4.4 torchvision==0.28.0
+    pip install torch==2.13.0 'datasets>=4,<5' 'av>=15,<16' 'huggingface-hub>=0.34.2,<0.36' 'draccus==0.10.0' 'packaging<26' \
+        'deepdiff<9' 'opencv-python-headless<4.13' accelerate jsonlines pandas einops imageio gymnasium jaxtyping pynput pyserial
+    PYTHONPATH=. python tests/interop/lerobot_roundtrip.py
+
+Two substitutions, neither in LeRobot's dataset code: operators that torchvision lacks beside a CPU build of torch are declared,
+and where neither torchcodec nor torchvision can decode video, LeRobot's frame decoder is replaced by PyAV (the script says so).
+Checked in both directions, with images and with videos: lengths, every value, tasks, statistics and pixels.
+"""
+
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+
+try:
+    import torchvision
+except RuntimeError:  # torchvision's binary does not match a CPU torch; declaring the operators is enough to import it
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    LIBRARY = torch.library.Library("torchvision", "DEF")
+    for operator in ("nms", "qnms"):
+        LIBRARY.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import torchvision
+
+from lerobot.datasets import lerobot_dataset
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+from worldsim.data.lerobot import Dataset, DatasetWriter
+from worldsim.types import Episode
+
+SIZE, FPS = 64, 10
+
+
+def smooth_frames(n: int, seed: int) -> torch.Tensor:
+    """[n, 64, 64, 3] uint8 of moving colour waves."""
+    phase = torch.arange(n).view(-1, 1, 1, 1) / 10 + 2 * seed
+    grid = torch.linspace(0, 2, SIZE).view(1, 1, -1, 1) + torch.linspace(0, 1, SIZE).view(1, -1, 1, 1)
+    return (127 + 100 * torch.sin(grid + phase + torch.arange(3))).to(torch.uint8)
+
+
+def episode(seed: int, t: int) -> Episode:
+    g = torch.Generator().manual_seed(seed)
+    return Episode(
+        images={"top": smooth_frames(t + 1, seed)},
+        state=torch.randn(t + 1, 3, generator=g),
+        action=torch.rand(t, 2, generator=g),
+        reward=torch.rand(t, generator=g),
+        success=torch.arange(t + 1) > t // 2,
+        progress=torch.linspace(0, 1, t + 1),
+        instruction=f"task {seed % 2}",
+        source="expert",
+    )
+
+
+def decode_with_pyav(video_path: Path | str, timestamps: list[float], tolerance_s: float, _backend: Any = None) -> torch.Tensor:
+    """Frames [n, 3, h, w] in [0, 1] nearest to `timestamps`, with the contract of LeRobot's `decode_video_frames`."""
+    with av.open(str(video_path)) as container:
+        frames = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    chosen = [min(frames, key=lambda frame: abs(frame[0] - timestamp)) for timestamp in timestamps]
+    assert all(abs(time - timestamp) < tolerance_s for (time, _), timestamp in zip(chosen, timestamps, strict=True))
+    return torch.from_numpy(np.stack([frame for _, frame in chosen])).permute(0, 3, 1, 2) / 255
+
+
+def assert_pixels(got: torch.Tensor, expected: torch.Tensor, storage: str) -> None:
+    """Equal for images, PSNR above 30 dB for videos; both uint8 HWC."""
+    error = (got.float() - expected.float()).square().mean().item()
+    assert error == 0 if storage == "image" else error < 255**2 / 10**3, (storage, error)
+
+
+def lerobot_reads_ours(root: Path, storage: Any) -> None:
+    episodes = [episode(i, t=6 + i) for i in range(5)]
+    settings: dict[str, Any] = {"state_names": ["x", "y", "z"], "action_names": ["dx", "dy"], "cameras": {"top": (SIZE, SIZE)}}
+    with DatasetWriter(root, fps=FPS, robot_type="pusher", storage=storage, **settings) as writer:
+        writer.add(episodes[:2])
+        writer.add(episodes[2:])
+    dataset = LeRobotDataset("worldsim/interop", root=root)
+    assert dataset.num_episodes == 5 and len(dataset) == sum(len(e) + 1 for e in episodes)
+    index = 0
+    for i, expected in enumerate(episodes):
+        assert dataset.meta.episodes[i]["tasks"] == [expected.instruction]
+        for j in range(len(expected) + 1):
+            row, index = dataset[index], index + 1
+            assert row["task"] == expected.instruction and row["source"] == "expert"
+            assert (row["episode_index"], row["frame_index"]) == (i, j) and abs(row["timestamp"] - j / FPS) < 1e-6
+            assert torch.equal(row["observation.state"], expected.state[j])
+            assert torch.equal(row["action"], expected.action[min(j, len(expected) - 1)])
+            assert row["success"] == expected.success[j] and row["progress"] == expected.progress[j]
+            assert row["next.done"] == (j == len(expected))
+            assert j == len(expected) or row["next.reward"] == expected.reward[j]
+            assert_pixels((row["observation.images.top"] * 255).round().permute(1, 2, 0), expected.images["top"][j], storage)
+    for key, stats in Dataset(root).stats.items():
+        for name, value in stats.items():
+            assert np.allclose(dataset.meta.stats[key][name], value), (key, name)
+    chunked = LeRobotDataset("worldsim/interop", root=root, episodes=[1, 3], delta_timestamps={"action": [0, 0.1, 0.2]})
+    assert torch.equal(chunked[0]["action"], episodes[1].action[:3])
+
+
+def ours_reads_lerobot(root: Path, storage: Any) -> None:
+    features = {
+        "observation.state": {"dtype": "float32", "shape": (3,), "names": ["x", "y", "z"]},
+        "action": {"dtype": "float32", "shape": (2,), "names": ["dx", "dy"]},
+        "observation.images.top": {"dtype": storage, "shape": (SIZE, SIZE, 3), "names": ["height", "width", "channels"]},
+        "next.reward": {"dtype": "float32", "shape": (1,), "names": None},
+        "next.success": {"dtype": "bool", "shape": (1,), "names": None},
+    }
+    dataset = LeRobotDataset.create("worldsim/interop", FPS, features, root=root, use_videos=storage == "video")
+    episodes = [episode(i, t=6 + i) for i in range(3)]
+    for e in episodes:
+        for j in range(len(e) + 1):
+            k = min(j, len(e) - 1)
+            frame = {"observation.state": e.state[j].numpy(), "action": e.action[k].numpy(), "task": e.instruction}
+            frame |= {"next.reward": e.reward[k : k + 1].numpy(), "next.success": e.success[k + 1 : k + 2].numpy()}
+            dataset.add_frame(frame | {"observation.images.top": e.images["top"][j].numpy()})
+        dataset.save_episode()
+    dataset.finalize()
+    ours = Dataset(root)
+    assert ours.num_episodes == 3 and ours.cameras == {"top": (SIZE, SIZE)} and ours.state_names == ("x", "y", "z")
+    for got, expected in zip(ours.episodes(), episodes, strict=True):
+        assert torch.equal(got.state, expected.state) and torch.equal(got.action, expected.action)
+        assert torch.equal(got.reward, expected.reward) and torch.equal(got.success[1:], expected.success[1:])
+        assert (got.instruction, got.source) == (expected.instruction, "unknown")
+        assert_pixels(got.images["top"], expected.images["top"], storage)
+    assert ours.stats["action"]["mean"].shape == (2,) and ours.stats["observation.images.top"]["q99"].shape == (3, 1, 1)
+    assert np.allclose(ours.stats["action"]["mean"], ours.read_values()["action"].mean(axis=0), atol=1e-5)
+
+
+def main() -> None:
+    """Run the four round trips; an AssertionError names the first difference."""
+    if find_spec("torchcodec") is None and not hasattr(torchvision.io, "VideoReader"):
+        print("note: no torchcodec and no torchvision.io.VideoReader; LeRobot's frame decoder is replaced by PyAV")
+        lerobot_dataset.decode_video_frames = decode_with_pyav
+    for storage in ("image", "video"):
+        for check in (lerobot_reads_ours, ours_reads_lerobot):
+            with tempfile.TemporaryDirectory() as folder:
+                check(Path(folder) / "dataset", storage)
+            print(f"{check.__name__} with {storage} storage: equal")
+
+
+if __name__ == "__main__":
+    main()

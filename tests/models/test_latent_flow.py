@@ -1,0 +1,190 @@
+"""The latent flow world model: its codec, its gradients, chunks under way, and that it learns."""
+
+import pytest
+import torch
+
+from models.world.latent_flow import LatentFlowWorldModel, PatchCodec
+from worldsim.metrics import psnr
+
+SIZE = 8  # side of the toy's square
+
+
+def scenes(n: int, seed: int) -> torch.Tensor:
+    """Table-top-like frames: a shaded table with three coloured discs, uint8 [n, 64, 64, 3]."""
+    g = torch.Generator().manual_seed(seed)
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    frames = (0.4 + 0.2 * y / 64).expand(n, 64, 64)[..., None].repeat(1, 1, 1, 3)
+    for _ in range(3):
+        centre, colour = 10 + 44 * torch.rand(n, 2, 1, 1, generator=g), torch.rand(n, 1, 1, 3, generator=g)
+        distance = ((x - centre[:, 0]).square() + (y - centre[:, 1]).square()).sqrt()
+        inside = (7 - distance).clamp(0, 1)[..., None]
+        frames = inside * colour + (1 - inside) * frames
+    return (frames * 255).round().to(torch.uint8)
+
+
+def moving_squares(b: int, horizon: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Windows in which a white square moves by 3 pixels times the action; the state is its position."""
+    position = torch.randint(20, 36, (b, 1, 2), generator=generator).float()
+    action = torch.randint(-1, 2, (b, horizon, 2), generator=generator).float()
+    future = position + 3 * action.cumsum(1)
+    state = torch.cat([position, position, future], dim=1)
+    pixel = torch.arange(64.0)
+    rows = (pixel >= state[..., :1]) & (pixel < state[..., :1] + SIZE)
+    columns = (pixel >= state[..., 1:]) & (pixel < state[..., 1:] + SIZE)
+    frames = (rows[..., None] & columns[..., None, :])[..., None].expand(-1, -1, -1, -1, 3).to(torch.uint8) * 200 + 20
+    return {"frames": frames, "state": state, "action": action, "valid": torch.ones(b, horizon, dtype=torch.bool)}
+
+
+@pytest.fixture(scope="module")
+def model() -> LatentFlowWorldModel:
+    """With random weights everywhere (a new one starts with zeros where the action enters) and two steps, so that noise matters."""
+    torch.manual_seed(0)
+    model = LatentFlowWorldModel(latent_channels=4, channels=(8, 8), layers=(1, 1), sampling_steps=2).eval()
+    model.fit_statistics(scenes(16, 0), torch.randn(50, 4))
+    torch.nn.init.normal_(model.net.last.weight, std=0.5)
+    for block in (*model.net.before, *model.net.middle, *model.net.after):
+        torch.nn.init.normal_(block.second.weight, std=0.1)
+    return model
+
+
+@pytest.fixture(scope="module")
+def start(model):
+    g = torch.Generator().manual_seed(1)
+    frames = scenes(6, 2).unflatten(0, (3, 2))
+    actions = 2 * torch.rand(3, 4, 2, generator=g) - 1
+    return model.init(frames, torch.randn(3, 2, 4, generator=g)), actions, model.noise(3, g)
+
+
+def test_codec_reproduces_unseen_frames():
+    """Discs with sharp edges are hard for patches: 30 dB is an error of 3 % of the range, 8 of 255."""
+    codec = PatchCodec()
+    codec.fit(scenes(100, 0))
+    unseen = scenes(20, 1)
+    assert psnr(codec.decode(codec.encode(unseen)), unseen).min() > 30
+    latents = codec.encode(scenes(100, 0))
+    assert latents.shape == (100, 12, 16, 16)
+    torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(12), atol=1e-3, rtol=0)
+    torch.testing.assert_close(latents.square().mean(), torch.tensor(1.0), atol=0.01, rtol=0)
+
+
+def test_codec_is_exact_with_all_components():
+    codec = PatchCodec(channels=48)
+    frames = torch.rand(40, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    codec.fit(frames)
+    torch.testing.assert_close(codec.decode(codec.encode(frames)), frames, atol=1e-4, rtol=0)
+
+
+def test_shapes_and_context(model, start):
+    state, actions, noise = start
+    following, frames, states = model.step(state, actions, noise)
+    assert frames.shape == (3, 4, 64, 64, 3)
+    assert states.shape == (3, 4, 4)
+    assert following.latents.shape == state.latents.shape
+    torch.testing.assert_close(following.state, states[:, -2:])
+    torch.testing.assert_close(model.codec.decode(following.latents), frames[:, -2:])
+    one, frames, _ = model.step(state, actions[:, :1], noise)
+    assert frames.shape == (3, 1, 64, 64, 3)
+    torch.testing.assert_close(
+        one.latents[:, 0], state.latents[:, -1], msg="after one step the older context frame is the last one"
+    )
+
+
+@pytest.mark.parametrize("count", [0, 5])
+def test_wrong_number_of_actions(model, start, count):
+    with pytest.raises(ValueError, match=f"a call takes 1 to 4 actions, got {count}"):
+        model.step(start[0], torch.zeros(3, count, 2), start[2])
+
+
+def test_wrong_number_of_frames(model):
+    with pytest.raises(ValueError, match="a dream starts from 2 frames, got 3"):
+        model.init(torch.zeros(1, 3, 64, 64, 3), torch.zeros(1, 3, 4))
+
+
+def test_differentiable_in_known_actions_and_in_the_state(model, start):
+    state, actions, noise = start
+    actions = actions.clone().requires_grad_()
+    latents = state.latents.clone().requires_grad_()
+    known = torch.tensor([True, True, False, False]).expand(3, -1)
+    _, frames, _ = model.step(type(state)(latents, state.state), actions, noise, known=known)
+    frames.square().sum().backward()
+    assert (actions.grad[:, :2].abs() > 0).all(), "every known action changes the frames"
+    assert (actions.grad[:, 2:] == 0).all(), "an unknown action must not"
+    assert latents.grad.abs().sum() > 0
+
+
+def test_unknown_actions_do_not_influence_anything(model, start):
+    state, actions, noise = start
+    known = torch.tensor([[True, True, False, False], [True, False, False, False], [True] * 4])
+    other = torch.where(known[..., None], actions, 0.9 - actions)
+    first, second = model.step(state, actions, noise, known=known), model.step(state, other, noise, known=known)
+    for a, b in ((first[0].latents, second[0].latents), (first[1], second[1]), (first[2], second[2])):
+        assert torch.equal(a, b)
+    changed = model.step(state, torch.where(known[..., None], 0.9 - actions, actions), noise, known=known)
+    assert not torch.equal(first[1], changed[1])
+
+
+def test_a_chunk_given_piece_by_piece_ends_like_the_whole(model, start):
+    """The call with the last action knows all of them: nothing of the partial calls before remains."""
+    state, actions, noise = start
+    whole = model.step(state, actions, noise)
+    for k in range(1, 5):
+        known = (torch.arange(4) < k).expand(3, -1)
+        pending = torch.where(known[..., None], actions, 0.0)
+        partial = model.step(state, pending, noise, known=known)
+        given = model.step(state, actions[:, :k], noise)
+        torch.testing.assert_close(given[1], partial[1][:, :k])
+        torch.testing.assert_close(given[2], partial[2][:, :k])
+    torch.testing.assert_close(partial[1], whole[1])
+    torch.testing.assert_close(partial[0].latents, whole[0].latents)
+
+
+def test_rows_are_independent(model, start):
+    state, actions, noise = start
+    together = model.step(state, actions, noise)[1]
+    for i in range(3):
+        torch.testing.assert_close(model.step(state[[i]], actions[[i]], noise[[i]])[1], together[[i]], atol=1e-5, rtol=1e-4)
+
+
+def test_noise_belongs_to_its_generator(model, start):
+    state, actions, _ = start
+    a, b, c = (model.noise(3, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6))
+    assert torch.equal(a, b)
+    assert not torch.equal(model.step(state, actions, a)[1], model.step(state, actions, c)[1])
+
+
+def test_invalid_frames_carry_no_loss(model):
+    """A whole chunk beyond the end; within a chunk the network sees a noisy copy of the repeated last frame."""
+    batch = moving_squares(4, 8, torch.Generator().manual_seed(0))
+    batch["state"] = batch["state"].repeat(1, 1, 2)
+    batch["valid"][:, 4:] = False
+    spoilt = {name: value.clone() for name, value in batch.items()}
+    spoilt["frames"][:, 2 + 4 :] = 255
+    spoilt["state"][:, 2 + 4 :] = 99
+    losses = [model.loss(b, torch.Generator().manual_seed(3))[0] for b in (batch, spoilt)]
+    assert torch.equal(*losses)
+    batch["valid"][:] = True
+    assert not torch.equal(model.loss(batch, torch.Generator().manual_seed(3))[0], losses[0])
+
+
+def test_learns_a_square_that_moves_by_the_action():
+    """Thirty steps: the loss halves on fresh windows, and the model beats "nothing moves" because it uses the action."""
+    torch.manual_seed(0)
+    g = torch.Generator().manual_seed(1)
+    model = LatentFlowWorldModel(state_dim=2, latent_channels=6, channels=(24, 24), layers=(1, 1), unroll=1)
+    batch = moving_squares(24, 4, g)
+    model.fit_statistics(batch["frames"].flatten(0, 1), batch["state"].flatten(0, 1))
+    test = moving_squares(32, 4, torch.Generator().manual_seed(9))
+
+    def error() -> float:
+        with torch.no_grad():
+            return model.loss(test, torch.Generator().manual_seed(2))[0].item()
+
+    before = error()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    for _ in range(30):
+        loss, logs = model.loss(moving_squares(24, 4, g), g)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert set(logs) == {"image_loss", "state_loss"}
+    assert error() < 0.7 * before, f"{before:.3f} -> {error():.3f}"

@@ -1,0 +1,158 @@
+"""The data modules: batches depend on seed and number alone, held-out episodes stay out, mirrored rows are mirrored whole."""
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from training.data import BatchStream, DemonstrationData, ReflectorData, StartData, TableData, WorldModelData
+from worldsim.data.lerobot import DatasetWriter
+from worldsim.data.windows import Mirror
+from worldsim.types import Episode
+
+EPISODES, HELD_OUT, LENGTH = 10, 0.2, 6
+MODULES: dict[str, dict[str, Any]] = {
+    "WorldModelData": {"context": 2, "horizon": 4},
+    "ReflectorData": {"max_shift": 0},
+    "DemonstrationData": {"action_horizon": 3},
+    "StartData": {"context": 2},
+}
+CLASSES = {cls.__name__: cls for cls in (WorldModelData, ReflectorData, DemonstrationData, StartData)}
+
+
+def episode(number: int) -> Episode:
+    """Red tells the episode, green the frame, blue is 200 in the left half, 0 in the right. State and action are positive."""
+    frames = torch.zeros(LENGTH + 1, 8, 8, 3, dtype=torch.uint8)
+    frames[..., 0] = number
+    frames[..., 1] = torch.arange(LENGTH + 1)[:, None, None]
+    frames[:, :, :4, 2] = 200
+    return Episode(
+        images={"front": frames},
+        state=torch.full((LENGTH + 1, 2), 1.0 + number),
+        action=torch.full((LENGTH, 2), 0.01 * (1 + number)),
+        reward=torch.zeros(LENGTH),
+        success=torch.arange(LENGTH + 1) == LENGTH,
+        progress=torch.linspace(0, 1, LENGTH + 1),
+        instruction=f"sentence {number % 3}",
+        source="expert",
+    )
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "episodes"
+    names = {"state_names": ["x", "y"], "action_names": ["dx", "dy"]}
+    with DatasetWriter(path, fps=10, robot_type="test", cameras={"front": (8, 8)}, storage="image", **names) as writer:
+        writer.add([episode(n) for n in range(EPISODES)])
+    return path
+
+
+def build(name: str, root: Path, **kwargs: Any) -> TableData:
+    settings = {"batch_size": 32, "held_out": HELD_OUT, "mirror": Mirror(state=(-1, 1), action=(-1, 1)), **MODULES[name], **kwargs}
+    data = CLASSES[name]([str(root)], **settings)
+    data.setup("fit")
+    return data
+
+
+def leaves(batch: dict[str, Any]) -> dict[str, Any]:
+    obs = batch.get("obs")
+    return batch if obs is None else {**batch, "obs": obs.state, "frames": obs.images["front"], "instruction": obs.instruction}
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    a, b = leaves(a), leaves(b)
+    # torch's loader turns a tuple of sentences into a list
+    return all(torch.equal(v, b[k]) if isinstance(v, torch.Tensor) else tuple(v) == tuple(b[k]) for k, v in a.items())
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_batches_depend_on_seed_and_number_alone(name, root):
+    data, again, other = build(name, root), build(name, root), build(name, root, seed=1)
+    batches = list(islice(data.train_dataloader(), 6))
+    assert all(same(a, b) for a, b in zip(batches, islice(again.train_dataloader(), 6), strict=True))
+    assert not any(same(a, b) for a, b in zip(batches, islice(other.train_dataloader(), 6), strict=True))
+    assert not any(same(batches[0], b) for b in batches[1:]), "no two batches are equal"
+    resumed = islice(BatchStream(data.draw, (data.seed, 0), start=3), 3)
+    assert all(same(a, b) for a, b in zip(batches[3:], resumed, strict=True)), "a resumed run sees what the first would have seen"
+    rank = islice(BatchStream(data.draw, (data.seed, 1)), 6)
+    assert not any(same(a, b) for a, b in zip(batches, rank, strict=True)), "each process draws its own"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_held_out_episodes_are_never_drawn(name, root):
+    data, seen = build(name, root), set()
+    for batch in islice(data.train_dataloader(), 20):
+        seen |= set(leaves(batch)["frames"][..., 0].flatten().tolist())
+    assert seen == set(range(8)), "the first 80 % of the episodes, and all of them"
+
+
+@pytest.mark.parametrize("name", ["WorldModelData", "ReflectorData"])
+def test_validation_sees_the_held_out_episodes_only(name, root):
+    seen = {value for batch in build(name, root).val_dataloader() for value in batch["frames"][..., 0].flatten().tolist()}
+    assert seen == {8, 9}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_half_of_the_rows_are_mirrored_whole(name, root):
+    data, rows = build(name, root), []
+    for batch in islice(data.train_dataloader(), 10):
+        flat = leaves(batch)
+        frames = flat["frames"].reshape(32, -1, 8, 8, 3)
+        right = frames[:, :, 0, -1, 2] == 200
+        assert (right == right[:, :1]).all(), "all frames of a row, or none"
+        mirrored = right[:, 0]
+        state = flat.get("state", flat.get("obs"))
+        for value in (state, batch.get("action")):
+            if value is not None:
+                x, y = value.reshape(32, -1, 2).unbind(-1)
+                assert ((x <= 0).all(1) == mirrored).all(), "the x components change sign with the picture"
+                assert (y >= 0).all()
+        rows.append(mirrored)
+    share = torch.cat(rows).float().mean().item()
+    assert 0.35 < share < 0.65, f"{share:.2f} of 320 rows are mirrored; 0.35 is 5 standard deviations away"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_without_symmetry_nothing_is_mirrored(name, root):
+    for batch in islice(build(name, root, mirror=None).train_dataloader(), 4):
+        assert (leaves(batch)["frames"][..., 0, -1, 2] == 0).all()
+
+
+def test_demonstrations_pair_a_frame_with_what_followed(root):
+    data = build("DemonstrationData", root, mirror=None)
+    for batch in islice(data.train_dataloader(), 4):
+        frame = batch["obs"].images["front"][:, 0, 0]
+        number, step = frame[:, 0].long(), frame[:, 1].long()
+        assert batch["valid"].tolist() == [[s + k < LENGTH for k in range(3)] for s in step.tolist()]
+        expected = 0.01 * (1 + number)[:, None, None] * batch["valid"][..., None]
+        torch.testing.assert_close(batch["action"], expected.expand(-1, -1, 2).float())
+        assert batch["obs"].instruction == tuple(f"sentence {n % 3}" for n in number.tolist())
+
+
+def test_reflector_batches_hold_their_share_of_successes(root):
+    data = build("ReflectorData", root, success_share=0.5)
+    batches = list(islice(data.train_dataloader(), 20))
+    for batch in batches:
+        assert torch.equal(batch["success"], batch["frames"][:, 0, 0, 1] == LENGTH), "labels belong to their frames"
+    # 0.5 + 0.5 * 1/7, the natural share; the standard deviation over 640 rows is 0.02.
+    share = torch.cat([b["success"] for b in batches]).float().mean().item()
+    assert share == pytest.approx(0.5 + 0.5 / 7, abs=0.1)
+
+
+def test_starts_draw_instructions_and_first_frames(root):
+    batches = list(islice(build("StartData", root, first_share=0.5).train_dataloader(), 20))
+    step = torch.cat([b["frames"][:, -1, 0, 0, 1] for b in batches])
+    assert (step == 0).float().mean().item() == pytest.approx(0.5 + 0.5 / LENGTH, abs=0.1)
+    assert step.max() == LENGTH - 1
+    assert {s for b in batches for s in b["instruction"]} == {"sentence 0", "sentence 1", "sentence 2"}
+
+
+def test_errors(root, tmp_path):
+    with pytest.raises(ValueError, match=r"held_out must be in \[0, 1\)"):
+        build("DemonstrationData", root, held_out=1.0)
+    with pytest.raises(ValueError, match="not 'wrist'"):
+        build("DemonstrationData", root, camera="wrist")
+    with pytest.raises(FileNotFoundError):
+        build("DemonstrationData", tmp_path / "nowhere")

@@ -1,0 +1,54 @@
+"""Behaviour cloning by flow matching. Read `training/analytic.py` next."""
+
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+
+from training.data import Batch
+from training.optim import decayed_adamw
+from worldsim import checkpoint, flow
+from worldsim.interfaces import Policy
+
+
+class BehaviourCloning(LightningModule):
+    """Flow matching on the demonstrations' action chunks.
+
+    Args:
+        policy: the model.
+        lr: peak learning rate of AdamW.
+        repeats: noise samples per observation; the visual trunk runs once for all of them.
+        weights: folder of an exported policy to continue from, or null.
+    """
+
+    def __init__(self, policy: Policy, lr: float = 6e-4, repeats: int = 4, weights: str | None = None):
+        super().__init__()
+        self.policy, self.lr, self.repeats, self.weights = policy, lr, repeats, weights
+
+    def setup(self, stage: str) -> None:
+        if self.weights is not None:
+            checkpoint.load_weights(self.policy, self.weights)
+            return
+        state = self.trainer.datamodule.table.state  # type: ignore[attr-defined]
+        self.policy.fit_statistics(state.mean(0), state.std(0))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        features = self.policy.encode(batch["obs"]).repeat(self.repeats, 1)
+        action = batch["action"].repeat(self.repeats, 1, 1)
+        mask = batch["valid"].repeat(self.repeats, 1)[..., None]
+        t = torch.rand(len(action), device=self.device).clamp(min=1e-3)
+        loss = flow.matching_loss(
+            lambda x, t: self.policy.velocity(features, x, t), action, noise=torch.randn_like(action), t=t, mask=mask
+        )
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def on_train_end(self) -> None:
+        checkpoint.save(self.policy, self.trainer.default_root_dir)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer, schedule = decayed_adamw(
+            self.policy.parameters(), lr=self.lr, total_steps=int(self.trainer.estimated_stepping_batches)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,0 +1,257 @@
+"""Lightning DataModules: each draws whole batches at random from a `FrameTable` in memory.
+
+Batch number i depends only on (seed, rank, i), so a resumed run sees the batches that an uninterrupted one would have seen.
+Read `training/world_model.py` next.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from worldsim.data.windows import FrameTable, Mirror, shift
+from worldsim.types import Observation
+
+Batch = dict[str, Any]
+
+
+class BatchStream(IterableDataset):
+    """Endless batches `draw(generator)`, each from its own generator seeded with (seed, number of the batch).
+
+    Args:
+        draw: makes one batch.
+        seed: with the process rank mixed in by the data module.
+        start: number of the first batch.
+    """
+
+    def __init__(self, draw: Callable[[torch.Generator], Batch], seed: Sequence[int], start: int = 0):
+        self.draw, self.seed, self.start = draw, tuple(seed), start
+
+    def __iter__(self) -> Iterator[Batch]:
+        number = self.start
+        while True:
+            entropy = np.random.SeedSequence([*self.seed, number]).generate_state(1, np.uint64)[0]
+            yield self.draw(torch.Generator().manual_seed(int(entropy) >> 1))
+            number += 1
+
+
+class TableData(LightningDataModule):
+    """What the data modules share: the datasets, the held-out share and the stream of batches.
+
+    Args:
+        roots: LeRobot datasets to learn from.
+        camera: which camera to read.
+        batch_size: rows per batch.
+        held_out: share of each dataset's episodes, its last ones, that training never sees.
+        seed: of the batches.
+        mirror: the scene's left-right symmetry; half of all rows are mirrored. Null if it has none.
+    """
+
+    def __init__(
+        self,
+        roots: list[str],
+        camera: str = "front",
+        batch_size: int = 64,
+        held_out: float = 0.05,
+        seed: int = 0,
+        mirror: Mirror | None = None,
+    ):
+        super().__init__()
+        if not 0 <= held_out < 1:
+            raise ValueError(f"held_out must be in [0, 1), got {held_out}; 0.05 keeps every twentieth episode for validation")
+        self.roots, self.camera, self.batch_size, self.held_out, self.seed, self.mirror = (
+            roots,
+            camera,
+            batch_size,
+            held_out,
+            seed,
+            mirror,
+        )
+
+    def setup(self, stage: str) -> None:
+        self.table = FrameTable.read(self.roots, self.camera, fraction=(0.0, 1.0 - self.held_out))
+        self.instructions = sorted(set(self.table.instruction))
+
+    def draw(self, generator: torch.Generator) -> Batch:
+        """One training batch."""
+        raise NotImplementedError
+
+    def train_dataloader(self) -> DataLoader:
+        rank, start = (self.trainer.global_rank, self.trainer.fit_loop.batch_idx + 1) if self.trainer else (0, 0)
+        return DataLoader(BatchStream(self.draw, (self.seed, rank), max(start, 0)), batch_size=None)
+
+    def augmented(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Half of the rows mirrored, if the scene has that symmetry."""
+        if self.mirror is None:
+            return batch
+        return self.mirror(batch, torch.rand(len(batch["frames"]), generator=generator) < 0.5)
+
+    def rows(self, candidates: Tensor, generator: torch.Generator) -> Tensor:
+        """`batch_size` rows drawn uniformly from `candidates`."""
+        return candidates[torch.randint(len(candidates), (self.batch_size,), generator=generator)]
+
+    def sentences(self, rows: Tensor) -> tuple[str, ...]:
+        """The instruction of each row's episode."""
+        return tuple(self.table.instruction[i] for i in self.table.episode[rows].tolist())
+
+
+class WorldModelData(TableData):
+    """Windows of `context` frames and `horizon` future frames and actions, from any moment of any episode.
+
+    Args:
+        context, horizon: of a window; the world model's context and unroll * action_horizon.
+    """
+
+    def __init__(
+        self,
+        roots: list[str],
+        camera: str = "front",
+        batch_size: int = 48,
+        held_out: float = 0.05,
+        seed: int = 0,
+        mirror: Mirror | None = None,
+        context: int = 2,
+        horizon: int = 8,
+    ):
+        super().__init__(roots, camera, batch_size, held_out, seed, mirror)
+        self.context, self.horizon = context, horizon
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        held_out = FrameTable.read(self.roots, self.camera, fraction=(1.0 - self.held_out, 1.0)) if self.held_out else self.table
+        rows = held_out.acting_rows
+        self.validation = held_out.window(rows[:: max(1, len(rows) // 128)][:128], context=self.context, horizon=self.horizon)
+
+    def draw(self, generator: torch.Generator) -> Batch:
+        window = self.table.window(self.rows(self.table.acting_rows, generator), context=self.context, horizon=self.horizon)
+        return self.augmented(window, generator)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader([self.validation], batch_size=None)
+
+
+class ReflectorData(TableData):
+    """Single frames with instruction, success and progress; a share of each batch are successes, which are rare in the data.
+
+    Args:
+        success_share: share of successful frames in a batch.
+        max_shift: the batch is moved by up to so many pixels in each direction, for more layouts than were recorded.
+    """
+
+    def __init__(
+        self,
+        roots: list[str],
+        camera: str = "front",
+        batch_size: int = 96,
+        held_out: float = 0.1,
+        seed: int = 0,
+        mirror: Mirror | None = None,
+        success_share: float = 0.25,
+        max_shift: int = 4,
+    ):
+        super().__init__(roots, camera, batch_size, held_out, seed, mirror)
+        self.success_share, self.max_shift = success_share, max_shift
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self.successes = self.table.success.nonzero().flatten()
+        if len(self.successes) == 0:
+            raise ValueError(
+                f"none of the frames in {self.roots} is a success; record successful episodes for the reflector to learn from"
+            )
+        held_out = FrameTable.read(self.roots, self.camera, fraction=(1.0 - self.held_out, 1.0)) if self.held_out else self.table
+        self.calibration = held_out
+
+    def draw(self, generator: torch.Generator) -> Batch:
+        rows = self.rows(torch.arange(len(self.table.success)), generator)
+        chosen = torch.rand(len(rows), generator=generator) < self.success_share
+        rows = torch.where(chosen, self.rows(self.successes, generator), rows)
+        down, right = torch.randint(-self.max_shift, self.max_shift + 1, (2,), generator=generator).tolist()
+        batch = {
+            "frames": shift(self.table.frames[rows], (down, right)),
+            "instruction": self.sentences(rows),
+            "success": self.table.success[rows],
+            "progress": self.table.progress[rows],
+        }
+        return self.augmented(batch, generator)
+
+    def val_dataloader(self) -> DataLoader:
+        """The held-out episodes, 256 frames a batch; the calibration needs them all."""
+        table = self.calibration
+        batches = [
+            {
+                "frames": table.frames[rows],
+                "instruction": tuple(table.instruction[i] for i in table.episode[rows].tolist()),
+                "success": table.success[rows],
+                "progress": table.progress[rows],
+            }
+            for rows in torch.arange(len(table.success)).split(256)
+        ]
+        return DataLoader(batches, batch_size=None)
+
+
+class DemonstrationData(TableData):
+    """Behaviour cloning: observations with the chunk of actions that followed.
+
+    Args:
+        action_horizon: length of a chunk; beyond an episode's end `valid` is False.
+        max_shift: the images of a batch are moved by up to so many pixels in each direction. A shift of the scene leaves the action
+            as it is, but not an absolute position: the policy must not read one (`FlowVLA.state_used`).
+    """
+
+    def __init__(
+        self,
+        roots: list[str],
+        camera: str = "front",
+        batch_size: int = 128,
+        held_out: float = 0.0,
+        seed: int = 0,
+        mirror: Mirror | None = None,
+        action_horizon: int = 4,
+        max_shift: int = 0,
+    ):
+        super().__init__(roots, camera, batch_size, held_out, seed, mirror)
+        self.action_horizon, self.max_shift = action_horizon, max_shift
+
+    def draw(self, generator: torch.Generator) -> Batch:
+        rows = self.rows(self.table.acting_rows, generator)
+        window = self.augmented(self.table.window(rows, context=1, horizon=self.action_horizon), generator)
+        down, right = torch.randint(-self.max_shift, self.max_shift + 1, (2,), generator=generator).tolist()
+        obs = Observation({self.camera: shift(window["frames"][:, 0], (down, right))}, window["state"][:, 0], self.sentences(rows))
+        return {"obs": obs, "action": window["action"], "valid": window["valid"]}
+
+
+class StartData(TableData):
+    """Real moments from anywhere in real episodes, with an instruction drawn at random: where dreams for learning begin.
+
+    Args:
+        context: frames per start.
+        first_share: share of starts at the beginning of an episode.
+    """
+
+    def __init__(
+        self,
+        roots: list[str],
+        camera: str = "front",
+        batch_size: int = 64,
+        held_out: float = 0.0,
+        seed: int = 0,
+        mirror: Mirror | None = None,
+        context: int = 2,
+        first_share: float = 0.25,
+    ):
+        super().__init__(roots, camera, batch_size, held_out, seed, mirror)
+        self.context, self.first_share = context, first_share
+
+    def draw(self, generator: torch.Generator) -> Batch:
+        rows = self.rows(self.table.acting_rows, generator)
+        first = torch.rand(len(rows), generator=generator) < self.first_share
+        rows = torch.where(first, self.table.first[rows], rows)
+        window = self.table.window(rows, context=self.context, horizon=1)
+        wishes = torch.randint(len(self.instructions), (len(rows),), generator=generator)
+        start = {"frames": window["frames"][:, : self.context], "state": window["state"][:, : self.context]}
+        return {**self.augmented(start, generator), "instruction": tuple(self.instructions[i] for i in wishes.tolist())}

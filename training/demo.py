@@ -1,0 +1,234 @@
+"""`worldsim demo`: the whole loop on the embedded default, as stages in processes of their own.
+
+Every stage is a `worldsim` command that a user could type. Stages run side by side when cores allow and their inputs are
+there; a finished stage leaves `done.json` and is skipped when the demo is started again."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from worldsim.files import write_json
+from worldsim.report import write_report
+
+STATUS_EVERY_S = 20
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of the loop.
+
+    Attributes:
+        name: also the name of its folder in the run.
+        arguments: of the `worldsim` command.
+        needs: stages that must have finished.
+        alone: it gets all cores.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    alone: bool = False
+
+
+def stages(cfg: dict[str, Any]) -> list[Stage]:
+    """The loop: collect, learn, post-train in imagination, evaluate in physics."""
+    run, seed, size = cfg["run"], cfg["seed"], cfg["size"]
+    demos, play = f"{run}/data/demos", [f"{run}/data/play_a", f"{run}/data/play_b"]
+    every = f"data.roots=[{','.join([demos, *play])}]"
+
+    def collect(root: str, actor: str, episodes: int, stream: int, *more: str) -> tuple[str, ...]:
+        seeds = f"seed={seed * 1_000_000 + stream * 100_000}"
+        return ("collect", f"actor={actor}", f"root={root}", f"episodes={episodes}", seeds, f"world.num_envs={size['envs']}", *more)
+
+    def fit(experiment: str, *more: str) -> tuple[str, ...]:
+        return ("fit", f"experiment={experiment}", f"name={experiment}", f"run_dir={run}/{experiment}", f"seed_everything={seed}",
+                f"data.seed={seed}", "resume=true", *more)  # fmt: skip
+
+    models = (f"model.policy={run}/policy", f"model.world_model={run}/world_model", f"model.reflector={run}/reflector")
+    learned = ("world_model", "policy", "reflector")
+    return [
+        Stage("collect_demos", collect(demos, "expert", size["demos"], 0)),
+        # Play goes on for a moment after a success, so that the reflector also sees blocks well inside a disc.
+        Stage("collect_play_b", collect(play[1], "play", size["play_b"], 2, "+world.success_steps=4")),
+        Stage("collect_play_a", collect(play[0], "play", size["play_a"], 1, "+world.success_steps=4"), ("collect_demos",)),
+        Stage("world_model", fit("world_model", every, f"trainer.max_steps={size['world_model_steps']}"), ("collect_play_a", "collect_play_b")),
+        Stage("policy", fit("policy", f"data.roots=[{demos}]", f"trainer.max_steps={size['policy_steps']}"), ("collect_demos",)),
+        Stage("reflector", fit("reflector", every, f"trainer.max_steps={size['reflector_steps']}"), ("collect_play_a", "collect_play_b")),
+        Stage("post_train", fit("post_train", every, *models, f"trainer.limit_train_batches={size['iterations']}"), learned),
+        Stage("post_train_ppo", fit("post_train_ppo", every, *models, f"trainer.limit_train_batches={size['ppo_iterations']}"), learned),
+        Stage(
+            "evaluate",
+            (
+                "evaluate",
+                f"policy={run}/post_train",
+                f"baseline={run}/policy",
+                f"+others.ppo={run}/post_train_ppo",
+                f"world_model={run}/world_model",
+                f"reflector={run}/reflector",
+                f"episodes={size['episodes']}",
+                f"world.num_envs={size['evaluation_envs']}",
+                "world.phrasings=eval",
+                f"out={run}",
+            ),
+            ("post_train", "post_train_ppo"),
+            alone=True,
+        ),
+    ]  # fmt: skip
+
+
+def run_demo(cfg: dict[str, Any]) -> None:
+    """Run what has not run yet, then write `summary.json` and `report.html`.
+
+    Raises:
+        ValueError: if a stage failed, or the run was made with another configuration.
+    """
+    run = Path(cfg["run"])
+    run.mkdir(parents=True, exist_ok=True)
+    saved = run / "config.yaml"
+    if saved.is_file() and yaml.safe_load(saved.read_text()) != cfg:
+        raise ValueError(f"{run} was made with another configuration ({saved}); choose another folder (run=...) or delete it")
+    saved.write_text(yaml.safe_dump(cfg, sort_keys=False))
+    print(
+        f"worldsim demo, seed {cfg['seed']}, in {run}: about 15 minutes on 2 cores. Ctrl-C is safe, finished stages are kept.",
+        flush=True,
+    )
+    for name in execute(stages(cfg), run, jobs=cfg["jobs"]):
+        print(f"  {name} done in {_done(run, name)['wall_s']:.0f} s", flush=True)
+    summary = summarise(cfg)
+    write_json(run / "summary.json", summary)
+    page = write_report(run)
+    before, after = summary["physics_success"]["before"], summary["physics_success"]["after"]
+    gain = summary["physics_success"]["paired_gain"]
+    print(
+        f"physics success {100 * before['rate']:.1f} % -> {100 * after['rate']:.1f} % on {after['episodes']} held-out starts, ",
+        end="",
+    )
+    print(
+        f"gain {gain['points']:.1f} points (95 % {gain['ci95'][0]:.1f} to {gain['ci95'][1]:.1f}), post-training took 0 physics steps."
+    )
+    print(f"Read {page}")
+
+
+def execute(todo: list[Stage], run: Path, *, jobs: int) -> Iterator[str]:
+    """Run stages in order of the list as soon as what they need is done, `jobs` at a time; yields each finished name."""
+    finished = {stage.name for stage in todo if _done_file(run, stage.name).is_file()}
+    running: dict[str, tuple[subprocess.Popen, float]] = {}
+    cores, last_status = os.cpu_count() or 1, time.monotonic()
+    try:
+        while len(finished) < len(todo):
+            for stage in todo:
+                free = len(running) < (1 if stage.alone else jobs)
+                if stage.name not in finished and stage.name not in running and free and finished.issuperset(stage.needs):
+                    threads = cores if stage.alone else max(1, cores // jobs)
+                    running[stage.name] = (_start(stage, run, threads), time.monotonic())
+            time.sleep(0.2)
+            for name, (process, began) in list(running.items()):
+                pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+                if pid == 0:
+                    continue
+                del running[name]
+                if status != 0:
+                    raise ValueError(f"stage {name} failed: {_last_line(run, name)} (log: {_folder(run, name) / 'log.txt'})")
+                _keep_metrics(run, name)
+                write_json(_done_file(run, name), {"wall_s": time.monotonic() - began, "peak_rss_mb": usage.ru_maxrss / 1024})
+                finished.add(name)
+                yield name
+            if time.monotonic() - last_status > STATUS_EVERY_S:
+                last_status = time.monotonic()
+                for name in running:
+                    print(f"    {name}: {_last_line(run, name)}", flush=True)
+    finally:
+        for process, _ in running.values():
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+
+
+def summarise(cfg: dict[str, Any]) -> dict[str, Any]:
+    """Everything that was measured, for `summary.json`."""
+    run = Path(cfg["run"])
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    policies = evaluation["policies"]
+    done = {stage.name: _done(run, stage.name) for stage in stages(cfg)}
+    steps = {f"collect_{name}": _steps(run / "data" / name / "meta") for name in ("demos", "play_a", "play_b")}
+    steps |= {name: _steps(run / name) for name in ("world_model", "policy", "reflector", "post_train", "post_train_ppo")}
+
+    def success(name: str) -> dict[str, Any]:
+        return {key: policies[name][key] for key in ("rate", "ci95", "episodes")}
+
+    def learner(name: str, stage: str) -> dict[str, Any]:
+        more = {key: policies[name][key] for key in ("paired_gain", "imagined_rate")}
+        return {**success(name), **more, "wall_s": done[stage]["wall_s"]}
+
+    calibration = json.loads((run / "reflector" / "calibration.json").read_text())
+    return {
+        "seed": cfg["seed"],
+        "physics_success": {
+            "before": success("baseline"),
+            "after": success("policy"),
+            "paired_gain": policies["policy"]["paired_gain"],
+        },
+        "learners": {"analytic": learner("policy", "post_train"), "ppo": learner("ppo", "post_train_ppo")},
+        "physics_steps": {**steps, "evaluate": evaluation["physics_steps"]},
+        "imagination": policies["policy"]["imagination"],
+        "imagination_before": policies["baseline"]["imagination"],
+        "reflector": {**calibration, **evaluation["reflector"]},
+        "world_model": {"frames_per_s": policies["policy"]["frames_per_s"], **evaluation["world_model"]},
+        "wall_s": {name: round(record["wall_s"], 1) for name, record in done.items()},
+        "peak_rss_mb": max(record["peak_rss_mb"] for record in done.values()),
+        "machine": {"cores": os.cpu_count(), "memory_gb": round(psutil.virtual_memory().total / 2**30, 1)},
+        "versions": {
+            name: version(name)
+            for name in ("worldsim", "torch", "lightning", "genesis-world", "diffusers", "gymnasium", "hydra-core")
+        },
+        "command": f"worldsim demo seed={cfg['seed']}",
+    }
+
+
+def _start(stage: Stage, run: Path, threads: int) -> subprocess.Popen:
+    folder = _folder(run, stage.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-W", "ignore", "-m", "training.cli", *stage.arguments]
+    (folder / "command.txt").write_text("worldsim " + shlex.join(stage.arguments) + "\n")
+    with (folder / "log.txt").open("a") as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+
+
+def _keep_metrics(run: Path, name: str) -> None:
+    """The newest Lightning CSV of a stage, where the report looks for it."""
+    files = sorted((run / name).glob("csv/version_*/metrics.csv"), key=lambda path: path.stat().st_mtime)
+    if files:
+        shutil.copy(files[-1], _folder(run, name) / "metrics.csv")
+
+
+def _folder(run: Path, name: str) -> Path:
+    return run / "stages" / name
+
+
+def _done_file(run: Path, name: str) -> Path:
+    return _folder(run, name) / "done.json"
+
+
+def _done(run: Path, name: str) -> dict[str, float]:
+    return json.loads(_done_file(run, name).read_text())
+
+
+def _steps(folder: Path) -> int:
+    return json.loads((folder / "physics_steps.json").read_text())["physics_steps"]
+
+
+def _last_line(run: Path, name: str) -> str:
+    lines = (_folder(run, name) / "log.txt").read_text(errors="replace").replace("\r", "\n").strip().splitlines()
+    return lines[-1].strip()[:140] if lines else "starting"

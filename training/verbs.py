@@ -1,0 +1,202 @@
+"""The verbs of the `worldsim` command, one function each: a resolved configuration in, files out.
+
+They only put parts together; read the parts themselves: `worldsim/collect.py`, `training/fit.py`, `worldsim/evaluate.py`,
+`worldsim/export.py`, `worldsim/report.py`, `training/demo.py`."""
+
+import json
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from rich.progress import track
+
+from training.demo import run_demo
+from training.fit import run_fit
+from worldsim import checkpoint, video
+from worldsim.collect import PlayActor, PolicyActor
+from worldsim.collect import collect as record_episodes
+from worldsim.data.lerobot import Dataset, DatasetWriter
+from worldsim.device import precision
+from worldsim.doctor import print_report
+from worldsim.evaluate import Outcomes, imagine_outcomes
+from worldsim.evaluate import evaluate as play_episodes
+from worldsim.export import export_policy
+from worldsim.files import write_json
+from worldsim.interfaces import Policy, Reflector, World, WorldModel
+from worldsim.metrics import confusion, paired_difference, success_rate
+from worldsim.report import write_report
+from worldsim.types import Observation
+from worldsim.world_model_quality import dream_along, quality, record
+
+Config = dict[str, Any]
+
+
+def collect(cfg: Config) -> None:
+    """Record episodes of an actor; an interrupted dataset is continued, and counted physics steps are kept beside it."""
+    world = instantiate(cfg["world"])
+    _store(world, instantiate(cfg["actor"]), Path(cfg["root"]), episodes=cfg["episodes"], seed=cfg["seed"], storage=cfg["storage"])
+
+
+def _store(world: World, actor: Any, root: Path, *, episodes: int, seed: int, storage: str = "image") -> list[Any]:
+    counter = root / "meta" / "physics_steps.json"
+    before = json.loads(counter.read_text())["physics_steps"] if counter.is_file() else 0
+    done = []
+    with DatasetWriter(
+        root,
+        fps=world.fps,
+        robot_type="planar_pusher",
+        state_names=world.state_names,
+        action_names=world.action_names,
+        cameras={name: space.shape[:2] for name, space in world.single_observation_space["images"].items()},
+        storage=storage,
+    ) as writer:
+        # A resumed recording goes on with starts that the interrupted one has not reached.
+        stream = record_episodes(world, actor, seed=seed + 10_000 * writer.num_episodes)
+        missing = range(writer.num_episodes, episodes)
+        for first in track(range(0, len(missing), world.num_envs), description=f"collect {root.name}"):
+            batch = list(islice(stream, min(world.num_envs, len(missing) - first)))
+            writer.add(batch)
+            write_json(counter, {"physics_steps": before + world.physics_steps})
+            done += batch
+    rate = sum(bool(episode.success[-1]) for episode in done) / max(1, len(done))
+    print(
+        f"{root}: {episodes} episodes, {len(done)} new with {100 * rate:.0f} % success, {before + world.physics_steps} physics steps"
+    )
+    return done
+
+
+def fit(cfg: Config) -> None:
+    """Train one module with Lightning; `trainer.precision=auto` becomes what this machine is fast at."""
+    if cfg["trainer"].get("precision") == "auto":
+        cfg["trainer"]["precision"] = precision()
+    run_fit(cfg)
+    write_json(Path(cfg["run_dir"]) / "physics_steps.json", {"physics_steps": World.physics_steps_of_process})
+
+
+def rollout(cfg: Config) -> None:
+    """Play a policy, in a dream unless told otherwise: a video grid, a LeRobot dataset and statistics."""
+    policy, out = checkpoint.load(cfg["policy"], Policy), Path(cfg["out"])
+    world: World = instantiate(cfg["world"])
+    if cfg["episodes"] % world.num_envs:
+        raise ValueError(f"episodes must be a multiple of world.num_envs={world.num_envs}, got {cfg['episodes']}")
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision() == "bf16-mixed"):
+        _store(world, PolicyActor(policy, seed=cfg["seed"]), out / "dataset", episodes=cfg["episodes"], seed=cfg["seed"])
+    data = Dataset(out / "dataset")
+    episodes = list(data.episodes())
+    grid = video.tile([episode.images[world.camera] for episode in episodes], columns=4)
+    video.write_mp4(out / "grid.mp4", grid, fps=world.fps)
+    success = torch.tensor([bool(episode.success[-1]) for episode in episodes])
+    statistics = {
+        "success": success_rate(success),
+        "mean_length": sum(map(len, episodes)) / len(episodes),
+        "judge": type(world).__name__,
+    }
+    write_json(out / "statistics.json", statistics)
+    print(f"{out}: success {100 * statistics['success']['rate']:.1f} % as judged by {statistics['judge']}; see {out / 'grid.mp4'}")
+
+
+def evaluate(cfg: Config) -> None:
+    """Physics success of policies on the same held-out starts, paired with a baseline, and imagined beside it."""
+    folders = {**({"baseline": cfg["baseline"]} if cfg["baseline"] else {}), "policy": cfg["policy"], **cfg["others"]}
+    policies = {name: checkpoint.load(folder, Policy) for name, folder in folders.items()}
+    out, seed = Path(cfg["out"]), cfg["seed"]
+    models = None
+    if cfg["world_model"] and cfg["reflector"]:
+        models = checkpoint.load(cfg["world_model"], WorldModel), checkpoint.load(cfg["reflector"], Reflector)
+    world = instantiate(cfg["world"])
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision() == "bf16-mixed"):
+        outcomes = {name: play_episodes(world, policy, episodes=cfg["episodes"], seed=seed) for name, policy in policies.items()}
+        result: Config = {"policies": {}, "seed": seed, "world": cfg["world"]}
+        baseline = next(iter(outcomes.values()))
+        for name, outcome in outcomes.items():
+            entry = dict(success_rate(outcome.success))
+            if outcome is not baseline:
+                entry["paired_gain"] = paired_difference(baseline.success, outcome.success)
+            if models:
+                entry |= _imagined(policies[name], models, outcome, world, seed)
+            result["policies"][name] = entry
+            low, high = entry["ci95"]
+            print(f"{name}: {100 * entry['rate']:.1f} % [{100 * low:.1f}, {100 * high:.1f}] in physics", flush=True)
+        if models:
+            result |= _quality(models, world, out / "media", seed, policies["policy"])
+    result["physics_steps"] = world.physics_steps
+    write_json(out / "evaluation.json", result)
+
+
+def _imagined(policy: Policy, models: tuple[WorldModel, Reflector], outcome: Outcomes, world: World, seed: int) -> Config:
+    starts = outcome.starts.with_context(models[0].context)
+    imagined = imagine_outcomes(policy, *models, starts, max_episode_steps=world.max_episode_steps, batch=world.num_envs, seed=seed)
+    frames = len(starts) * world.max_episode_steps
+    return {
+        "imagined_rate": float(imagined.success.float().mean()),
+        "imagination": confusion(imagined.success, outcome.success),
+        "frames_per_s": frames / imagined.seconds,
+    }
+
+
+def _quality(models: tuple[WorldModel, Reflector], world: Any, media: Path, seed: int, policy: Policy) -> Config:
+    """Open-loop quality along fresh noisy-expert actions, and videos of the policy's own episodes beside their dream."""
+    world_model, reflector = models
+    world.success_steps, ends = 10**9, world.success_steps
+    play = record(world, PlayActor(seed=seed), steps=world.max_episode_steps, seed=seed + 500_000)
+    own = record(world, PolicyActor(policy, seed=seed), steps=world.max_episode_steps, seed=seed)
+    world.success_steps = ends
+    color = torch.tensor(next(iter(world.scene.data["blocks"].values()))["color"])
+    figures, judged, dreamed = quality(world_model, reflector, play, color)
+    media.mkdir(parents=True, exist_ok=True)
+    captions = {}
+    for name, title, recording, dream in (
+        (
+            "policy",
+            "The improved policy in physics (left) and the same actions dreamed (right).",
+            own,
+            dream_along(world_model, own),
+        ),
+        ("play", "Noisy play in physics (left) and the same actions dreamed (right).", play, dreamed),
+    ):
+        chosen = slice(0, 6)
+        real = recording.frames[chosen, 1:]
+        imagined = (dream[chosen] * 255).round().to(torch.uint8)
+        pairs = [video.side_by_side(r, d) for r, d in zip(real, imagined, strict=True)]
+        video.write_mp4(media / f"{name}_real_and_dream.mp4", video.tile(pairs, columns=3), fps=world.fps)
+        strip = torch.from_numpy(video.filmstrip(real[0], 8)), torch.from_numpy(video.filmstrip(imagined[0], 8))
+        (media / f"{name}_filmstrip.png").write_bytes(video.png_bytes(torch.cat(strip)))
+        captions[f"{name}_real_and_dream.mp4"] = title
+        captions[f"{name}_filmstrip.png"] = f"{recording.instruction[0]}: physics above, dream below, 40 steps without correction."
+    write_json(media / "captions.json", captions)
+    return {"world_model": figures, "reflector": judged}
+
+
+def export(cfg: Config) -> None:
+    """A robot bundle, verified against the policy."""
+    policy = checkpoint.load(cfg["policy"], Policy)
+    observation = _example(policy, cfg["data"])
+    result = export_policy(policy, Path(cfg["out"]), format=cfg["format"], observation=observation, fps=cfg["fps"])
+    print(f"{cfg['out']}: parity {result['parity']}")
+
+
+def _example(policy: Policy, data: str | None) -> Observation:
+    if data is None:
+        generator = torch.Generator().manual_seed(0)
+        frames = torch.randint(0, 256, (1, 64, 64, 3), generator=generator, dtype=torch.uint8)
+        state = torch.randn(1, policy.arguments["state_dim"], generator=generator)
+        return Observation({policy.arguments["camera"]: frames}, state, ("push the red block onto the green disc",))
+    episode = next(iter(Dataset(Path(data)).episodes([0])))
+    return Observation({name: images[:1] for name, images in episode.images.items()}, episode.state[:1], (episode.instruction,))
+
+
+def report(cfg: Config) -> None:
+    """One self-contained HTML page about a run."""
+    print(write_report(Path(cfg["run"])))
+
+
+def demo(cfg: Config) -> None:
+    """The whole loop on the embedded default."""
+    run_demo(cfg)
+
+
+def doctor(cfg: Config) -> None:
+    """What this machine can run, and what is missing."""
+    print_report()

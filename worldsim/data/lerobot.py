@@ -1,0 +1,281 @@
+"""LeRobotDataset v3.0, written and read with pyarrow and PyAV.
+
+Demonstrations, policy rollouts and dreams all live in this one format, so that LeRobot's tools open what worldsim records and
+worldsim learns from what others recorded; lerobot itself is not imported, because no release of it installs beside our torch.
+Read `lerobot_reader.py` for `Dataset`, `lerobot_format.py` for single files, `stats.py` and `video.py` for numbers and pixels.
+
+A row is a frame. An episode of t actions has t+1 rows: row i holds observation i, action i and what that action brought
+(`next.reward`, `next.success`); the last row repeats the last action, has reward 0 and carries `next.done`. `success` and
+`progress` are those of the frame itself, so that reading gives back exactly the episode that was written.
+
+Every flush writes new files under temporary names, renames them, and replaces `meta/info.json` last: that is the commit.
+`Dataset` ignores what `info.json` does not count, so a run killed at any moment leaves a readable dataset.
+"""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from worldsim.data import lerobot_format as fmt
+from worldsim.data.lerobot_reader import NUM_THREADS, Dataset
+from worldsim.data.stats import Stats, image_statistics, merge_statistics, statistics
+from worldsim.data.video import encode_png, write_video
+from worldsim.types import Episode
+
+__all__ = ["Dataset", "DatasetWriter"]
+
+STATISTICS_FRAMES = 16  # frames per episode that image statistics look at, evenly spaced
+
+
+class DatasetWriter:
+    """Writes episodes as a LeRobot v3.0 dataset, one set of files per flush. A context manager; one writer per folder at a time.
+
+    An existing dataset with the same settings is continued: `num_episodes` says where, and files that an interrupted flush left
+    behind are removed. Statistics are kept exact over all frames (min, max, mean, std, count and quantiles of every vector
+    and scalar, held in memory for that); those of images come from 16 frames per episode, their quantiles are averaged over
+    episodes as in LeRobot.
+
+    Args:
+        root: the dataset's folder, created if missing.
+        fps: frames per second.
+        robot_type: name of the robot.
+        state_names: one name per dimension of the state.
+        action_names: one name per dimension of the action.
+        cameras: (height, width) by camera name.
+        storage: "image" is lossless PNG inside the data files; "video" is lossy AV1 and far smaller.
+
+    Attributes:
+        root: the dataset's folder.
+        num_episodes: committed episodes.
+
+    Raises:
+        ValueError: if the settings are not possible, or differ from those of the dataset that is already there.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        fps: int,
+        robot_type: str,
+        state_names: Sequence[str],
+        action_names: Sequence[str],
+        cameras: Mapping[str, tuple[int, int]],
+        storage: Literal["image", "video"] = "image",
+    ) -> None:
+        self.root, self._fps, self._storage, self._cameras = Path(root), fps, storage, dict(cameras)
+        self._widths = (len(state_names), len(action_names))
+        self._check_settings()
+        self._info = fmt.new_info(
+            fps=fps, robot_type=robot_type, state_names=state_names, action_names=action_names, cameras=cameras, storage=storage
+        )
+        self._schema = fmt.arrow_schema(self._info["features"])
+        if (self.root / fmt.INFO).exists():
+            self._check_same(fmt.read_json(self.root / fmt.INFO))
+        elif any(self.root.glob("*/*/*.parquet")) or any(self.root.glob("meta/episodes/*/*.parquet")):
+            raise ValueError(f"{self.root} holds data but no {fmt.INFO}; choose an empty folder, or restore that file")
+        else:
+            fmt.write_json(self.root / fmt.INFO, self._info)
+        committed = Dataset(self.root)
+        self._info = committed.info
+        self._tasks = {task: i for i, task in enumerate(committed.tasks)}
+        self._values = {key: [values] for key, values in committed.read_values().items()}
+        self._image_stats = committed.image_stats()
+        files = committed.files()
+        self._num_files = max((_file_number(path) + 1 for path in files), default=0)
+        self._remove_uncommitted(files)
+        self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(NUM_THREADS)
+
+    @property
+    def num_episodes(self) -> int:
+        return self._info["total_episodes"]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the encoder threads. Everything added is already committed; may be called twice."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+
+    def add(self, episodes: Sequence[Episode]) -> None:
+        """Commit `episodes` as one flush: after an error or a kill, either all of them are in the dataset or none is.
+
+        Raises:
+            ValueError: if an episode does not fit the dataset or has a value that is not finite, or the writer is closed.
+        """
+        if self._pool is None:
+            raise ValueError(f"the writer of {self.root} is closed; open another DatasetWriter to continue")
+        for i, episode in enumerate(episodes):
+            self._check_episode(episode, f"episode {i} of this flush")
+        if not episodes:
+            return
+        tasks = dict(self._tasks)
+        starts = np.cumsum([self._info["total_frames"], *(len(episode) + 1 for episode in episodes)]).tolist()
+        values = []
+        for i, episode in enumerate(episodes):
+            task_index = tasks.setdefault(episode.instruction, len(tasks))
+            values.append(self._frame_values(episode, self.num_episodes + i, starts[i], task_index))
+        image_stats = [{fmt.camera_key(name): _sampled_statistics(e.images[name]) for name in self._cameras} for e in episodes]
+        chunk_index, file_index = divmod(self._num_files, fmt.FILES_PER_CHUNK)
+        file = {"chunk_index": chunk_index, "file_index": file_index}
+
+        if self._storage == "video":
+            self._write_videos(episodes, file)
+        self._write_data(episodes, values, file)
+        with fmt.replacing(self.root / fmt.EPISODES_PATH.format(**file)) as path:
+            rows = [self._episode_row(*row, file, starts[0]) for row in zip(episodes, values, image_stats, strict=True)]
+            pq.write_table(pa.Table.from_pylist(rows), path)
+        with fmt.replacing(self.root / fmt.TASKS) as path:
+            pq.write_table(fmt.tasks_table(list(tasks)), path)
+        all_values = {key: [np.concatenate([*parts, *(v[key] for v in values)])] for key, parts in self._values.items()}
+        known = [self._image_stats] if self._image_stats else []
+        all_images = {key: merge_statistics([part[key] for part in known + image_stats]) for key in image_stats[0]}
+        fmt.write_json(self.root / fmt.STATS, {key: statistics(value) for key, (value,) in all_values.items()} | all_images)
+        total = self.num_episodes + len(episodes)
+        counts = {"total_episodes": total, "total_frames": starts[-1], "total_tasks": len(tasks), "splits": {"train": f"0:{total}"}}
+        info = self._info | counts
+        fmt.write_json(self.root / fmt.INFO, info)
+        self._info, self._tasks, self._values, self._image_stats = info, tasks, all_values, all_images
+        self._num_files += 1
+
+    def _frame_values(self, episode: Episode, episode_index: int, start: int, task_index: int) -> dict[str, np.ndarray]:
+        """Every scalar and vector feature but `source`, [t+1, d]."""
+        frame = np.arange(len(episode) + 1)
+        success, action = episode.success.numpy(), episode.action.numpy()
+        columns = {
+            "observation.state": episode.state.numpy(),
+            "action": np.concatenate([action, action[-1:]]),
+            "next.reward": np.append(episode.reward.numpy(), 0),
+            "next.done": frame == len(episode),
+            "next.success": np.append(success[1:], success[-1]),
+            "success": success,
+            "progress": episode.progress.numpy(),
+            "timestamp": frame / self._fps,
+            "frame_index": frame,
+            "episode_index": np.full_like(frame, episode_index),
+            "index": start + frame,
+            "task_index": np.full_like(frame, task_index),
+        }
+        return {key: values.reshape(len(frame), -1).astype(self._info["features"][key]["dtype"]) for key, values in columns.items()}
+
+    def _write_data(self, episodes: Sequence[Episode], values: Sequence[dict[str, np.ndarray]], file: dict[str, int]) -> None:
+        path = self.root / fmt.DATA_PATH.format(**file)
+        with fmt.replacing(path) as temporary, pq.ParquetWriter(temporary, self._schema, use_dictionary=False) as writer:
+            for episode, columns in zip(episodes, values, strict=True):
+                arrays = [self._arrow(field, episode, columns) for field in self._schema]
+                writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))  # one row group per episode
+
+    def _arrow(self, field: pa.Field, episode: Episode, columns: Mapping[str, np.ndarray]) -> pa.Array:
+        if field.name == "source":
+            return pa.array([episode.source] * (len(episode) + 1))
+        if pa.types.is_struct(field.type):
+            frames = episode.images[fmt.camera_name(field.name)].numpy()
+            assert self._pool is not None
+            png = [*chain.from_iterable(self._pool.map(encode_png, np.array_split(frames, NUM_THREADS)))]
+            no_path = pa.nulls(len(png), pa.string())
+            return pa.StructArray.from_arrays([pa.array(png, pa.binary()), no_path], fields=list(field.type))
+        flat = pa.array(columns[field.name].ravel())
+        return pa.FixedSizeListArray.from_arrays(flat, type=field.type) if pa.types.is_nested(field.type) else flat
+
+    def _write_videos(self, episodes: Sequence[Episode], file: dict[str, int]) -> None:
+        for camera, (height, width) in self._cameras.items():
+            with fmt.replacing(self.root / fmt.VIDEO_PATH.format(video_key=fmt.camera_key(camera), **file)) as path:
+                frames = chain.from_iterable(episode.images[camera].numpy() for episode in episodes)
+                write_video(path, frames, fps=self._fps, height=height, width=width)
+
+    def _episode_row(
+        self,
+        episode: Episode,
+        values: Mapping[str, np.ndarray],
+        image_stats: Mapping[str, Stats],
+        file: dict[str, int],
+        flush_start: int,
+    ) -> dict[str, Any]:
+        start, end = int(values["index"][0, 0]), int(values["index"][-1, 0]) + 1
+        row = {"episode_index": int(values["episode_index"][0, 0]), "tasks": [episode.instruction], "length": end - start}
+        row |= {"dataset_from_index": start, "dataset_to_index": end}
+        row |= {f"{part}/{name}": value for part in ("data", "meta/episodes") for name, value in file.items()}
+        if self._storage == "video":
+            span = {"from_timestamp": (start - flush_start) / self._fps, "to_timestamp": (end - flush_start) / self._fps}
+            row |= {f"videos/{fmt.camera_key(camera)}/{name}": v for camera in self._cameras for name, v in (file | span).items()}
+        stats = {key: statistics(value) for key, value in values.items()} | dict(image_stats)
+        return row | {f"stats/{key}/{name}": value.tolist() for key, part in stats.items() for name, value in part.items()}
+
+    def _remove_uncommitted(self, committed: set[Path]) -> None:
+        """Remove what a killed flush left: temporary files, and numbered files that hold no committed episode."""
+        for folder in ("data", "videos", "meta"):
+            for path in list(self.root.glob(f"{folder}/**/*.tmp")):
+                path.unlink()
+        for pattern in ("data/chunk-*/file-*.parquet", "meta/episodes/chunk-*/file-*.parquet", "videos/*/chunk-*/file-*.mp4"):
+            for path in set(self.root.glob(pattern)) - committed:
+                path.unlink()
+
+    def _check_settings(self) -> None:
+        if self._storage not in ("image", "video"):
+            raise ValueError(f"storage must be 'image' or 'video', got {self._storage!r}")
+        if self._fps != int(self._fps) or self._fps < 1:
+            raise ValueError(f"fps must be a positive whole number, as LeRobot requires, got {self._fps}; round it")
+        if 0 in self._widths:
+            raise ValueError("state_names and action_names must not be empty; give one name per dimension")
+        for camera in self._cameras:
+            if not camera or set(camera) & set("/."):
+                raise ValueError(f"camera name {camera!r} must not be empty or contain '/' or '.'; rename the camera")
+
+    def _check_same(self, existing: Mapping[str, Any]) -> None:
+        """ValueError naming what differs, if an existing dataset has other settings than this writer."""
+
+        def settings(info: Mapping[str, Any]) -> dict[str, Any]:
+            features = {k: {n: f.get(n) for n in ("dtype", "shape", "names")} for k, f in info.get("features", {}).items()}
+            return {key: info.get(key) for key in ("codebase_version", "fps", "robot_type")} | features
+
+        old, new = settings(existing), settings(self._info)
+        if different := [key for key in (old | new) if old.get(key) != new.get(key)]:
+            lines = "; ".join(f"{key} is {old.get(key)} there, {new.get(key)} here" for key in different)
+            raise ValueError(f"{self.root} was recorded with other settings: {lines}; use the same settings or another folder")
+
+    def _check_episode(self, episode: Episode, name: str) -> None:
+        t, (s, ad) = len(episode), self._widths
+        if t < 1:
+            raise ValueError(f"{name} has no action; leave it out")
+        if episode.images.keys() != self._cameras.keys():
+            got, expected = (", ".join(sorted(cameras)) or "none" for cameras in (episode.images, self._cameras))
+            raise ValueError(f"{name} has the cameras {got}, expected {expected}; record exactly those")
+        expected_shapes: dict[str, tuple[Tensor, tuple[int, ...]]] = {
+            "state": (episode.state, (t + 1, s)),
+            "action": (episode.action, (t, ad)),
+            "reward": (episode.reward, (t,)),
+            "success": (episode.success, (t + 1,)),
+            "progress": (episode.progress, (t + 1,)),
+            **{f"camera {camera}": (episode.images[camera], (t + 1, *size, 3)) for camera, size in self._cameras.items()},
+        }
+        for field, (tensor, shape) in expected_shapes.items():
+            if tuple(tensor.shape) != shape:
+                raise ValueError(f"{name}: {field} has shape {tuple(tensor.shape)}, expected {shape} for {t} actions")
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise ValueError(f"{name}: {field} has a value that is not finite; leave the episode out")
+        for camera, frames in episode.images.items():
+            if frames.dtype != torch.uint8:
+                raise ValueError(f"{name}: camera {camera} has dtype {frames.dtype}, expected torch.uint8 in 0..255; convert it")
+
+
+def _file_number(path: Path) -> int:
+    """Position of chunk-<c>/file-<f> in the sequence of files."""
+    return int(path.parent.name.removeprefix("chunk-")) * fmt.FILES_PER_CHUNK + int(path.stem.removeprefix("file-"))
+
+
+def _sampled_statistics(frames: Tensor) -> Stats:
+    chosen = np.unique(np.linspace(0, len(frames) - 1, STATISTICS_FRAMES).round().astype(int))
+    return image_statistics(frames.numpy()[chosen])

@@ -1,0 +1,143 @@
+"""Episodes as one flat table of frames in memory, and the windows that the learners draw from it.
+
+A 64x64 frame is 12 kB, so 40,000 frames of play fit in half a gigabyte and a batch is one indexing operation. Read
+`training/data.py` next: it draws batches from here.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from worldsim.data.lerobot import Dataset
+from worldsim.types import Episode
+
+
+@dataclass(frozen=True)
+class FrameTable:
+    """All frames of n episodes, one after the other; row r holds frame r and the action that followed it.
+
+    Attributes:
+        frames: RGB of one camera, [r, h, w, 3].
+        state: proprioception, [r, s].
+        action: the action taken at this frame, [r, ad]; 0 at an episode's last frame.
+        success, progress: of this frame, [r].
+        first, last: rows of the first and last frame of this row's episode, [r].
+        episode: number of this row's episode, [r].
+        instruction: of each episode, length n.
+        source: of each episode, length n.
+    """
+
+    frames: UInt8[Tensor, "r h w 3"]
+    state: Float[Tensor, "r s"]
+    action: Float[Tensor, "r ad"]
+    success: Bool[Tensor, " r"]
+    progress: Float[Tensor, " r"]
+    first: Int[Tensor, " r"]
+    last: Int[Tensor, " r"]
+    episode: Int[Tensor, " r"]
+    instruction: tuple[str, ...]
+    source: tuple[str, ...]
+
+    @classmethod
+    def from_episodes(cls, episodes: Iterable[Episode], camera: str) -> "FrameTable":
+        """Concatenate episodes.
+
+        Raises:
+            ValueError: if there are none, or one lacks the camera.
+        """
+        episodes = list(episodes)
+        if not episodes:
+            raise ValueError("no episodes to learn from; collect some first: worldsim collect world=push_block episodes=50")
+        lacking = [sorted(e.images) for e in episodes if camera not in e.images]
+        if lacking:
+            raise ValueError(f"the data has cameras {lacking[0]}, not {camera!r}; set camera to one of them")
+        length = torch.tensor([len(e) + 1 for e in episodes])
+        end = length.cumsum(0)
+        return cls(
+            frames=torch.cat([e.images[camera] for e in episodes]),
+            state=torch.cat([e.state for e in episodes]),
+            action=torch.cat([torch.cat([e.action, torch.zeros_like(e.action[:1])]) for e in episodes]),
+            success=torch.cat([e.success for e in episodes]),
+            progress=torch.cat([e.progress for e in episodes]),
+            first=(end - length).repeat_interleave(length),
+            last=(end - 1).repeat_interleave(length),
+            episode=torch.arange(len(episodes)).repeat_interleave(length),
+            instruction=tuple(e.instruction for e in episodes),
+            source=tuple(e.source for e in episodes),
+        )
+
+    @classmethod
+    def read(cls, roots: Sequence[str | Path], camera: str, *, fraction: tuple[float, float] = (0.0, 1.0)) -> "FrameTable":
+        """Read LeRobot datasets; `fraction` = (low, high) keeps that slice of each one's episodes (to hold some out).
+
+        Raises:
+            FileNotFoundError: if a dataset is missing.
+        """
+        episodes: list[Episode] = []
+        for root in [roots] if isinstance(roots, str | Path) else roots:
+            data = Dataset(Path(root))
+            low, high = (round(bound * data.num_episodes) for bound in fraction)
+            episodes += data.episodes(range(low, high))
+        return cls.from_episodes(episodes, camera)
+
+    def window(self, row: Int[Tensor, " b"], *, context: int, horizon: int) -> dict[str, Tensor]:
+        """Frames row-context+1 ... row+horizon around each row; before an episode's start its first frame is repeated.
+
+        Returns:
+            frames [b, context+horizon, h, w, 3] uint8, state [b, context+horizon, s], action [b, horizon, ad] (from `row` on) and
+            valid [b, horizon], False where the frame lies beyond the episode's end (the last frame is repeated there).
+        """
+        offset = torch.arange(1 - context, horizon + 1)
+        wanted = row[:, None] + offset
+        rows = wanted.clamp(self.first[row, None], self.last[row, None])
+        return {
+            "frames": self.frames[rows],
+            "state": self.state[rows],
+            "action": self.action[rows[:, context - 1 : -1]],
+            "valid": wanted[:, context:] <= self.last[row, None],
+        }
+
+    @property
+    def acting_rows(self) -> Int[Tensor, " m"]:
+        """Rows at which an action was taken: all but each episode's last."""
+        return (torch.arange(len(self.last)) < self.last).nonzero().flatten()
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """The left-right symmetry of a scene, for data augmentation: frames flip, states and actions change sign.
+
+    Attributes:
+        state: factor of each state dimension, 1 or -1.
+        action: factor of each action dimension, 1 or -1.
+    """
+
+    state: tuple[float, ...]
+    action: tuple[float, ...]
+
+    def __call__(self, batch: dict, which: Bool[Tensor, " b"]) -> dict:
+        """`batch` with the rows `which` mirrored: the entries "frames" [b, ..., h, w, 3], "state" and "action", if present."""
+
+        def signs(factors: tuple[float, ...], values: Tensor) -> Tensor:
+            shape = (-1, *([1] * (values.ndim - 1)))
+            return torch.where(which.reshape(shape), torch.tensor(factors), 1.0)
+
+        mirrored = dict(batch)
+        frames = batch["frames"]
+        mirrored["frames"] = torch.where(which.reshape(-1, *([1] * (frames.ndim - 1))), frames.flip(-2), frames)
+        for name, factors in (("state", self.state), ("action", self.action)):
+            if name in batch:
+                mirrored[name] = batch[name] * signs(factors, batch[name])
+        return mirrored
+
+
+def shift(frames: UInt8[Tensor, "*b h w 3"], pixels: tuple[int, int]) -> UInt8[Tensor, "*b h w 3"]:
+    """Frames moved by (down, right) pixels; the border is repeated."""
+    height, width = frames.shape[-3:-1]
+    rows = (torch.arange(height) - pixels[0]).clamp(0, height - 1)
+    columns = (torch.arange(width) - pixels[1]).clamp(0, width - 1)
+    return frames[..., rows[:, None], columns, :]

@@ -1,0 +1,24 @@
+"""What this machine's processor is good for: the numeric precision that training uses.
+
+Half precision pays only where the hardware computes in it; elsewhere it is emulated, slower than float32. `doctor.py` prints it.
+"""
+
+from typing import Literal
+
+import torch
+
+
+def precision() -> Literal["bf16-mixed", "32-true"]:
+    """Lightning's `precision`: "bf16-mixed" on a GPU with bfloat16 or a CPU with AMX, else "32-true"."""
+    fast = torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else has_amx()
+    return "bf16-mixed" if fast else "32-true"
+
+
+def has_amx() -> bool:
+    """The CPU multiplies bfloat16 tiles (Intel AMX; every CPU with tiles has them for bfloat16) and torch's kernels use them."""
+    return torch.backends.mkldnn.is_available() and torch.cpu._is_amx_tile_supported()
+
+
+def has_avx512_bf16() -> bool:
+    """The CPU has bfloat16 dot products, which save memory traffic but are no faster than float32 in training."""
+    return torch.cpu._is_avx512_bf16_supported()

@@ -1,0 +1,318 @@
+"""`DreamWorld`: a world model and a reflector as one vector environment. No physics runs here.
+
+Dreams start from real frames; the world model predicts what the camera will see, the reflector gives reward and end. The
+same Gymnasium contract as the physics worlds holds, so a policy cannot tell the difference. Read `training/ppo.py` next.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector.utils import batch_space
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from worldsim import checkpoint
+from worldsim.data.windows import FrameTable
+from worldsim.interfaces import ChunkResult, Reflector, World, WorldModel
+from worldsim.types import Judgement, Observation, TensorBatch
+
+
+@dataclass(frozen=True)
+class Starts(TensorBatch):
+    """Real moments from which dreams start: n windows of `context` frames, their proprioception, and an instruction."""
+
+    frames: UInt8[Tensor, "n context h w 3"]
+    state: Float[Tensor, "n context s"]
+    instruction: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return self.state.shape[0]
+
+    def with_context(self, context: int) -> "Starts":
+        """The same moments with `context` frames: the oldest is repeated, or the oldest are dropped."""
+        missing = max(0, context - self.frames.shape[1])
+
+        def fill(values: Tensor) -> Tensor:
+            return torch.cat([values[:, :1].expand(-1, missing, *values.shape[2:]), values], dim=1)[:, -context:]
+
+        return Starts(fill(self.frames), fill(self.state), self.instruction)
+
+    @classmethod
+    def first_frames(cls, table: FrameTable, context: int) -> "Starts":
+        """The first frame of every episode, repeated to fill the context."""
+        rows = table.first.unique()
+        window = table.window(rows, context=context, horizon=1)
+        return cls(window["frames"][:, :context], window["state"][:, :context], table.instruction)
+
+
+@dataclass(frozen=True)
+class DreamState(TensorBatch):
+    """Everything that determines the future of b dreams.
+
+    A chunk under way is kept as the model state at its beginning, its noise and the actions so far, so that single steps and
+    whole chunks arrive at the same state.
+    """
+
+    model: TensorBatch  # at the beginning of the current chunk
+    frames: Float[Tensor, "b h w 3"]  # what the camera sees now, 0..1
+    state: Float[Tensor, "b s"]
+    instruction: tuple[str, ...]
+    progress: Float[Tensor, " b"]
+    hits: Bool[Tensor, "b window"]  # which of the last frames the reflector called a success
+    pending: Float[Tensor, "b horizon ad"]
+    position: Int[Tensor, " b"]  # actions of the current chunk already executed
+    elapsed: Int[Tensor, " b"]
+    stream: Int[Tensor, "b 2"]  # seed and number of draws: the state of the random generators
+
+
+class DreamWorld(World):
+    """`num_envs` dreams. Reward = progress difference + 1 on success, judged by the reflector (as in the physics worlds).
+
+    Args:
+        world_model: predicts frames and proprioception.
+        reflector: judges every predicted frame; k of n frames above its threshold terminate.
+        starts: real moments to start from; drawn at random by each environment's own stream.
+        num_envs: batch size.
+        max_episode_steps: truncation.
+        fps: control frequency of the data, in Hz.
+        seed: environment i uses the stream seed + i.
+
+    Raises:
+        ValueError: if there are no starts or num_envs < 1.
+    """
+
+    def __init__(
+        self,
+        world_model: WorldModel,
+        reflector: Reflector,
+        starts: Starts,
+        num_envs: int = 64,
+        max_episode_steps: int = 40,
+        fps: int = 10,
+        seed: int = 0,
+    ):
+        if num_envs < 1 or len(starts) < 1:
+            raise ValueError(f"a dream needs num_envs >= 1 and at least one start, got {num_envs} and {len(starts)}")
+        self.world_model, self.reflector, self.starts = world_model, reflector, starts
+        self.num_envs, self.max_episode_steps, self.fps, self.camera = num_envs, max_episode_steps, fps, world_model.camera
+        height, width = starts.frames.shape[2:4]
+        self.single_observation_space = gym.spaces.Dict(
+            images=gym.spaces.Dict({self.camera: gym.spaces.Box(0, 255, (height, width, 3), np.uint8)}),
+            state=gym.spaces.Box(-np.inf, np.inf, (starts.state.shape[-1],), np.float32),
+            instruction=gym.spaces.Text(200, charset=gym.spaces.text.alphanumeric | set(" .,:;!?'-")),
+        )
+        self.single_action_space = gym.spaces.Box(-1.0, 1.0, (world_model.action_dim,), np.float32)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        stream = torch.stack([seed + torch.arange(num_envs), torch.zeros(num_envs, dtype=torch.long)], dim=1)
+        self._state = self._begin(torch.zeros(num_envs, dtype=torch.long), stream)
+        self.reset()
+
+    @classmethod
+    def from_folders(
+        cls,
+        world_model: str,
+        reflector: str,
+        data: Sequence[str],
+        num_envs: int = 16,
+        max_episode_steps: int = 40,
+        fps: int = 10,
+        seed: int = 0,
+    ) -> "DreamWorld":
+        """A dream of exported models that starts from the first frames of recorded datasets.
+
+        Raises:
+            FileNotFoundError: if a model or a dataset is missing.
+            ValueError: if one is damaged.
+        """
+        model = checkpoint.load(world_model, WorldModel)
+        starts = Starts.first_frames(FrameTable.read(data, model.camera), model.context)
+        return cls(model, checkpoint.load(reflector, Reflector), starts, num_envs, max_episode_steps, fps, seed)
+
+    # Gymnasium ----------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def reset(
+        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """See `World.reset`. ``options={"start": int [b]}`` chooses the starts instead of drawing them."""
+        options = options or {}
+        mask = torch.as_tensor(options.get("mask", torch.ones(self.num_envs)), dtype=torch.bool)
+        if mask.shape != (self.num_envs,):
+            raise ValueError(f"options['mask'] must have shape ({self.num_envs},), got {tuple(mask.shape)}")
+        if seed is not None:
+            seeds = seed + torch.arange(self.num_envs) if isinstance(seed, int) else torch.tensor(list(seed))
+            if seeds.shape != (self.num_envs,):
+                raise ValueError(f"seed must be an integer or {self.num_envs} integers, got {len(seeds)}")
+            fresh = torch.stack([seeds, torch.zeros_like(seeds)], dim=1)
+            self._state = replace(self._state, stream=torch.where(mask[:, None], fresh, self._state.stream))
+        self._draw(mask, options.get("start"))
+        return self._observe(), {}
+
+    @torch.no_grad()
+    def step(self, actions: Float[Tensor, "b ad"]) -> tuple[Observation, Tensor, Tensor, Tensor, dict[str, Any]]:
+        result = self.step_chunk(self.check_actions(actions, ndim=2)[:, None])
+        info = {"final_obs": result.final_obs, "_final_obs": result.done, "final_judge": self._final_judge}
+        return result.obs, result.reward[:, 0], result.terminated[:, 0], result.truncated[:, 0], info
+
+    @torch.no_grad()
+    def step_chunk(self, actions: Float[Tensor, "b ah ad"]) -> ChunkResult:
+        actions = self.check_actions(actions, ndim=3)
+        shape = actions.shape[:2]
+        reward = torch.zeros(shape)
+        terminated, truncated, valid = (torch.zeros(shape, dtype=torch.bool) for _ in range(3))
+        done = torch.zeros(self.num_envs, dtype=torch.bool)
+        self._final_judge = self.judge()
+        i, final = 0, self._state
+        while i < shape[1]:
+            whole = bool((self._state.position == 0).all()) and shape[1] - i >= self.world_model.action_horizon
+            piece = actions[:, i : i + self.world_model.action_horizon] if whole else actions[:, i : i + 1]
+            for now in self._advance(piece):
+                valid[:, i] = ~done
+                success = self._succeeded(now)
+                reward[:, i] = torch.where(done, 0.0, now.progress - final.progress + success.float())
+                terminated[:, i] = success & ~done
+                truncated[:, i] = (now.elapsed >= self.max_episode_steps) & ~success & ~done
+                final = _where(done, final, now)
+                done |= terminated[:, i] | truncated[:, i]
+                i += 1
+            self._state = now
+        self._state = final
+        self._final_judge = self.judge()
+        obs = final_obs = self._observe()
+        if done.any():
+            self._draw(done)
+            obs = self._observe()
+        return ChunkResult(obs, final_obs, reward, terminated, truncated, valid)
+
+    def snapshot(self) -> DreamState:
+        return self._state
+
+    def restore(self, state: TensorBatch) -> Observation:
+        if not isinstance(state, DreamState) or state.elapsed.shape != (self.num_envs,):
+            raise ValueError(
+                f"restore needs a DreamState of {self.num_envs} dreams; index the snapshot: world.restore(snapshot[rows])"
+            )
+        self._state = state
+        return self._observe()
+
+    def judge(self) -> Judgement:
+        return Judgement(success=self._succeeded(self._state), progress=self._state.progress.clamp(0, 1))
+
+    def render(self) -> tuple[np.ndarray, ...]:
+        """The dreamed frames, one uint8 [h, w, 3] per environment."""
+        return tuple(self._observe().images[self.camera].numpy())
+
+    # Internals ----------------------------------------------------------------------------------------------------------
+
+    def _advance(self, actions: Float[Tensor, "b m ad"]) -> list[DreamState]:
+        """The m states after m actions: a whole chunk in one call, or one action of a chunk under way."""
+        old, horizon = self._state, self.world_model.action_horizon
+        b, m = actions.shape[:2]
+        columns = old.position[:, None] + torch.arange(m)
+        pending = old.pending.scatter(1, columns[..., None].expand_as(actions), actions)
+        known = torch.arange(horizon) < old.position[:, None] + m
+        model, frames, states = self.world_model.step(old.model, pending, self._noise(old), known=known)
+        frames = frames.clamp(0, 1)  # before the reflector looks, so that it judges the picture that the policy sees
+        finished = columns[:, -1] == horizon - 1
+        judged = self.reflector.judge(_rows(frames, columns).flatten(0, 1), _repeat(old.instruction, m))
+        results, hits = [], old.hits
+        for j in range(m):
+            hit = judged.p_success.unflatten(0, (b, m))[:, j] > self.reflector.threshold
+            hits = torch.cat([hits[:, 1:], hit[:, None]], dim=1)
+            results.append(
+                replace(
+                    old,
+                    frames=_rows(frames, columns)[:, j],
+                    state=_rows(states, columns)[:, j],
+                    progress=judged.progress.unflatten(0, (b, m))[:, j],
+                    hits=hits,
+                    pending=pending,
+                    position=columns[:, j] + 1,
+                    elapsed=old.elapsed + j + 1,
+                )
+            )
+        last = results[-1]
+        results[-1] = replace(
+            last,
+            model=_where_batch(finished, model, old.model),
+            position=torch.where(finished, 0, last.position),
+            stream=old.stream + torch.stack([torch.zeros(b, dtype=torch.long), finished.long()], dim=1),
+        )
+        return results
+
+    def _noise(self, state: DreamState) -> Tensor:
+        rows = [self.world_model.noise(1, _generator(*key)) for key in state.stream.tolist()]
+        return torch.cat(rows)
+
+    def _succeeded(self, state: DreamState) -> Bool[Tensor, " b"]:
+        return state.hits.sum(dim=1) >= self.reflector.consecutive
+
+    def _begin(self, index: Int[Tensor, " b"], stream: Int[Tensor, "b 2"]) -> DreamState:
+        start = self.starts[index]
+        b = len(index)
+        with torch.no_grad():
+            judged = self.reflector.judge(start.frames[:, -1], start.instruction)
+            model = self.world_model.init(start.frames, start.state)
+        return DreamState(
+            model=model,
+            frames=start.frames[:, -1].float() / 255,
+            state=start.state[:, -1],
+            instruction=start.instruction,
+            progress=judged.progress,
+            hits=torch.zeros(b, self.reflector.window, dtype=torch.bool),
+            pending=torch.zeros(b, self.world_model.action_horizon, self.world_model.action_dim),
+            position=torch.zeros(b, dtype=torch.long),
+            elapsed=torch.zeros(b, dtype=torch.long),
+            stream=stream,
+        )
+
+    def _draw(self, mask: Bool[Tensor, " b"], start: Int[Tensor, " b"] | None = None) -> None:
+        """Begin a new dream where `mask`, from a random start of each environment's own stream or from a chosen one."""
+        stream = self._state.stream
+        if start is None:
+            rows = [int(torch.randint(len(self.starts), (1,), generator=_generator(*key))) for key in stream.tolist()]
+            start = torch.tensor(rows)
+        fresh = self._begin(torch.as_tensor(start), stream + torch.tensor([0, 1]))
+        self._state = _where(mask, fresh, self._state)
+
+    def _observe(self) -> Observation:
+        pixels = (self._state.frames * 255).round().to(torch.uint8)
+        return Observation({self.camera: pixels}, self._state.state.float(), self._state.instruction)
+
+
+def _generator(seed: int, draw: int) -> torch.Generator:
+    """The generator of draw number `draw` in stream `seed`."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, draw]).generate_state(1, np.uint64)[0]) >> 1)
+
+
+def _rows(values: Tensor, columns: Int[Tensor, "b m"]) -> Tensor:
+    """values[i, columns[i]] for every i: [b, m, ...]."""
+    return values[torch.arange(len(values))[:, None], columns]
+
+
+def _repeat(sentences: tuple[str, ...], times: int) -> tuple[str, ...]:
+    return tuple(sentence for sentence in sentences for _ in range(times))
+
+
+def _where(mask: Bool[Tensor, " b"], first: DreamState, second: DreamState) -> DreamState:
+    """Row-wise choice between two states."""
+    return _where_batch(mask, first, second)
+
+
+def _where_batch(mask: Bool[Tensor, " b"], first, second):
+    """Row-wise choice between two dataclasses of tensors."""
+    chosen = {}
+    for name, a in vars(first).items():
+        z = getattr(second, name)
+        if isinstance(a, TensorBatch):
+            chosen[name] = _where_batch(mask, a, z)
+        elif isinstance(a, tuple):
+            chosen[name] = tuple(x if m else y for m, x, y in zip(mask.tolist(), a, z, strict=True))
+        else:
+            chosen[name] = torch.where(mask.reshape(-1, *([1] * (a.ndim - 1))), a, z)
+    return replace(first, **chosen)

@@ -1,0 +1,266 @@
+"""Robot bundles: a folder with a policy as one graph of tensors, its tokenizer and a description, checked before it appears.
+
+The graph takes token ids and noise as inputs and has fixed shapes and an unrolled Euler loop, so that a robot needs neither
+worldsim's models nor a random generator of torch. A bundle exists only if its file, loaded back, gives the policy's actions.
+Read `bundle.py` next: it runs the folder with numpy, tokenizers and onnxruntime alone.
+"""
+
+import copy
+import json
+import logging
+import math
+import os
+import tempfile
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+
+from worldsim.blocks import MAX_TOKENS, tokenizer
+from worldsim.bundle import DESCRIPTION, FORMAT_VERSION, GRAPHS, TOKENIZER, Bundle, description_sha256, load_bundle, sha256
+from worldsim.flow import sample_ode
+from worldsim.interfaces import Policy
+from worldsim.types import Observation
+
+__all__ = ["Bundle", "TokenPolicy", "export_policy", "load_bundle"]
+
+OPSET = 18
+TOLERANCE = 1e-4  # normalised actions; float32 kernels of two runtimes differ by about 1e-6
+_PROTOBUF_LIMIT = 2**31
+
+
+@runtime_checkable
+class TokenPolicy(Protocol):
+    """What a `Policy` needs beyond `velocity` to be exported: one camera, and an `encode` of tensors alone."""
+
+    camera: str
+
+    def encode_tokens(
+        self, image: Shaped[Tensor, "b h w 3"], state: Float[Tensor, "b s"], tokens: Int[Tensor, "b n"]
+    ) -> Float[Tensor, "b f"]:
+        """`Policy.encode` of the images of `camera`, the state and `worldsim.blocks.tokenize(instruction)`."""
+        ...
+
+
+class _Graph(nn.Module):
+    """The whole decision as one function of tensors."""
+
+    def __init__(self, policy: Policy):
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, image: Tensor, state: Tensor, tokens: Tensor, noise: Tensor) -> Tensor:
+        features = self.policy.encode_tokens(image, state, tokens)  # type: ignore[operator]
+        return _sample(self.policy, features, noise).clamp(-1, 1)
+
+
+def _sample(policy: Policy, features: Tensor, noise: Tensor) -> Tensor:
+    return sample_ode(lambda x, t: policy.velocity(features, x, t), noise, num_steps=policy.num_steps)
+
+
+def export_policy(
+    policy: Policy,
+    folder: str | Path,
+    *,
+    format: Literal["onnx", "torch"] = "onnx",
+    observation: Observation,
+    fps: int | None = None,
+    state_names: Sequence[str] | None = None,
+    action_names: Sequence[str] | None = None,
+    cases: int = 32,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Write a robot bundle and compare it with the policy on `cases` random inputs, in float32 on the CPU.
+
+    Args:
+        policy: a flow policy that is also a `TokenPolicy`; it is copied, not changed.
+        folder: the bundle; an earlier bundle there is replaced, but only by one that passed the comparison.
+        format: "onnx" for onnxruntime and other runtimes, "torch" for `torch.export.load`.
+        observation: real observations [b, ...]; the first gives the shapes, all of them take part in the comparison.
+        fps: control frequency in Hz, written down for the robot.
+        state_names: names of the state's elements, in order.
+        action_names: names of the action's elements, in order.
+        cases: number of random observations, instructions and noises, at least 32.
+        seed: of those.
+
+    Returns:
+        The description in `bundle.json`, with `max_abs_difference` under "parity".
+
+    Raises:
+        ValueError: if an argument does not fit the policy, `folder` holds something else, the policy's actions are not finite, or
+            the file differs from the policy by more than 1e-4. Nothing is left behind then.
+    """
+    folder = Path(folder)
+    _check_arguments(policy, folder, format, observation, state_names, action_names, cases)
+    # Float32 on the CPU is what a robot runs, and the reference for it.
+    policy = copy.deepcopy(policy).cpu().float().eval().requires_grad_(False)
+    size = sum(tensor.nbytes for tensor in policy.state_dict().values())
+    if format == "onnx" and size >= _PROTOBUF_LIMIT:
+        raise ValueError(f"the policy has {size / 2**30:.1f} GiB of weights, one ONNX file holds at most 2; use format=torch")
+    images, states, instructions, noises = _random_cases(policy, observation, cases, seed)
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        draft = Path(scratch) / "draft"
+        draft.mkdir()
+        inputs = {
+            "image": images[:1],
+            "state": states[:1],
+            "tokens": torch.ones(1, MAX_TOKENS, dtype=torch.long),
+            "noise": noises[:1],
+        }
+        _write_graph(_Graph(policy), inputs, draft / GRAPHS[format], format)
+        tokenizer().save(str(draft / TOKENIZER))
+        description = {
+            "format_version": FORMAT_VERSION,
+            "format": format,
+            "policy": f"{type(policy).__module__}.{type(policy).__qualname__}",
+            "inputs": [_entry(name, tensor) for name, tensor in inputs.items()],
+            "outputs": [{**_entry("actions", noises[:1]), "low": -1.0, "high": 1.0}],
+            "tokenizer": {"file": TOKENIZER, "length": MAX_TOKENS, "pad_id": 0, "lowercase": True},
+            "camera": policy.camera,  # type: ignore[union-attr]
+            "fps": fps,
+            "state_names": None if state_names is None else list(state_names),
+            "action_names": None if action_names is None else list(action_names),
+            "num_steps": policy.num_steps,
+            "versions": {"worldsim": _worldsim_version(), "torch": torch.__version__},
+            "sha256": {name: sha256(draft / name) for name in (GRAPHS[format], TOKENIZER)},
+        }
+        _write_description(draft, description)
+        description["parity"] = _compare(policy, draft, images, states, instructions, noises)
+        _write_description(draft, description)
+        _replace(draft, folder, Path(scratch) / "replaced")
+    return description
+
+
+def _check_arguments(
+    policy: Policy,
+    folder: Path,
+    format: str,
+    observation: Observation,
+    state_names: Sequence[str] | None,
+    action_names: Sequence[str] | None,
+    cases: int,
+) -> None:
+    if format not in GRAPHS:
+        raise ValueError(f"format must be one of {', '.join(GRAPHS)}, got {format!r}")
+    if not isinstance(policy, TokenPolicy):
+        raise ValueError(f"{type(policy).__name__} cannot be exported: it needs `camera` and `encode_tokens` (worldsim/export.py)")
+    if policy.camera not in observation.images:
+        raise ValueError(f"policy needs camera {policy.camera!r}, the observation has {sorted(observation.images)}")
+    if observation.state.ndim != 2 or observation.images[policy.camera].ndim != 4 or not len(observation.state):
+        raise ValueError("observation must be a batch of at least one; index it with a slice, observation[:1]")
+    for what, names, expected in (
+        ("state_names", state_names, observation.state.shape[-1]),
+        ("action_names", action_names, policy.action_dim),
+    ):
+        if names is not None and len(names) != expected:
+            raise ValueError(f"{what} must have {expected} names, got {len(names)}: {list(names)}")
+    if cases < 32:
+        raise ValueError(f"cases must be at least 32, got {cases}; fewer say little about parity")
+    if folder.exists() and not (folder / DESCRIPTION).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and is not a robot bundle; pass a new folder")
+
+
+def _random_cases(policy: Policy, observation: Observation, cases: int, seed: int) -> tuple[Tensor, Tensor, list[str], Tensor]:
+    """Observations that vary around the given ones; every other image is noise, every third sentence random letters."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.arange(cases) % len(observation.state)
+    images = observation.images[policy.camera].detach().cpu()  # type: ignore[union-attr]
+    images = (images if images.dtype == torch.uint8 else (images * 255).round().clamp(0, 255).to(torch.uint8))[rows]
+    images[1::2] = torch.randint(0, 256, images[1::2].shape, generator=generator, dtype=torch.uint8)
+    state = observation.state.detach().cpu().float()
+    spread = state.std(dim=0) if len(state) > 1 else 0.1 * state.abs()
+    states = state[rows] + spread * torch.randn(cases, state.shape[-1], generator=generator)
+    letters = "abcdefghijklmnopqrstuvwxyz 0123456789.,é"
+    sentences = [observation.instruction[i] for i in rows.tolist()]
+    for i in range(1, cases, 3):  # from the empty sentence to ones that are cut
+        sentences[i] = "".join(letters[j] for j in torch.randint(len(letters), (4 * (i - 1),), generator=generator).tolist())
+    noises = torch.randn(cases, policy.action_horizon, policy.action_dim, generator=generator)
+    return images, states, sentences, noises
+
+
+def _write_graph(graph: nn.Module, inputs: dict[str, Tensor], path: Path, format: str) -> None:
+    exporter = logging.getLogger("torch.onnx")
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)  # it warns about torchvision's absence
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # deprecations inside torch, nothing a user can act on
+            program = torch.export.export(graph, (), kwargs=inputs, strict=False)
+            if format == "torch":
+                torch.export.save(program, path)
+                return
+            torch.onnx.export(
+                program,
+                kwargs=inputs,
+                f=path,
+                input_names=list(inputs),
+                output_names=["actions"],
+                opset_version=OPSET,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+    finally:
+        exporter.setLevel(level)
+
+
+def _compare(
+    policy: Policy, draft: Path, images: Tensor, states: Tensor, instructions: list[str], noises: Tensor
+) -> dict[str, Any]:
+    """Run the written file as a robot would, against `Policy.encode` and `sample_ode` on sentences."""
+    observation = Observation({policy.camera: images}, states, tuple(instructions))  # type: ignore[union-attr]
+    with torch.no_grad():
+        exact = _sample(policy, policy.encode(observation), noises)
+    if not torch.isfinite(exact).all():
+        raise ValueError(
+            "the policy's actions on this observation are not finite; train it again or load another one, nothing was exported"
+        )
+    inside = (exact.abs() < 1).float().mean().item()  # outside, clamping hides every difference
+    if inside == 0:
+        raise ValueError("every action of the policy lies outside [-1, 1]; train it further, nothing was exported")
+    bundle = load_bundle(draft, threads=torch.get_num_threads())
+    arrays = zip(images.numpy(), states.numpy(), instructions, noises.numpy(), strict=True)
+    actual = np.stack([bundle(*case) for case in arrays])
+    difference = float(np.abs(actual - exact.clamp(-1, 1).numpy()).max())
+    if not (math.isfinite(difference) and difference <= TOLERANCE):
+        raise ValueError(
+            f"the exported policy differs from the original by {difference:.1e} in normalised actions, at most {TOLERANCE:.0e} is "
+            f"allowed; nothing was exported"
+        )
+    return {"max_abs_difference": difference, "tolerance": TOLERANCE, "cases": len(images), "share_not_clamped": inside}
+
+
+def _replace(draft: Path, folder: Path, replaced: Path) -> None:
+    if not (folder / DESCRIPTION).is_file():
+        os.rename(draft, folder)
+        return
+    os.rename(folder, replaced)
+    try:
+        os.rename(draft, folder)
+    except OSError:
+        os.rename(replaced, folder)
+        raise
+
+
+def _entry(name: str, tensor: Tensor) -> dict[str, Any]:
+    return {"name": name, "shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+
+
+def _write_description(draft: Path, description: dict[str, Any]) -> None:
+    document = {**description, "sha256_of_this_description": description_sha256(description)}
+    (draft / DESCRIPTION).write_text(json.dumps(document, indent=2) + "\n")
+
+
+def _worldsim_version() -> str:
+    try:
+        return version("worldsim")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "unknown"

@@ -1,0 +1,159 @@
+"""The data that every part of worldsim exchanges: observations, episodes, rollouts and judgements.
+
+They are frozen dataclasses of batched torch tensors so that the whole data contract fits on one page and slicing,
+branching and resetting are plain indexing. Read `interfaces.py` next: it says who produces and who consumes them.
+
+Shape legend of the repository: ``b`` environment, ``t`` decision or frame, ``k`` denoising step, ``ah``/``ad`` action
+horizon and dimension, ``s`` proprioceptive state, ``h w c`` image (RGB).
+"""
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+from typing_extensions import Self
+
+
+class TensorBatch:
+    """Indexing and moving for dataclasses whose tensors share their leading axis."""
+
+    def __getitem__(self, index: Tensor | slice | list[int]) -> Self:
+        """Rows `index` (an integer tensor, a boolean mask, a slice or a list) of every field."""
+        if isinstance(index, list):
+            index = torch.tensor(index, dtype=torch.bool if index and isinstance(index[0], bool) else torch.long)
+        return self._map(lambda tensor: tensor[index.to(tensor.device) if isinstance(index, Tensor) else index], index)
+
+    def to(self, device: torch.device | str) -> Self:
+        """A copy on `device`."""
+        return self._map(lambda tensor: tensor.to(device), slice(None))
+
+    def detach(self) -> Self:
+        """A copy that carries no gradient."""
+        return self._map(lambda tensor: tensor.detach(), slice(None))
+
+    def _map(self, fn, index) -> Self:
+        def apply(value):
+            if isinstance(value, Tensor):
+                return fn(value)
+            if isinstance(value, dict):
+                return {key: apply(item) for key, item in value.items()}
+            if isinstance(value, tuple):
+                return tuple(value[i] for i in range(len(value))[index]) if isinstance(index, slice) else _take(value, index)
+            if isinstance(value, TensorBatch):
+                return value._map(fn, index)
+            return value
+
+        return replace(self, **{f.name: apply(getattr(self, f.name)) for f in fields(self)})  # type: ignore[type-var]
+
+
+def _take(values: tuple, index: Tensor) -> tuple:
+    rows = index.nonzero().flatten() if index.dtype == torch.bool else index
+    return tuple(values[i] for i in rows.tolist())
+
+
+@dataclass(frozen=True)
+class Observation(TensorBatch):
+    """What a policy sees at one instant, for a batch of environments.
+
+    Attributes:
+        images: RGB by camera name; uint8 0..255, or float 0..1 inside a differentiable dream.
+        state: proprioception in SI units (m, m/s, rad), in the order of the robot's `state_names`.
+        instruction: one natural-language sentence per environment.
+    """
+
+    images: dict[str, Shaped[Tensor, "*b h w 3"]]
+    state: Float[Tensor, "*b s"]
+    instruction: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement(TensorBatch):
+    """What a world's judge says of the current frame: the task's truth in physics, the reflector's verdict in a dream.
+
+    Attributes:
+        success: the task is done.
+        progress: task progress in [0, 1].
+    """
+
+    success: Bool[Tensor, "*b"]
+    progress: Float[Tensor, "*b"]
+
+
+@dataclass(frozen=True)
+class Reflection(TensorBatch):
+    """A reflector's judgement of frames under an instruction; every field is [*b].
+
+    Attributes:
+        p_success: calibrated probability in (0, 1) that the task is done in this frame.
+        progress: estimated progress in [0, 1]; 1 is done.
+        uncertainty: spread of the judgement in [0, 1]; 0 where the reflector has no estimate.
+    """
+
+    p_success: Float[Tensor, "*b"]
+    progress: Float[Tensor, "*b"]
+    uncertainty: Float[Tensor, "*b"]
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One recorded episode of t actions and t+1 observations.
+
+    Attributes:
+        images: RGB uint8 by camera, [t+1, h, w, 3].
+        state: proprioception, [t+1, s].
+        action: normalised actions in [-1, 1], [t, ad].
+        reward: reward of each action, [t].
+        success: ground truth of every frame, [t+1].
+        progress: task progress of every frame in [0, 1], [t+1].
+        instruction: what the episode was told to do.
+        source: who acted: "expert", "noisy_expert", "policy" or "dream".
+    """
+
+    images: dict[str, Shaped[Tensor, "t1 h w 3"]]
+    state: Float[Tensor, "t1 s"]
+    action: Float[Tensor, "t ad"]
+    reward: Float[Tensor, " t"]
+    success: Bool[Tensor, " t1"]
+    progress: Float[Tensor, " t1"]
+    instruction: str
+    source: str
+
+    def __len__(self) -> int:
+        return self.action.shape[0]
+
+
+@dataclass(frozen=True)
+class Rollout(TensorBatch):
+    """What reinforcement learning eats: b trajectories of t decisions, each a denoising chain of k steps.
+
+    Attributes:
+        obs: the observation before each decision, [b, t, ...].
+        chain: noisy action chunks, noise first, the executed chunk last.
+        logprob: log-probability of each denoising transition under the policy that acted.
+        reward: summed over the chunk.
+        terminated: the episode ended (success) within this decision.
+        truncated: time ran out at the end of this decision.
+        valid: this decision happened before the end of its episode; others carry no gradient.
+        group: trajectories with one number share start state and instruction (GRPO).
+        value: critic's estimate before each decision.
+        final_value: critic's estimate after the last decision, for the bootstrap.
+    """
+
+    images: dict[str, Shaped[Tensor, "b t h w 3"]]
+    state: Float[Tensor, "b t s"]
+    instruction: tuple[str, ...]
+    chain: Float[Tensor, "b t k1 ah ad"]
+    logprob: Float[Tensor, "b t k"]
+    reward: Float[Tensor, "b t"]
+    terminated: Bool[Tensor, "b t"]
+    truncated: Bool[Tensor, "b t"]
+    valid: Bool[Tensor, "b t"]
+    group: Int[Tensor, " b"]
+    value: Float[Tensor, "b t"]
+    final_value: Float[Tensor, " b"]
+
+
+def float_image(images: Tensor) -> Tensor:
+    """RGB in [0, 1] from uint8 0..255; a float image passes through unchanged, with its gradient."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images
