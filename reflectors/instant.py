@@ -23,6 +23,9 @@ class InstantReflector(Reflector):
         consecutive, window: an episode stops when k = `consecutive` of the last n = `window` frames exceed the threshold.
     """
 
+    scale: Tensor
+    bias: Tensor
+
     def __init__(self, features: int = 256, channels: int = 64, blocks: int = 2, consecutive: int = 1, window: int = 2):
         super().__init__()
         if not 1 <= consecutive <= window:

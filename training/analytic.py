@@ -69,6 +69,7 @@ class AnalyticPostTraining(LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.save_hyperparameters()
+        self.settings: Any = self.hparams
         self.policy: Policy = checkpoint.load(policy, Policy).train()
         self.reference: Policy = checkpoint.load(policy, Policy).requires_grad_(False)
         self.world_model: WorldModel = checkpoint.load(world_model, WorldModel).requires_grad_(False)
@@ -80,7 +81,7 @@ class AnalyticPostTraining(LightningModule):
         self.ema = EMAModel(self.policy.parameters(), decay=ema_decay)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        h = self.hparams
+        h = self.settings
         policy_optimizer, critic_optimizer = self.optimizers()  # type: ignore[misc]
         generator = torch.Generator(self.device).manual_seed(int(torch.randint(2**62, ())))
         self.world_model.eval(), self.reflector.eval(), self.reference.eval()
@@ -104,7 +105,7 @@ class AnalyticPostTraining(LightningModule):
 
     def _dream(self, batch: Batch, generator: torch.Generator) -> Dream:
         frames, b = batch["frames"].float() / 255, len(batch["instruction"])
-        noisy = (torch.arange(b, device=self.device) % 2 * self.hparams.exploration)[:, None, None]
+        noisy = (torch.arange(b, device=self.device) % 2 * self.settings.exploration)[:, None, None]
         return imagine(
             self.policy,
             self.world_model,
@@ -113,10 +114,10 @@ class AnalyticPostTraining(LightningModule):
             frames[:, -1],
             batch["state"][:, -1],
             tuple(batch["instruction"]),  # the loader turns tuples into lists
-            chunks=self.hparams.chunks,
+            chunks=self.settings.chunks,
             exploration=noisy,
-            progress_weight=self.hparams.progress_weight,
-            judged=self.hparams.judged,
+            progress_weight=self.settings.progress_weight,
+            judged=self.settings.judged,
             generator=generator,
         )
 
@@ -143,7 +144,7 @@ class AnalyticPostTraining(LightningModule):
         return torch.stack(actions, dim=1)
 
     def _fit_critic(self, dream: Dream, value: Tensor, instruction: tuple[str, ...], optimizer: Any) -> Tensor:
-        h = self.hparams
+        h = self.settings
         target = td_lambda_targets(dream.reward.detach(), dream.p_success.detach(), value.detach(), gamma=h.gamma, lam=h.lam)
         frames = dream.frames[:, :-1].detach()
         repeated = tuple(s for s in instruction for _ in range(frames.shape[1]))
@@ -165,7 +166,7 @@ class AnalyticPostTraining(LightningModule):
         checkpoint.save(self.policy, self.trainer.default_root_dir)
 
     def configure_optimizers(self) -> Any:
-        h = self.hparams
+        h = self.settings
         iterations = int(self.trainer.estimated_stepping_batches)
         optimizer, schedule = decayed_adamw(self.policy.parameters(), lr=h.lr, total_steps=iterations, floor=0.1)
         return [optimizer, torch.optim.AdamW(self.critic.parameters(), lr=h.critic_lr)], [schedule]

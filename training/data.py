@@ -131,7 +131,7 @@ class WorldModelData(TableData):
         return self.augmented(window, generator)
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader([self.validation], batch_size=None)
+        return whole_batches([self.validation])
 
 
 class ReflectorData(TableData):
@@ -191,7 +191,7 @@ class ReflectorData(TableData):
             }
             for rows in torch.arange(len(table.success)).split(256)
         ]
-        return DataLoader(batches, batch_size=None)
+        return whole_batches(batches)
 
 
 class DemonstrationData(TableData):
@@ -255,3 +255,8 @@ class StartData(TableData):
         wishes = torch.randint(len(self.instructions), (len(rows),), generator=generator)
         start = {"frames": window["frames"][:, : self.context], "state": window["state"][:, : self.context]}
         return {**self.augmented(start, generator), "instruction": tuple(self.instructions[i] for i in wishes.tolist())}
+
+
+def whole_batches(batches: list[Batch]) -> DataLoader:
+    """A loader over ready-made batches."""
+    return DataLoader(batches, batch_size=None)  # pyright: ignore[reportArgumentType] - a list is a dataset

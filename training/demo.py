@@ -57,18 +57,23 @@ def stages(cfg: dict[str, Any]) -> list[Stage]:
         return ("fit", f"experiment={experiment}", f"name={experiment}", f"run_dir={run}/{experiment}", f"seed_everything={seed}",
                 f"data.seed={seed}", "resume=true", *more)  # fmt: skip
 
+    both = ("collect_play_a", "collect_play_b")
     models = (f"model.policy={run}/policy", f"model.world_model={run}/world_model", f"model.reflector={run}/reflector")
+
+    def post_train(experiment: str, iterations: int) -> tuple[str, ...]:
+        return fit(experiment, every, *models, f"trainer.limit_train_batches={iterations}")
+
     learned = ("world_model", "policy", "reflector")
     return [
         Stage("collect_demos", collect(demos, "expert", size["demos"], 0)),
         # Play goes on for a moment after a success, so that the reflector also sees blocks well inside a disc.
         Stage("collect_play_b", collect(play[1], "play", size["play_b"], 2, "+world.success_steps=4")),
         Stage("collect_play_a", collect(play[0], "play", size["play_a"], 1, "+world.success_steps=4"), ("collect_demos",)),
-        Stage("world_model", fit("world_model", every, f"trainer.max_steps={size['world_model_steps']}"), ("collect_play_a", "collect_play_b")),
+        Stage("world_model", fit("world_model", every, f"trainer.max_steps={size['world_model_steps']}"), both),
         Stage("policy", fit("policy", f"data.roots=[{demos}]", f"trainer.max_steps={size['policy_steps']}"), ("collect_demos",)),
-        Stage("reflector", fit("reflector", every, f"trainer.max_steps={size['reflector_steps']}"), ("collect_play_a", "collect_play_b")),
-        Stage("post_train", fit("post_train", every, *models, f"trainer.limit_train_batches={size['iterations']}"), learned),
-        Stage("post_train_ppo", fit("post_train_ppo", every, *models, f"trainer.limit_train_batches={size['ppo_iterations']}"), learned),
+        Stage("reflector", fit("reflector", every, f"trainer.max_steps={size['reflector_steps']}"), both),
+        Stage("post_train", post_train("post_train", size["iterations"]), learned),
+        Stage("post_train_ppo", post_train("post_train_ppo", size["ppo_iterations"]), learned),
         Stage(
             "evaluate",
             (
@@ -112,12 +117,10 @@ def run_demo(cfg: dict[str, Any]) -> None:
     page = write_report(run)
     before, after = summary["physics_success"]["before"], summary["physics_success"]["after"]
     gain = summary["physics_success"]["paired_gain"]
+    interval = f"95 % interval {gain['ci95'][0]:.1f} to {gain['ci95'][1]:.1f}"
+    print(f"physics success {100 * before['rate']:.1f} % -> {100 * after['rate']:.1f} % on {after['episodes']} held-out starts")
     print(
-        f"physics success {100 * before['rate']:.1f} % -> {100 * after['rate']:.1f} % on {after['episodes']} held-out starts, ",
-        end="",
-    )
-    print(
-        f"gain {gain['points']:.1f} points (95 % {gain['ci95'][0]:.1f} to {gain['ci95'][1]:.1f}), post-training took 0 physics steps."
+        f"gain {gain['points']:.1f} points ({interval}); post-training took {summary['physics_steps']['post_train']} physics steps"
     )
     print(f"Read {page}")
 

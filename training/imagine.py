@@ -39,7 +39,6 @@ class Dream:
 
     Attributes:
         actions: as the sampler gave them, not clamped, [b, h, ah, ad].
-        features: of the observation before each chunk, [b, h, f].
         frames: the frame before each chunk and the last one, [b, h+1, height, width, 3].
         obs: the observation before each chunk.
         noise: x_1 of each chunk, [b, h, ah, ad].
@@ -76,9 +75,13 @@ def imagine(
     chunk; the policy's own observations are cut off, so that it learns to act and not to shape what it sees.
 
     Args:
-        policy, world_model, reflector: only the policy's parameters should require gradients.
+        policy: the only one whose parameters should require gradients.
+        world_model: frozen.
+        reflector: frozen.
         start: the world model's state.
-        frame, proprioception, instruction: the present observation (float frame 0..1).
+        frame: what the camera sees now, float 0..1.
+        proprioception: the present state.
+        instruction: one sentence per dream.
         chunks: h.
         exploration: standard deviation of noise on the executed actions, per dream.
         progress_weight: scale of the progress reward.
@@ -103,7 +106,8 @@ def imagine(
         reached = reflection.progress.unflatten(0, (b, len(judged)))[:, -1]
         frame, proprioception = seen[:, -1], proprioceptions[:, -1]
         rewards.append(progress_weight * (reached - progress) + p_success)
-        for values, value in ((actions, action), (frames, frame), (observations, obs), (noises, noise), (successes, p_success)):
+        observations.append(obs)
+        for values, value in ((actions, action), (frames, frame), (noises, noise), (successes, p_success)):
             values.append(value)
         progress = reached
     return Dream(

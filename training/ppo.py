@@ -64,6 +64,7 @@ class ClippedPostTraining(LightningModule, ABC):
         super().__init__()
         self.automatic_optimization = False
         self.save_hyperparameters()
+        self.settings: Any = self.hparams
         self.policy: Policy = checkpoint.load(policy, Policy)
         self.reference: Policy = checkpoint.load(policy, Policy).requires_grad_(False)
         self.world_model: WorldModel = checkpoint.load(world_model, WorldModel).requires_grad_(False)
@@ -76,7 +77,7 @@ class ClippedPostTraining(LightningModule, ABC):
         """Advantage and the critic's target of every decision, [b, t] each."""
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        h = self.hparams
+        h = self.settings
         # Dropout-free evaluation mode throughout: the log-probability of an unchanged policy must not change.
         self.eval()
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
@@ -97,7 +98,8 @@ class ClippedPostTraining(LightningModule, ABC):
         self.log_dict({f"train/{name}": value for name, value in scalars.items()}, prog_bar=True)
 
     def _imagine(self, batch: Batch, generator: torch.Generator) -> Rollout:
-        h, n = self.hparams, len(batch["instruction"])
+        n = len(batch["instruction"])
+        h = self.settings
         starts = Starts(batch["frames"], batch["state"], tuple(batch["instruction"]))  # the loader turns tuples into lists
         world = DreamWorld(self.world_model, self.reflector, starts, num_envs=n * h.group_size)
         which = torch.arange(n).repeat_interleave(h.group_size)
@@ -108,15 +110,15 @@ class ClippedPostTraining(LightningModule, ABC):
 
     def _minibatches(self, valid: Tensor, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         rows, columns = valid.nonzero(as_tuple=True)
-        for _ in range(self.hparams.epochs):
+        for _ in range(self.settings.epochs):
             order = torch.randperm(len(rows), generator=generator)
-            for part in order.split(self.hparams.minibatch):
+            for part in order.split(self.settings.minibatch):
                 yield rows[part], columns[part]
 
     def _update(
         self, rollout: Rollout, rows: tuple[Tensor, Tensor], advantage: Tensor, target: Tensor, *, learn_policy: bool
     ) -> dict[str, Tensor]:
-        h = self.hparams
+        h = self.settings
         policy_optimizer, critic_optimizer = self.optimizers()  # type: ignore[misc]
         frames, state, chain = rollout.images[rows], rollout.state[rows], rollout.chain[rows]
         sentences = tuple(rollout.instruction[i] for i in rows[0].tolist())
@@ -150,7 +152,7 @@ class ClippedPostTraining(LightningModule, ABC):
         checkpoint.save(self.policy, self.trainer.default_root_dir)
 
     def configure_optimizers(self) -> Any:
-        h = self.hparams
+        h = self.settings
         optimizer, schedule = decayed_adamw(
             self.policy.parameters(), lr=h.lr, total_steps=int(self.trainer.estimated_stepping_batches), floor=0.1
         )
@@ -167,15 +169,15 @@ class PPOPostTraining(ClippedPostTraining):
             rollout.final_value,
             terminated=rollout.terminated,
             valid=rollout.valid,
-            gamma=self.hparams.gamma,
-            lam=self.hparams.lam,
+            gamma=self.settings.gamma,
+            lam=self.settings.lam,
         )
 
 
 class GRPOPostTraining(ClippedPostTraining):
-    """Group-relative advantages: each dream against the others from its start (DeepSeekMath, arXiv:2402.03300); `group_size` >= 2."""
+    """Group-relative advantages: each dream against the others from its start (arXiv:2402.03300); `group_size` >= 2."""
 
     def advantage(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        returns = (rollout.reward * rollout.valid).sum(1).unflatten(0, (-1, self.hparams.group_size))
+        returns = (rollout.reward * rollout.valid).sum(1).unflatten(0, (-1, self.settings.group_size))
         advantage = grpo(returns).flatten()[:, None].expand_as(rollout.reward)
         return advantage * rollout.valid, rollout.reward

@@ -6,7 +6,7 @@ They only put parts together; read the parts themselves: `worldsim/collect.py`, 
 import json
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from hydra.utils import instantiate
@@ -39,7 +39,10 @@ def collect(cfg: Config) -> None:
     _store(world, instantiate(cfg["actor"]), Path(cfg["root"]), episodes=cfg["episodes"], seed=cfg["seed"], storage=cfg["storage"])
 
 
-def _store(world: World, actor: Any, root: Path, *, episodes: int, seed: int, storage: str = "image") -> list[Any]:
+def _store(
+    world: World, actor: Any, root: Path, *, episodes: int, seed: int, storage: Literal["image", "video"] = "image"
+) -> list[Any]:
+    images: Any = world.single_observation_space["images"]
     counter = root / "meta" / "physics_steps.json"
     before = json.loads(counter.read_text())["physics_steps"] if counter.is_file() else 0
     done = []
@@ -49,7 +52,7 @@ def _store(world: World, actor: Any, root: Path, *, episodes: int, seed: int, st
         robot_type="planar_pusher",
         state_names=world.state_names,
         action_names=world.action_names,
-        cameras={name: space.shape[:2] for name, space in world.single_observation_space["images"].items()},
+        cameras={world.camera: images[world.camera].shape[:2]},
         storage=storage,
     ) as writer:
         # A resumed recording goes on with starts that the interrupted one has not reached.
@@ -61,9 +64,8 @@ def _store(world: World, actor: Any, root: Path, *, episodes: int, seed: int, st
             write_json(counter, {"physics_steps": before + world.physics_steps})
             done += batch
     rate = sum(bool(episode.success[-1]) for episode in done) / max(1, len(done))
-    print(
-        f"{root}: {episodes} episodes, {len(done)} new with {100 * rate:.0f} % success, {before + world.physics_steps} physics steps"
-    )
+    steps = before + world.physics_steps
+    print(f"{root}: {episodes} episodes, {len(done)} new with {100 * rate:.0f} % success, {steps} physics steps")
     return done
 
 
@@ -111,7 +113,7 @@ def evaluate(cfg: Config) -> None:
         result: Config = {"policies": {}, "seed": seed, "world": cfg["world"]}
         baseline = next(iter(outcomes.values()))
         for name, outcome in outcomes.items():
-            entry = dict(success_rate(outcome.success))
+            entry: Config = dict(success_rate(outcome.success))
             if outcome is not baseline:
                 entry["paired_gain"] = paired_difference(baseline.success, outcome.success)
             if models:

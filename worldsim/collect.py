@@ -6,6 +6,7 @@ world differ. Read `worldsim/data/lerobot.py` next: it stores the episodes.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,6 +22,8 @@ from worldsim.types import Episode, Observation
 class Actor(ABC):
     """Whoever acts: proposes a chunk of actions for every environment.
 
+    `world` is any `World` for a policy; the scripted actors need a physics world with `truth()` (`GenesisWorld`).
+
     Attributes:
         source: stored with each episode, see `Episode.source`.
     """
@@ -28,10 +31,10 @@ class Actor(ABC):
     source: str
 
     @abstractmethod
-    def act(self, world: World, obs: Observation) -> Float[Tensor, "b ah ad"]:
+    def act(self, world: Any, obs: Observation) -> Float[Tensor, "b ah ad"]:
         """Chunks of ah >= 1 actions in [-1, 1]."""
 
-    def begin(self, world: World, started: Bool[Tensor, " b"]) -> None:  # noqa: B027 - most actors keep no memory
+    def begin(self, world: Any, started: Bool[Tensor, " b"]) -> None:  # noqa: B027 - most actors keep no memory
         """Forget the past of the environments whose episode has just started."""
 
 
@@ -49,7 +52,7 @@ class ExpertActor(Actor):
         self.noise = noise
         self.generator = torch.Generator().manual_seed(seed)
 
-    def act(self, world, obs):
+    def act(self, world: Any, obs: Observation) -> Tensor:
         truth = world.truth()
         action = expert_action(truth.block, truth.goal, truth.pusher, max_delta_m=world.max_delta_m)
         return (action + self.noise * torch.randn(action.shape, generator=self.generator)).clamp(-1, 1)[:, None]
@@ -88,7 +91,7 @@ class PlayActor(Actor):
         self.generator = torch.Generator().manual_seed(seed)
         self.level = torch.zeros(0)
 
-    def begin(self, world, started):
+    def begin(self, world: Any, started: Tensor) -> None:
         b = world.num_envs
         if len(self.level) != b:
             self.level, self.drift = torch.zeros(b), torch.zeros(b, 2)
@@ -99,7 +102,7 @@ class PlayActor(Actor):
         self.drift = torch.where(started[:, None], 0.0, self.drift)
         self.age = torch.where(started, 0, self.age)
 
-    def act(self, world, obs):
+    def act(self, world: Any, obs: Observation) -> Tensor:
         truth = world.truth()
         self._wish(world)
         targets = torch.stack([truth.goal, world.goals[torch.arange(world.num_envs), self.disc], self.point], dim=1)
@@ -108,7 +111,7 @@ class PlayActor(Actor):
         action = expert_action(truth.block, target, truth.pusher, max_delta_m=world.max_delta_m, offset_m=self.offset)
         return (action + self.level[:, None] * self.drift).clamp(-1, 1)[:, None]
 
-    def _wish(self, world) -> None:
+    def _wish(self, world: Any) -> None:
         """Draw a new wish where patience has run out."""
         b, draw = world.num_envs, torch.rand(world.num_envs, 5, generator=self.generator)
         over = self.age % self.patience == 0
@@ -143,7 +146,7 @@ class PolicyActor(Actor):
         return cls(checkpoint.load(folder, Policy), noise, seed)
 
     @torch.no_grad()
-    def act(self, world, obs):
+    def act(self, world: Any, obs: Observation) -> Tensor:
         shape = (world.num_envs, self.policy.action_horizon, self.policy.action_dim)
         features = self.policy.encode(obs)
         start = torch.randn(shape, generator=self.generator)

@@ -11,6 +11,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.spaces.text import alphanumeric
 from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
@@ -98,12 +99,14 @@ class DreamWorld(World):
         if num_envs < 1 or len(starts) < 1:
             raise ValueError(f"a dream needs num_envs >= 1 and at least one start, got {num_envs} and {len(starts)}")
         self.world_model, self.reflector, self.starts = world_model, reflector, starts
+        self.state_names = tuple(f"state_{i}" for i in range(starts.state.shape[-1]))
+        self.action_names = tuple(f"action_{i}" for i in range(world_model.action_dim))
         self.num_envs, self.max_episode_steps, self.fps, self.camera = num_envs, max_episode_steps, fps, world_model.camera
         height, width = starts.frames.shape[2:4]
         self.single_observation_space = gym.spaces.Dict(
             images=gym.spaces.Dict({self.camera: gym.spaces.Box(0, 255, (height, width, 3), np.uint8)}),
             state=gym.spaces.Box(-np.inf, np.inf, (starts.state.shape[-1],), np.float32),
-            instruction=gym.spaces.Text(200, charset=gym.spaces.text.alphanumeric | set(" .,:;!?'-")),
+            instruction=gym.spaces.Text(200, charset=alphanumeric | set(" .,:;!?'-")),
         )
         self.single_action_space = gym.spaces.Box(-1.0, 1.0, (world_model.action_dim,), np.float32)
         self.action_space = batch_space(self.single_action_space, num_envs)

@@ -1,7 +1,8 @@
 """Measuring policies and dreams against physics: success on held-out starts, and the same starts imagined.
 
-Start i of an evaluation is the stream `seed + i` of the world, whatever the batch size, so two policies are compared on the
-same starts and a gain can be paired. Read `metrics.py` for the intervals and `world_model_quality.py` for open-loop dreams."""
+Start i of an evaluation is the stream `seed + i` of the world, so two policies are compared on the same starts (and, with the
+same batch size, the same sampler noise) and a gain can be paired. Read `metrics.py` for the intervals and
+`world_model_quality.py` for open-loop dreams."""
 
 import time
 from dataclasses import dataclass
@@ -87,7 +88,9 @@ def imagine_outcomes(
     """The same starts, imagined: success by the reflector's verdict in a dream.
 
     Args:
-        policy, world_model, reflector: in evaluation mode.
+        policy: in evaluation mode.
+        world_model: in evaluation mode.
+        reflector: in evaluation mode.
         starts: of the physical episodes, with the world model's context.
         max_episode_steps: as in physics.
         batch: dreams at a time; the number of starts must be a multiple.

@@ -57,6 +57,8 @@ class World(VectorEnv, ABC):
     Attributes:
         fps: control frequency in Hz.
         max_episode_steps: an episode is truncated after that many actions.
+        camera: name of the camera that looks at the task.
+        state_names, action_names: of the proprioceptive state and the action, one per dimension.
         physics_steps: control steps of *physics* executed so far, summed over environments; a dream's is always 0.
         physics_steps_of_process: the same, over all worlds of this process.
     """
@@ -64,6 +66,9 @@ class World(VectorEnv, ABC):
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": ["rgb_array"]}
     fps: int
     max_episode_steps: int
+    camera: str
+    state_names: tuple[str, ...]
+    action_names: tuple[str, ...]
     physics_steps: int = 0
     physics_steps_of_process: ClassVar[int] = 0
     single_observation_space: gym.spaces.Dict

@@ -177,8 +177,10 @@ def _chart(points: list[tuple[float, float]], title: str, xlabel: str) -> Markup
     """A line chart as inline SVG in the page's own colours and font; a log axis for a positive range beyond 100."""
     stride = math.ceil(len(points) / _MAX_POINTS)
     x, y = zip(*(points[:-1:stride] + points[-1:]), strict=True)
-    ink = dict.fromkeys(["text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"], _INK)
-    style = {
+    ink: dict[Any, Any] = dict.fromkeys(
+        ["text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"], _INK
+    )
+    style: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "worldsim",
         "font.size": 8,

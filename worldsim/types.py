@@ -128,7 +128,9 @@ class Rollout(TensorBatch):
     """What reinforcement learning eats: b trajectories of t decisions, each a denoising chain of k steps.
 
     Attributes:
-        obs: the observation before each decision, [b, t, ...].
+        images: RGB uint8 before each decision.
+        state: proprioception before each decision.
+        instruction: one sentence per trajectory.
         chain: noisy action chunks, noise first, the executed chunk last.
         logprob: log-probability of each denoising transition under the policy that acted.
         reward: summed over the chunk.
@@ -140,7 +142,7 @@ class Rollout(TensorBatch):
         final_value: critic's estimate after the last decision, for the bootstrap.
     """
 
-    images: dict[str, Shaped[Tensor, "b t h w 3"]]
+    images: Shaped[Tensor, "b t h w 3"]
     state: Float[Tensor, "b t s"]
     instruction: tuple[str, ...]
     chain: Float[Tensor, "b t k1 ah ad"]

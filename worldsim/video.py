@@ -124,7 +124,7 @@ def filmstrip(frames: Video, count: int) -> Image:
         raise ValueError(f"count must be at least 1, got {count}")
     video = _frames(frames)
     chosen = video[np.linspace(0, len(video) - 1, count).round().astype(int)]
-    return tile(chosen[:, None], columns=count)[0]
+    return tile(list(chosen[:, None]), columns=count)[0]
 
 
 def png_bytes(image: UInt8[np.ndarray, "h w 3"] | UInt8[Tensor, "h w 3"]) -> bytes:

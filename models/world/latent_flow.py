@@ -130,6 +130,9 @@ class LatentFlowWorldModel(WorldModel):
         image: (height, width) of the frames, multiples of 8.
     """
 
+    state_mean: Tensor
+    state_std: Tensor
+
     def __init__(
         self,
         camera: str = "front",

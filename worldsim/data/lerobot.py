@@ -16,13 +16,14 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from worldsim.data import lerobot_format as fmt
 from worldsim.data.lerobot_reader import NUM_THREADS, Dataset

@@ -26,7 +26,9 @@ def expert_action(
     orbits the block the shorter way round.
 
     Args:
-        block, goal, pusher: positions on the table plane [m].
+        block: position on the table plane [m].
+        goal: where the block should go [m].
+        pusher: position of the robot [m].
         max_delta_m: displacement of an action of length 1 [m].
         offset_m: pushes that far to the left of the block's centre, seen towards the goal: clumsy pushes that turn the block.
     """

@@ -12,6 +12,7 @@ import genesis as gs
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.spaces.text import alphanumeric
 from gymnasium.vector.utils import batch_space
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -50,7 +51,11 @@ def init_genesis() -> None:
     """Start Genesis on the CPU once per process, and leave torch's thread count as it was."""
     if not gs._initialized:
         threads = torch.get_num_threads()
-        gs.init(backend=gs.cpu, logging_level="error", precision="32")
+        gs.init(
+            backend=gs.cpu,  # pyright: ignore[reportAttributeAccessIssue] - set by `import genesis` at run time
+            logging_level="error",
+            precision="32",
+        )
         torch.set_num_threads(threads)
 
 
@@ -90,7 +95,7 @@ class GenesisWorld(World):
         self.single_observation_space = gym.spaces.Dict(
             images=gym.spaces.Dict({self.camera: gym.spaces.Box(0, 255, (height, width, 3), np.uint8)}),
             state=gym.spaces.Box(-np.inf, np.inf, (len(self.state_names),), np.float32),
-            instruction=gym.spaces.Text(200, charset=gym.spaces.text.alphanumeric | set(" .,:;!?'-")),
+            instruction=gym.spaces.Text(200, charset=alphanumeric | set(" .,:;!?'-")),
         )
         self.single_action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
         self.action_space = batch_space(self.single_action_space, num_envs)
