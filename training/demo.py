@@ -43,28 +43,79 @@ class Stage:
     alone: bool = False
 
 
+def collect_command(cfg: dict[str, Any], root: str, actor: str, episodes: int, stream: int, *more: str) -> tuple[str, ...]:
+    """`worldsim collect`, with starts of its own for every seed of the demo and every stream."""
+    seeds = f"seed={cfg['seed'] * 1_000_000 + stream * 100_000}"
+    return (
+        "collect",
+        f"actor={actor}",
+        f"root={root}",
+        f"episodes={episodes}",
+        seeds,
+        f"world.num_envs={cfg['size']['envs']}",
+        *more,
+    )
+
+
+def fit_command(cfg: dict[str, Any], experiment: str, name: str, *more: str) -> tuple[str, ...]:
+    """`worldsim fit` into the folder `name` of the run; continues if it was interrupted."""
+    where = (f"experiment={experiment}", f"name={name}", f"run_dir={cfg['run']}/{name}")
+    return ("fit", *where, f"seed_everything={cfg['seed']}", f"data.seed={cfg['seed']}", "resume=true", *more)
+
+
+def learner_inputs(run: str, policy: str, world_model: str, reflector: str) -> tuple[str, ...]:
+    """Overrides that tell a learner which models of the run it starts from."""
+    return (f"model.policy={run}/{policy}", f"model.world_model={run}/{world_model}", f"model.reflector={run}/{reflector}")
+
+
+def evolve_round(cfg: dict[str, Any], number: int) -> list[Stage]:
+    """Fresh data of the current policy, then world model and reflector are refitted and the policy learns on (WoVR's PACE,
+    arXiv:2602.13977). The physics steps are counted like all others."""
+    run, evolve = cfg["run"], cfg["evolve"]
+    before = final_names({"evolve": {"rounds": number - 1}})
+    fresh = f"{run}/data/policy_{number}"
+    roots = [f"{run}/data/{name}" for name in ("demos", "play_a", "play_b", *(f"policy_{n}" for n in range(1, number + 1)))]
+    every = f"data.roots=[{','.join(roots)}]"
+    names = {key: f"{key}_{number}" for key in ("collect", "world_model", "reflector", "post_train")}
+    actor = (f"actor.folder={run}/{before['policy']}", "+world.success_steps=4")
+
+    def refit(experiment: str, steps: int) -> Stage:
+        weights = f"model.weights={run}/{before[experiment]}"
+        command = fit_command(cfg, experiment, names[experiment], every, weights, f"trainer.max_steps={steps}")
+        return Stage(names[experiment], command, (names["collect"],))
+
+    models = learner_inputs(run, before["policy"], names["world_model"], names["reflector"])
+    learn = fit_command(
+        cfg, "post_train", names["post_train"], every, *models, f"trainer.limit_train_batches={evolve['iterations']}"
+    )
+    return [
+        Stage(names["collect"], collect_command(cfg, fresh, "policy", evolve["episodes"], 2 + number, *actor), (before["policy"],)),
+        refit("world_model", evolve["world_model_steps"]),
+        refit("reflector", evolve["reflector_steps"]),
+        Stage(names["post_train"], learn, (names["world_model"], names["reflector"])),
+    ]
+
+
 def stages(cfg: dict[str, Any]) -> list[Stage]:
     """The loop: collect, learn, post-train in imagination, evaluate in physics."""
-    run, seed, size = cfg["run"], cfg["seed"], cfg["size"]
+    run, size = cfg["run"], cfg["size"]
     demos, play = f"{run}/data/demos", [f"{run}/data/play_a", f"{run}/data/play_b"]
     every = f"data.roots=[{','.join([demos, *play])}]"
 
+    both = ("collect_play_a", "collect_play_b")
+    models = learner_inputs(run, "policy", "world_model", "reflector")
+
     def collect(root: str, actor: str, episodes: int, stream: int, *more: str) -> tuple[str, ...]:
-        seeds = f"seed={seed * 1_000_000 + stream * 100_000}"
-        return ("collect", f"actor={actor}", f"root={root}", f"episodes={episodes}", seeds, f"world.num_envs={size['envs']}", *more)
+        return collect_command(cfg, root, actor, episodes, stream, *more)
 
     def fit(experiment: str, *more: str) -> tuple[str, ...]:
-        return ("fit", f"experiment={experiment}", f"name={experiment}", f"run_dir={run}/{experiment}", f"seed_everything={seed}",
-                f"data.seed={seed}", "resume=true", *more)  # fmt: skip
-
-    both = ("collect_play_a", "collect_play_b")
-    models = (f"model.policy={run}/policy", f"model.world_model={run}/world_model", f"model.reflector={run}/reflector")
+        return fit_command(cfg, experiment, experiment, *more)
 
     def post_train(experiment: str, iterations: int) -> tuple[str, ...]:
         return fit(experiment, every, *models, f"trainer.limit_train_batches={iterations}")
 
     learned = ("world_model", "policy", "reflector")
-    return [
+    loop = [
         Stage("collect_demos", collect(demos, "expert", size["demos"], 0)),
         # Play goes on for a moment after a success, so that the reflector also sees blocks well inside a disc.
         Stage("collect_play_b", collect(play[1], "play", size["play_b"], 2, "+world.success_steps=4")),
@@ -74,24 +125,28 @@ def stages(cfg: dict[str, Any]) -> list[Stage]:
         Stage("reflector", fit("reflector", every, f"trainer.max_steps={size['reflector_steps']}"), both),
         Stage("post_train", post_train("post_train", size["iterations"]), learned),
         Stage("post_train_ppo", post_train("post_train_ppo", size["ppo_iterations"]), learned),
-        Stage(
-            "evaluate",
-            (
-                "evaluate",
-                f"policy={run}/post_train",
-                f"baseline={run}/policy",
-                f"+others.ppo={run}/post_train_ppo",
-                f"world_model={run}/world_model",
-                f"reflector={run}/reflector",
-                f"episodes={size['episodes']}",
-                f"world.num_envs={size['evaluation_envs']}",
-                "world.phrasings=eval",
-                f"out={run}",
-            ),
-            ("post_train", "post_train_ppo"),
-            alone=True,
-        ),
-    ]  # fmt: skip
+    ]
+    for number in range(1, cfg["evolve"]["rounds"] + 1):
+        loop += evolve_round(cfg, number)
+    last = final_names(cfg)
+    evaluation = (
+        f"policy={run}/{last['policy']}",
+        f"baseline={run}/policy",
+        f"+others.ppo={run}/post_train_ppo",
+        f"world_model={run}/{last['world_model']}",
+        f"reflector={run}/{last['reflector']}",
+        f"episodes={size['episodes']}",
+        f"world.num_envs={size['evaluation_envs']}",
+        "world.phrasings=eval",
+        f"out={run}",
+    )
+    return [*loop, Stage("evaluate", ("evaluate", *evaluation), (last["policy"], "post_train_ppo"), alone=True)]
+
+
+def final_names(cfg: dict[str, Any]) -> dict[str, str]:
+    """Stages whose models are evaluated: those of the last round."""
+    suffix = f"_{cfg['evolve']['rounds']}" if cfg["evolve"]["rounds"] else ""
+    return {"policy": f"post_train{suffix}", "world_model": f"world_model{suffix}", "reflector": f"reflector{suffix}"}
 
 
 def run_demo(cfg: dict[str, Any]) -> None:
@@ -165,8 +220,9 @@ def summarise(cfg: dict[str, Any]) -> dict[str, Any]:
     evaluation = json.loads((run / "evaluation.json").read_text())
     policies = evaluation["policies"]
     done = {stage.name: _done(run, stage.name) for stage in stages(cfg)}
-    steps = {f"collect_{name}": _steps(run / "data" / name / "meta") for name in ("demos", "play_a", "play_b")}
-    steps |= {name: _steps(run / name) for name in ("world_model", "policy", "reflector", "post_train", "post_train_ppo")}
+    steps = {f"collect_{root.parent.name}": _steps(root) for root in sorted((run / "data").glob("*/meta"))}
+    steps |= {name: _steps(run / name) for name in done if (run / name / "physics_steps.json").is_file()}
+    last = final_names(cfg)
 
     def success(name: str) -> dict[str, Any]:
         return {key: policies[name][key] for key in ("rate", "ci95", "episodes")}
@@ -175,7 +231,7 @@ def summarise(cfg: dict[str, Any]) -> dict[str, Any]:
         more = {key: policies[name][key] for key in ("paired_gain", "imagined_rate")}
         return {**success(name), **more, "wall_s": done[stage]["wall_s"]}
 
-    calibration = json.loads((run / "reflector" / "calibration.json").read_text())
+    calibration = json.loads((run / last["reflector"] / "calibration.json").read_text())
     return {
         "seed": cfg["seed"],
         "physics_success": {

@@ -26,11 +26,21 @@ class ReflectorTraining(LightningModule):
         lr: peak learning rate of AdamW.
         progress_weight: weight of the progress loss.
         noise: standard deviation of the noise on the pixels (0..1), so that dreamed frames are not out of distribution.
+        weights: folder of an exported reflector to continue from, or null.
     """
 
-    def __init__(self, reflector: InstantReflector, lr: float = 1e-3, progress_weight: float = 20.0, noise: float = 0.02):
+    def __init__(
+        self,
+        reflector: InstantReflector,
+        lr: float = 1e-3,
+        progress_weight: float = 20.0,
+        noise: float = 0.02,
+        weights: str | None = None,
+    ):
         super().__init__()
         self.reflector, self.lr, self.progress_weight, self.noise = reflector, lr, progress_weight, noise
+        if weights is not None:
+            checkpoint.load_weights(self.reflector, weights)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         frames = batch["frames"].float() / 255

@@ -187,7 +187,8 @@ def _chart(points: list[tuple[float, float]], title: str, xlabel: str) -> Markup
         "axes.spines.top": False,
         "axes.spines.right": False,
     }
-    with mpl.rc_context(style | ink | {"axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6}):
+    rc: Any = style | ink | {"axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6}
+    with mpl.rc_context(rc):
         figure = Figure(figsize=(3.0, 1.8), layout="constrained")
         axes = figure.subplots()
         axes.plot(x, y, color=_ACCENT, linewidth=1.4)
