@@ -24,6 +24,8 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from worldsim.device import precision
+
 CONFIG_FILE = "config.yaml"
 
 
@@ -34,7 +36,8 @@ def run_fit(config: dict[str, Any]) -> None:
         config: resolved configuration with the keys ``model``, ``data``, ``trainer`` and optionally ``seed_everything``,
             ``resume`` (continue from ``checkpoints/last.ckpt`` of the run directory if it exists) and ``ckpt_path`` (a file, or
             "last"; wins over ``resume``). Objects are ``_target_`` plus arguments. ``trainer.callbacks`` and
-            ``trainer.logger`` may be dictionaries from a name to an object; a null entry is dropped.
+            ``trainer.logger`` may be dictionaries from a name to an object; a null entry is dropped. ``trainer.precision``
+            may be "auto": what this machine is fast at.
             Other keys are ignored.
 
     Raises:
@@ -45,6 +48,8 @@ def run_fit(config: dict[str, Any]) -> None:
     for key in ("callbacks", "logger"):
         if isinstance(trainer.get(key), dict) and "_target_" not in trainer[key]:
             trainer[key] = [item for item in trainer[key].values() if item is not None]
+    if trainer.get("precision") == "auto":
+        trainer["precision"] = precision()
     run_dir = Path(trainer.get("default_root_dir") or ".")
     ckpt_path = find_checkpoint(run_dir, ckpt_path=config.get("ckpt_path"), resume=config.get("resume", False))
     args = to_class_path({"model": config["model"], "data": config["data"], "trainer": trainer})

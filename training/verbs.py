@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from hydra.utils import instantiate
 from rich.progress import track
@@ -70,9 +71,7 @@ def _store(
 
 
 def fit(cfg: Config) -> None:
-    """Train one module with Lightning; `trainer.precision=auto` becomes what this machine is fast at."""
-    if cfg["trainer"].get("precision") == "auto":
-        cfg["trainer"]["precision"] = precision()
+    """Train one module with Lightning, and leave beside it how many physics steps that took."""
     run_fit(cfg)
     write_json(Path(cfg["run_dir"]) / "physics_steps.json", {"physics_steps": World.physics_steps_of_process})
 
@@ -158,15 +157,20 @@ def _quality(models: tuple[WorldModel, Reflector], world: Any, media: Path, seed
         ),
         ("play", "Noisy play in physics (left) and the same actions dreamed (right).", play, dreamed),
     ):
-        chosen = slice(0, 6)
-        real = recording.frames[chosen, 1:]
-        imagined = (dream[chosen] * 255).round().to(torch.uint8)
-        pairs = [video.side_by_side(r, d) for r, d in zip(real, imagined, strict=True)]
+        # Successes first; a video ends where a physical episode would have ended.
+        chosen = recording.success.any(1).long().argsort(descending=True, stable=True)[:6].tolist()
+        imagined = (dream * 255).round().to(torch.uint8)
+        ends = [int(recording.success[i].long().argmax()) or recording.action.shape[1] for i in chosen]
+        real = [recording.frames[i, 1 : end + 1] for i, end in zip(chosen, ends, strict=True)]
+        dreams = [imagined[i, :end] for i, end in zip(chosen, ends, strict=True)]
+        pairs = [video.side_by_side(r, d) for r, d in zip(real, dreams, strict=True)]
         video.write_mp4(media / f"{name}_real_and_dream.mp4", video.tile(pairs, columns=3), fps=world.fps)
-        strip = torch.from_numpy(video.filmstrip(real[0], 8)), torch.from_numpy(video.filmstrip(imagined[0], 8))
-        (media / f"{name}_filmstrip.png").write_bytes(video.png_bytes(torch.cat(strip)))
+        shown = max(range(len(chosen)), key=lambda k: len(real[k]))
+        strips = [video.filmstrip(video.enlarge(frames, 128), 8) for frames in (real[shown], dreams[shown])]
+        (media / f"{name}_filmstrip.png").write_bytes(video.png_bytes(np.concatenate(strips)))
+        sentence = recording.instruction[chosen[shown]]
         captions[f"{name}_real_and_dream.mp4"] = title
-        captions[f"{name}_filmstrip.png"] = f"{recording.instruction[0]}: physics above, dream below, 40 steps without correction."
+        captions[f"{name}_filmstrip.png"] = f"{sentence}: physics above, dream below, {ends[shown]} steps without correction."
     write_json(media / "captions.json", captions)
     return {"world_model": figures, "reflector": judged}
 

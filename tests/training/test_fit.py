@@ -107,7 +107,8 @@ def test_a_saved_run_is_accepted_by_stock_lightning_syntax(tiny, tmp_path):
     result = subprocess.run(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "step 4/4" in result.stdout  # a pipe gets plain lines
-    assert last(tmp_path, "run")["global_step"] == 4
+    assert last(tmp_path, "run/again")["global_step"] == 4
+    assert last(tmp_path, "run")["global_step"] == 2  # the run itself is untouched
 
 
 @pytest.mark.parametrize("limit", ["max_steps", "max_epochs"])
