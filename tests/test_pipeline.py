@@ -20,7 +20,7 @@ SIZES = {
     "reflector_steps": 4,
     "world_model_steps": 4,
     "iterations": 2,
-    "ppo_iterations": 1,
+    "ppo_iterations": 2,
     "episodes": 8,
     "evaluation_envs": 8,
 }

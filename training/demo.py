@@ -165,7 +165,10 @@ def run_demo(cfg: dict[str, Any]) -> None:
         f"worldsim demo, seed {cfg['seed']}, in {run}: about 15 minutes on 2 cores. Ctrl-C is safe, finished stages are kept.",
         flush=True,
     )
+    began, clock = time.monotonic(), run / "loop.json"
+    earlier = json.loads(clock.read_text())["loop_s"] if clock.is_file() else 0.0
     for name in execute(stages(cfg), run, jobs=cfg["jobs"]):
+        write_json(clock, {"loop_s": earlier + time.monotonic() - began})
         print(f"  {name} done in {_done(run, name)['wall_s']:.0f} s", flush=True)
     summary = summarise(cfg)
     write_json(run / "summary.json", summary)
@@ -246,6 +249,7 @@ def summarise(cfg: dict[str, Any]) -> dict[str, Any]:
         "reflector": {**calibration, **evaluation["reflector"]},
         "world_model": {"frames_per_s": policies["policy"]["frames_per_s"], **evaluation["world_model"]},
         "wall_s": {name: round(record["wall_s"], 1) for name, record in done.items()},
+        "loop_s": round(json.loads((run / "loop.json").read_text())["loop_s"], 1),
         "peak_rss_mb": max(record["peak_rss_mb"] for record in done.values()),
         "machine": {"cores": os.cpu_count(), "memory_gb": round(psutil.virtual_memory().total / 2**30, 1)},
         "versions": {

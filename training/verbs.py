@@ -57,7 +57,7 @@ def _store(
         storage=storage,
     ) as writer:
         # A resumed recording goes on with starts that the interrupted one has not reached.
-        stream = record_episodes(world, actor, seed=seed + 10_000 * writer.num_episodes)
+        stream = record_episodes(world, actor, seed=seed + writer.num_episodes)
         missing = range(writer.num_episodes, episodes)
         for first in track(range(0, len(missing), world.num_envs), description=f"collect {root.name}"):
             batch = list(islice(stream, min(world.num_envs, len(missing) - first)))
