@@ -106,7 +106,16 @@ def test_export_of_the_trained_policy(run: Path, tmp_path: Path) -> None:
     [
         (["evaluate", "policy={run}/post_train", "epsiodes=8"], "Did you mean 'episodes'"),
         (["evaluate", "policy={run}/nowhere"], "no exported model in"),
-        (["rollout", "policy={run}/post_train", "world.data=[{run}/nothing]"], "nothing"),
+        (
+            [
+                "rollout",
+                "policy={run}/post_train",
+                "world.world_model={run}/world_model",
+                "world.reflector={run}/reflector",
+                "world.data=[{run}/nothing]",
+            ],
+            "nothing",
+        ),
         (["evaluate", "policy={run}/world_model"], "expected a Policy"),
         (["collect", "world.num_envs=0", "root={tmp}/x"], "num_envs must be at least 1"),
         (["fit", "experiment=policy", "run_dir={tmp}/y", "data.roots=[{run}/data/demos]", "model.policy.state_dim=7"], "state_dim"),

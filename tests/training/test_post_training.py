@@ -27,7 +27,9 @@ def folders(tmp_path: Path) -> dict[str, str]:
     torch.manual_seed(0)
     world_model = LatentFlowWorldModel(channels=(8, 16), layers=(1, 1))
     world_model.fit_statistics(torch.randint(0, 256, (8, 64, 64, 3), dtype=torch.uint8), torch.randn(50, 4))
-    torch.nn.init.normal_(world_model.net.last.weight, std=0.3)  # it starts at zero, where actions change nothing
+    for parameter in world_model.net.parameters():
+        if not parameter.any():  # what starts at zero would make the dream deaf to actions
+            torch.nn.init.normal_(parameter, std=0.1)
     models = {
         "policy": FlowVLA(width=32, channels=8, blocks=1, num_steps=3),
         "world_model": world_model,

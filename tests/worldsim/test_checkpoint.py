@@ -122,14 +122,14 @@ def test_weights_of_another_shape(tmp_path):
 def test_damaged_description(tmp_path, text):
     save(trunk(), tmp_path)
     (tmp_path / DESCRIPTION).write_text(text)
-    with pytest.raises(ValueError, match="is damaged"):
+    with pytest.raises(ValueError, match="is damaged|does not exist here"):
         load(tmp_path)
 
 
 def test_a_class_from_elsewhere_is_refused(tmp_path):
     save(trunk(), tmp_path)
     (tmp_path / DESCRIPTION).write_text("_target_: torch.nn.Linear\nin_features: 1\nout_features: 1\n")
-    with pytest.raises(ValueError, match="not a model of worldsim; nothing was loaded") as error:
+    with pytest.raises(ValueError, match="not a model of worldsim; nothing was imported") as error:
         load(tmp_path)
     one_line(error)
 
