@@ -64,7 +64,7 @@ class PatchCodec(nn.Module):
 
 
 class LatentUNet(nn.Module):
-    """Two-level U-Net of residual blocks with FiLM, without normalisation layers: three times as fast on a CPU as
+    """Two-level U-Net of residual blocks with FiLM, without normalisation layers: about twice as fast on a CPU as
     `diffusers.UNet2DModel` of the same size (`benchmarks/world_model.py`).
 
     Args:
