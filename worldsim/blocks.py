@@ -94,8 +94,7 @@ class ResidualBlock(nn.Module):
 class VisualTrunk(Configured):
     """RGB frames and an instruction -> features: patches, residual blocks that the instruction modulates, one linear layer.
 
-    The grid is flattened, not pooled: where things are is what matters. (On the reflector's task, at equal time, this reached a
-    third of the error of a spatial soft-argmax; see DECISIONS.md.)
+    The grid is flattened, not pooled: where things are is what matters.
 
     Args:
         features: size of the result.

@@ -1,6 +1,6 @@
 """`LatentFlowWorldModel`: a video world model that predicts four frames per call in the space of a linear patch codec.
 
-Frames become 16x16 latents by principal components of 4x4 patches (fitted in a second, 34 dB), and a small U-Net
+Frames become 16x16 latents by principal components of 4x4 patches (fitted in a second), and a small U-Net
 conditioned on actions, proprioception and two context frames predicts the next chunk of latents by flow matching. Trained
 on its own predictions as well (self-forcing), one sampling step is enough. Read `worldsim/dream.py` next.
 """

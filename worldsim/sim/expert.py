@@ -1,7 +1,7 @@
 """A scripted pusher that sees the ground truth: it walks around the block and pushes it to a disc.
 
 It records demonstrations and, with noise and changing minds, the failures and near-successes that a world model must have
-seen (`reference` in DECISIONS.md). Read `worldsim/collect.py` next.
+seen (DECISIONS.md, 9). Read `worldsim/collect.py` next.
 """
 
 import torch
