@@ -9,20 +9,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.training_utils import EMAModel
-from lightning import LightningModule
 from torch import Tensor, nn
 
 from training.algorithms.analytic import action_penalty, discounted_return, td_lambda_targets
+from training.chains import Chain, Deterministic
+from training.critic import Critic
 from training.data import Batch
-from training.imagine import Critic, Dream, imagine
+from training.imagine import Continuation, Dream, Moment, imagine
 from training.optim import decayed_adamw
+from training.post_training import PostTraining
 from worldsim import checkpoint
 from worldsim.flow import sample_ode
-from worldsim.interfaces import Policy, Reflector, WorldModel
+from worldsim.interfaces import Reflector, WorldModel
 
 
-class AnalyticPostTraining(LightningModule):
+class AnalyticPostTraining(PostTraining):
     """Maximise J = sum_i gamma^i prod_j (1 - p_j) r_i + bootstrap over h-chunk dreams, with a BC anchor; ships the EMA.
 
     Args:
@@ -43,6 +44,9 @@ class AnalyticPostTraining(LightningModule):
         judged: frames of a chunk that the reflector looks at.
         clip: largest gradient norm.
         ema_decay: of the shipped policy.
+        critics: number of critics, the least of whose estimates counts (clipped double Q, arXiv:1802.09477).
+        chain: the sampler that acts in dreams; null is the ODE. A noisy chain explores with its reparameterised noise.
+        continuation: goes on with some dreams where they ended; null starts all of them from data.
     """
 
     def __init__(
@@ -65,20 +69,20 @@ class AnalyticPostTraining(LightningModule):
         judged: tuple[int, ...] = (1, 3),
         clip: float = 0.5,
         ema_decay: float = 0.95,
+        critics: int = 2,
+        chain: Chain | None = None,
+        continuation: Continuation | None = None,
     ):
-        super().__init__()
-        self.automatic_optimization = False
-        self.save_hyperparameters()
+        super().__init__(policy, ema_decay)
+        self.save_hyperparameters(ignore=["continuation", "chain"])
+        self.continuation, self.chain = continuation, Deterministic() if chain is None else chain
+        self.chain.build(self.policy)
+        self.policy.train()
         self.settings: Any = self.hparams
-        self.policy: Policy = checkpoint.load(policy, Policy).train()
-        self.reference: Policy = checkpoint.load(policy, Policy).requires_grad_(False)
         self.world_model: WorldModel = checkpoint.load(world_model, WorldModel).requires_grad_(False)
         self.reflector: Reflector = checkpoint.load(reflector, Reflector).requires_grad_(False)
-        sizes = {key: self.reflector.arguments[key] for key in ("features", "channels", "blocks")}
-        self.critic = Critic(**sizes)
-        self.critic.trunk.load_state_dict(self.reflector.get_submodule("trunk").state_dict())
-        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.ema = EMAModel(self.policy.parameters(), decay=ema_decay)
+        self.critics = nn.ModuleList(Critic.like(self.reflector) for _ in range(critics))
+        self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         h = self.settings
@@ -86,7 +90,9 @@ class AnalyticPostTraining(LightningModule):
         generator = torch.Generator(self.device).manual_seed(int(torch.randint(2**62, ())))
         self.world_model.eval(), self.reflector.eval(), self.reference.eval()
         dream = self._dream(batch, generator)
-        value = self._target_values(dream, batch["instruction"])
+        if self.continuation is not None:
+            self.continuation.end(dream, generator)
+        value = self._target_values(dream, dream.end.instruction)
         objective = discounted_return(dream.reward, dream.p_success, value[:, -1], gamma=h.gamma)
         gap = (dream.actions - self._reference_actions(dream)).square().mean()
         loss = -objective.mean() + h.anchor * gap + h.penalty * action_penalty(dream.actions)
@@ -98,22 +104,23 @@ class AnalyticPostTraining(LightningModule):
             self.ema.step(self.policy.parameters())
             self.log("train/gradient_norm", norm)
         self.lr_schedulers().step()  # type: ignore[union-attr]
-        critic_loss = self._fit_critic(dream, value, batch["instruction"], critic_optimizer)
+        critic_loss = self._fit_critic(dream, value, dream.end.instruction, critic_optimizer)
         scalars = {"objective": objective.mean(), "reward": dream.reward.sum(1).mean(), "p_success": dream.p_success.amax(1).mean()}
         self.log_dict({f"train/{k}": v.detach() for k, v in scalars.items()}, prog_bar=True)
         self.log_dict({"train/anchor_gap": gap.detach(), "train/critic_loss": critic_loss, "train/value": value.mean()})
 
     def _dream(self, batch: Batch, generator: torch.Generator) -> Dream:
-        frames, b = batch["frames"].float() / 255, len(batch["instruction"])
+        start = Moment.of(self.world_model, batch)
+        if self.continuation is not None:
+            start = self.continuation.begin(start)
+        b = len(start.instruction)
         noisy = (torch.arange(b, device=self.device) % 2 * self.settings.exploration)[:, None, None]
         return imagine(
             self.policy,
             self.world_model,
             self.reflector,
-            self.world_model.init(frames, batch["state"]),
-            frames[:, -1],
-            batch["state"][:, -1],
-            tuple(batch["instruction"]),  # the loader turns tuples into lists
+            start,
+            chain=self.chain,
             chunks=self.settings.chunks,
             exploration=noisy,
             progress_weight=self.settings.progress_weight,
@@ -123,14 +130,17 @@ class AnalyticPostTraining(LightningModule):
 
     def _target_values(self, dream: Dream, instruction: tuple[str, ...]) -> Tensor:
         """Target critic after each chunk, [b, h]; only the last keeps its gradient, which the return needs."""
-        last = self.target_critic(dream.frames[:, -1], instruction)
+        last = self._least_value(dream.frames[:, -1], instruction)
         if dream.frames.shape[1] == 2:
             return last[:, None]
         with torch.no_grad():
             inner = dream.frames[:, 1:-1]
             repeated = tuple(s for s in instruction for _ in range(inner.shape[1]))
-            values = self.target_critic(inner.flatten(0, 1), repeated).unflatten(0, inner.shape[:2])
+            values = self._least_value(inner.flatten(0, 1), repeated).unflatten(0, inner.shape[:2])
         return torch.cat([values, last[:, None]], dim=1)
+
+    def _least_value(self, frames: Tensor, instruction: tuple[str, ...]) -> Tensor:
+        return torch.stack([critic(frames, instruction) for critic in self.target_critics]).amin(dim=0)
 
     @torch.no_grad()
     def _reference_actions(self, dream: Dream) -> Tensor:
@@ -150,29 +160,21 @@ class AnalyticPostTraining(LightningModule):
         repeated = tuple(s for s in instruction for _ in range(frames.shape[1]))
         loss = target.new_zeros(())
         for _ in range(h.critic_updates):
-            loss = F.huber_loss(self.critic(frames.flatten(0, 1), repeated), target.flatten())
+            losses = [F.huber_loss(critic(frames.flatten(0, 1), repeated), target.flatten()) for critic in self.critics]
+            loss = torch.stack(losses).sum()
             optimizer.zero_grad()
             self.manual_backward(loss)
-            nn.utils.clip_grad_norm_(self.critic.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(self.critics.parameters(), 1.0)
             optimizer.step()
         with torch.no_grad():
-            for slow, fast in zip(self.target_critic.parameters(), self.critic.parameters(), strict=True):
+            for slow, fast in zip(self.target_critics.parameters(), self.critics.parameters(), strict=True):
                 slow.lerp_(fast, h.critic_rate)
         return loss.detach()
-
-    def on_train_end(self) -> None:
-        """Ship the averaged policy."""
-        self.ema.copy_to(self.policy.parameters())
-        checkpoint.save(self.policy, self.trainer.default_root_dir)
 
     def configure_optimizers(self) -> Any:
         h = self.settings
         iterations = int(self.trainer.estimated_stepping_batches)
-        optimizer, schedule = decayed_adamw(self.policy.parameters(), lr=h.lr, total_steps=iterations, floor=0.1)
-        return [optimizer, torch.optim.AdamW(self.critic.parameters(), lr=h.critic_lr)], [schedule]
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["ema"] = self.ema.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.ema.load_state_dict(checkpoint["ema"])
+        optimizer, schedule = decayed_adamw(
+            [*self.policy.parameters(), *self.chain.parameters()], lr=h.lr, total_steps=iterations, floor=0.1
+        )
+        return [optimizer, torch.optim.AdamW(self.critics.parameters(), lr=h.critic_lr)], [schedule]

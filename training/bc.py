@@ -1,19 +1,18 @@
-"""Behaviour cloning by flow matching. Read `training/analytic.py` next."""
+"""Behaviour cloning by flow matching, or by the loss of the policy's own family. Read `training/analytic.py` next."""
 
 from typing import Any
 
-import torch
 from lightning import LightningModule
 from torch import Tensor
 
 from training.data import Batch
 from training.optim import decayed_adamw
-from worldsim import checkpoint, flow
+from worldsim import checkpoint
 from worldsim.interfaces import Policy
 
 
 class BehaviourCloning(LightningModule):
-    """Flow matching on the demonstrations' action chunks.
+    """Flow matching (or denoising) on the demonstrations' action chunks.
 
     Args:
         policy: the model.
@@ -37,10 +36,7 @@ class BehaviourCloning(LightningModule):
         features = self.policy.encode(batch["obs"]).repeat(self.repeats, 1)
         action = batch["action"].repeat(self.repeats, 1, 1)
         mask = batch["valid"].repeat(self.repeats, 1)[..., None]
-        t = torch.rand(len(action), device=self.device).clamp(min=1e-3)
-        loss = flow.matching_loss(
-            lambda x, t: self.policy.velocity(features, x, t), action, noise=torch.randn_like(action), t=t, mask=mask
-        )
+        loss = self.policy.cloning_loss(features, action, mask)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 

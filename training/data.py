@@ -231,6 +231,8 @@ class StartData(TableData):
     Args:
         context: frames per start.
         first_share: share of starts at the beginning of an episode.
+        pool: the starts are so many pairs of moment and instruction, drawn once; batches name them as ``start`` [b], so that a
+            learner can remember how hard each is (`economy.BetaStarts`). Null draws afresh for every batch.
     """
 
     def __init__(
@@ -243,18 +245,75 @@ class StartData(TableData):
         mirror: Mirror | None = None,
         context: int = 2,
         first_share: float = 0.25,
+        pool: int | None = None,
     ):
         super().__init__(roots, camera, batch_size, held_out, seed, mirror)
-        self.context, self.first_share = context, first_share
+        self.context, self.first_share, self.pool = context, first_share, pool
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if self.pool is not None:
+            self.pooled = self.moments(self.pool, torch.Generator().manual_seed(self.seed))
+
+    def moments(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Rows of the table and numbers of instructions, [number] each."""
+        candidates = self.table.acting_rows
+        rows = candidates[torch.randint(len(candidates), (number,), generator=generator)]
+        first = torch.rand(number, generator=generator) < self.first_share
+        rows = torch.where(first, self.table.first[rows], rows)
+        return rows, torch.randint(len(self.instructions), (number,), generator=generator)
 
     def draw(self, generator: torch.Generator) -> Batch:
-        rows = self.rows(self.table.acting_rows, generator)
-        first = torch.rand(len(rows), generator=generator) < self.first_share
-        rows = torch.where(first, self.table.first[rows], rows)
+        start: Batch = {}
+        if self.pool is None:
+            rows, wishes = self.moments(self.batch_size, generator)
+        else:
+            start["start"] = torch.randint(self.pool, (self.batch_size,), generator=generator)
+            rows, wishes = (values[start["start"]] for values in self.pooled)
         window = self.table.window(rows, context=self.context, horizon=1)
-        wishes = torch.randint(len(self.instructions), (len(rows),), generator=generator)
-        start = {"frames": window["frames"][:, : self.context], "state": window["state"][:, : self.context]}
-        return {**self.augmented(start, generator), "instruction": tuple(self.instructions[i] for i in wishes.tolist())}
+        views = {"frames": window["frames"][:, : self.context], "state": window["state"][:, : self.context]}
+        return start | self.augmented(views, generator) | {"instruction": tuple(self.instructions[i] for i in wishes.tolist())}
+
+
+class KeyframeStarts(StartData):
+    """Starts at decisive moments: where the recorded progress changes most within the next steps (WoVR, arXiv:2602.13977).
+
+    Short dreams from there, with the critic's value for what follows, spend no time on approaching. Use a small `chunks` and, for
+    branches of each keyframe, a group size above 1.
+
+    Args:
+        lookahead: control steps over which progress is compared.
+        sharpness: probability of a moment is proportional to (progress change)^sharpness, plus a small constant.
+        others: as `StartData`.
+    """
+
+    def __init__(
+        self,
+        roots: list[str],
+        camera: str = "front",
+        batch_size: int = 64,
+        held_out: float = 0.0,
+        seed: int = 0,
+        mirror: Mirror | None = None,
+        context: int = 2,
+        first_share: float = 0.0,
+        pool: int | None = None,
+        lookahead: int = 8,
+        sharpness: float = 1.0,
+    ):
+        super().__init__(roots, camera, batch_size, held_out, seed, mirror, context, first_share, pool)
+        self.lookahead, self.sharpness = lookahead, sharpness
+
+    def moments(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """As `StartData.moments`, decisive moments first."""
+        rows = self.table.acting_rows
+        ahead = torch.minimum(rows + self.lookahead, self.table.last[rows])
+        change = (self.table.progress[ahead] - self.table.progress[rows]).abs()
+        weight = change**self.sharpness + 0.01
+        rows = rows[torch.multinomial(weight, number, replacement=True, generator=generator)]
+        first = torch.rand(number, generator=generator) < self.first_share
+        rows = torch.where(first, self.table.first[rows], rows)
+        return rows, torch.randint(len(self.instructions), (number,), generator=generator)
 
 
 def whole_batches(batches: list[Batch]) -> DataLoader:

@@ -1,36 +1,36 @@
 """A short differentiable dream: policy -> world model -> reflector, chunk after chunk, with the gradient of the reward.
 
-`analytic.py` differentiates it; nothing here steps an environment. The critic that values what lies behind its horizon is
-here as well, since every learner in a dream needs one."""
+`analytic.py` differentiates it; nothing here steps an environment."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Shaped
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from worldsim.blocks import VisualTrunk, mlp
-from worldsim.checkpoint import Configured
-from worldsim.flow import sample_ode
+from training.algorithms.chain import sample_chain
+from training.chains import Chain
+from training.data import Batch
 from worldsim.interfaces import Policy, Reflector, WorldModel
-from worldsim.types import Observation, TensorBatch
+from worldsim.types import Observation, TensorBatch, cat_rows, where_rows
 
 
-class Critic(Configured):
-    """V(frame, instruction): expected discounted return, in units of reward.
+@dataclass(frozen=True)
+class Moment(TensorBatch):
+    """Where b dreams are: the world model's state and what is seen, felt and wished there."""
 
-    Args:
-        features, channels, blocks: of its visual trunk; equal to the reflector's, whose weights it starts from.
-    """
+    model: TensorBatch
+    frame: Float[Tensor, "b h w 3"]
+    state: Float[Tensor, "b s"]
+    instruction: tuple[str, ...]
 
-    def __init__(self, features: int = 256, channels: int = 64, blocks: int = 2):
-        super().__init__()
-        self.trunk = VisualTrunk(features, channels, blocks)
-        self.head = mlp(features, features, 1)
-
-    def forward(self, frames: Shaped[Tensor, "b h w 3"], instruction: Sequence[str]) -> Float[Tensor, " b"]:
-        return self.head(self.trunk(frames, instruction)).float().squeeze(-1)
+    @classmethod
+    def of(cls, world_model: WorldModel, batch: Batch) -> "Moment":
+        """The recorded moments of a batch of `StartData`."""
+        frames = batch["frames"].float() / 255
+        instruction = tuple(batch["instruction"])  # the loader turns tuples into lists
+        return cls(world_model.init(frames, batch["state"]), frames[:, -1], batch["state"][:, -1], instruction)
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Dream:
         noise: x_1 of each chunk, [b, h, ah, ad].
         reward: of each chunk, [b, h].
         p_success: largest success probability within each chunk, [b, h].
+        end: where the dreams are after the last chunk, without gradient.
     """
 
     actions: Tensor
@@ -52,17 +53,16 @@ class Dream:
     noise: Tensor
     reward: Tensor
     p_success: Tensor
+    end: Moment
 
 
 def imagine(
     policy: Policy,
     world_model: WorldModel,
     reflector: Reflector,
-    start: TensorBatch,
-    frame: Float[Tensor, "b h w 3"],
-    proprioception: Float[Tensor, "b s"],
-    instruction: tuple[str, ...],
+    start: Moment,
     *,
+    chain: Chain,
     chunks: int,
     exploration: Float[Tensor, "b 1 1"],
     progress_weight: float,
@@ -78,25 +78,25 @@ def imagine(
         policy: the only one whose parameters should require gradients.
         world_model: frozen.
         reflector: frozen.
-        start: the world model's state.
-        frame: what the camera sees now, float 0..1.
-        proprioception: the present state.
-        instruction: one sentence per dream.
+        start: where the dreams begin.
+        chain: the sampler, differentiated by reparameterisation: `Deterministic`, or a noisy one.
         chunks: h.
         exploration: standard deviation of noise on the executed actions, per dream.
         progress_weight: scale of the progress reward.
         judged: which frames of a chunk the reflector looks at; must include the last.
         generator: source of the samplers' noise.
     """
-    b = len(instruction)
-    device = frame.device
+    instruction, frame, proprioception = start.instruction, start.frame, start.state
+    b, device = len(instruction), frame.device
     progress = reflector.judge(frame, instruction).progress.detach()
-    state, actions, frames, observations, noises, rewards, successes = start, [], [frame], [], [], [], []
+    state, actions, frames, observations, noises, rewards, successes = start.model, [], [frame], [], [], [], []
     for _ in range(chunks):
         obs = Observation({world_model.camera: frame.detach()}, proprioception.detach().float(), instruction)
         features = policy.encode(obs)
         noise = torch.randn(b, policy.action_horizon, policy.action_dim, generator=generator, device=device)
-        action = sample_ode(lambda x, t, features=features: policy.velocity(features, x, t), noise, num_steps=policy.num_steps)
+        stochastic = chain.stochastic(b, policy.num_steps, generator)
+        path, _ = sample_chain(chain.transition(policy, features), noise, stochastic=stochastic, generator=generator)
+        action = path[:, -1]
         jitter = torch.randn(action.shape, generator=generator, device=device)
         executed = (action + exploration * jitter).clamp(-1, 1)
         state, predicted, proprioceptions = world_model.step(state, executed, world_model.noise(b, generator))
@@ -117,4 +117,42 @@ def imagine(
         noise=torch.stack(noises, dim=1),
         reward=torch.stack(rewards, dim=1),
         p_success=torch.stack(successes, dim=1),
+        end=Moment(state, frame, proprioception.float(), instruction).detach(),
     )
+
+
+class Continuation(nn.Module):
+    """Goes on with some dreams where the last iteration left them, so that the policy also learns where it gets to itself.
+
+    Starts recorded by others show states that others reach; a policy that pushes past its goal must learn to come back. SHAC
+    (arXiv:2204.07137) goes on in its simulator the same way. A dream ends by success, drawn with the reflector's probability, or
+    after `max_chunks`, before the world model has drifted too far.
+
+    Args:
+        share: share of each batch that goes on.
+        max_chunks: longest dream.
+    """
+
+    def __init__(self, share: float = 0.5, max_chunks: int = 10):
+        super().__init__()
+        if not 0 < share <= 1:
+            raise ValueError(f"share must be in (0, 1], got {share}; null starts every dream from data")
+        self.share, self.max_chunks = share, max_chunks
+        self.moment: Moment | None = None
+        self.chunks = torch.zeros(0, dtype=torch.long)  # length of each dream so far; 0 where it has ended
+
+    def begin(self, fresh: Moment) -> Moment:
+        """`fresh` with its first rows replaced by dreams that go on."""
+        if self.moment is None:
+            return fresh
+        rows = len(self.moment.instruction)
+        return cat_rows(where_rows(self.chunks > 0, self.moment, fresh[:rows]), fresh[rows:])
+
+    def end(self, dream: Dream, generator: torch.Generator) -> None:
+        """Remember where the first rows are now."""
+        rows = round(self.share * len(dream.reward))
+        p_stay = (1 - dream.p_success[:rows].detach()).prod(dim=1).clamp(0, 1)
+        old = self.chunks if self.moment is not None else torch.zeros(rows, dtype=torch.long)
+        length = old.to(p_stay.device) + dream.reward.shape[1]
+        stays = (torch.rand(rows, generator=generator, device=p_stay.device) < p_stay) & (length < self.max_chunks)
+        self.moment, self.chunks = dream.end[:rows], torch.where(stays, length, 0)

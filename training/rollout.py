@@ -1,74 +1,91 @@
-"""Collect what policy-gradient learners eat: trajectories of decisions with their denoising chains and log-probabilities."""
+"""Collect what policy-gradient learners eat: trajectories of decisions with their denoising chains and log-probabilities.
+
+Read `chains.py` and `advantage.py` for what goes in, and `economy.py` for how rollouts are saved."""
 
 import torch
 from torch import Tensor
 
-from training.algorithms.flow_sde import sample_chain
-from training.imagine import Critic
-from worldsim.interfaces import Policy, World
+from training.advantage import Advantage
+from training.algorithms.advantages import first_success_mask
+from training.algorithms.chain import sample_chain
+from training.chains import Chain
+from training.economy import EarlyStop
+from worldsim.dream import DreamWorld
+from worldsim.interfaces import ChunkResult, Policy, World
 from worldsim.types import Observation, Rollout
 
 
 @torch.no_grad()
 def collect_rollout(
     policy: Policy,
-    critic: Critic,
+    chain: Chain,
+    advantage: Advantage,
     world: World,
     obs: Observation,
     *,
     chunks: int,
-    noise_level: float,
     group: Tensor,
     generator: torch.Generator,
+    early_stop: EarlyStop | None = None,
 ) -> Rollout:
-    """Play `chunks` decisions in every environment with Flow-SDE; what follows an episode's end is marked invalid.
+    """Play `chunks` decisions in every environment; what follows an episode's end is marked invalid.
 
     Args:
-        policy: acts through `sample_chain`.
-        critic: values every observation.
+        policy: acts through `chain`.
+        chain: how it explores.
+        advantage: whose critic, if it has one, values every observation.
         world: just reset.
         obs: its observation.
         chunks: t, decisions per trajectory.
-        noise_level: a of Flow-SDE.
         group: number of each environment's start, [b].
         generator: source of all noise.
+        early_stop: in a dream: leaves finished and hopeless environments out of the computation. A hopeless one is truncated, so
+            its last value stands for the rest.
     """
     b, camera = world.num_envs, next(iter(obs.images))
-    shape = (b, policy.action_horizon, policy.action_dim)
-    ended = torch.zeros(b, dtype=torch.bool)
-    final_value = torch.zeros(b)
-    instruction = obs.instruction
-    log: dict[str, list[Tensor]] = {
-        k: [] for k in ("images", "state", "chain", "logprob", "reward", "terminated", "truncated", "valid", "value")
-    }
+    shape = (policy.action_horizon, policy.action_dim)
+    instruction, rows = obs.instruction, torch.arange(b)
+    final_value, ended = torch.zeros(b), torch.zeros(b, dtype=torch.bool)
+    log: dict[str, list[Tensor]] = {}
+
+    def store(**values: Tensor) -> None:
+        """Append each value in the rows that are played, zeros elsewhere."""
+        for name, value in values.items():
+            whole = value.new_zeros(b, *value.shape[1:])
+            whole[rows] = value
+            log.setdefault(name, []).append(whole)
+
+    def critic(seen: Observation) -> Tensor:
+        return advantage.value(seen.images[camera], seen.instruction, policy.encode(seen))
+
     for t in range(chunks):
         features = policy.encode(obs)
-        chain, logprob = sample_chain(
-            lambda x, t, features=features: policy.velocity(features, x, t),
-            torch.randn(shape, generator=generator),
-            num_steps=policy.num_steps,
-            noise_level=noise_level,
-            generator=generator,
-        )
-        result = world.step_chunk(chain[:, -1].clamp(-1, 1))
-        step = {
-            "images": obs.images[camera],
-            "state": obs.state,
-            "chain": chain,
-            "logprob": logprob,
-            "reward": result.reward.sum(1),
-            "terminated": result.terminated.any(1) & ~ended,
-            "truncated": result.truncated.any(1) & ~ended,
-            "valid": ~ended,
-            "value": critic(obs.images[camera], obs.instruction),
-        }
-        for name, value in step.items():
-            log[name].append(value)
-        stops = ~ended & (result.done | (t + 1 == chunks))
+        # Every environment's noise is drawn, played or not: stopping one never changes another.
+        stochastic = chain.stochastic(b, policy.num_steps, generator)[rows]
+        noise = torch.randn(b, *shape, generator=generator)[rows]
+        steps, logprob = sample_chain(chain.transition(policy, features), noise, stochastic=stochastic, generator=generator)
+        value = advantage.value(obs.images[camera], obs.instruction, features)
+        result: ChunkResult = world.step_chunk(steps[:, -1].clamp(-1, 1))
+        store(images=obs.images[camera], state=obs.state, chain=steps, stochastic=stochastic, logprob=logprob, value=value)
+        store(reward=result.reward, terminated=result.terminated, done=result.terminated | result.truncated)
+        store(played=~ended[rows])
+        stops = result.done if early_stop is None else result.done | early_stop.hopeless(value[:, 0], t)
+        stops = (stops | (t + 1 == chunks)) & ~ended[rows]
         if stops.any():
-            value = critic(result.final_obs.images[camera], instruction)
-            final_value = torch.where(stops, value, final_value)
-        ended = ended | result.done
+            final_value[rows] = torch.where(stops, critic(result.final_obs)[:, 0], final_value[rows])
+        ended[rows] |= stops
         obs = result.obs
+        if ended.all():
+            break
+        if early_stop is not None and early_stop.worth_dropping(ended[rows]):
+            if not isinstance(world, DreamWorld):
+                raise ValueError(f"early_stop drops environments, which a {type(world).__name__} cannot; set model.early_stop=null")
+            keep = ~ended[rows]
+            world, obs, rows = world.take(keep), obs[keep], rows[keep]
+
     stacked = {name: torch.stack(values, dim=1) for name, values in log.items()}
-    return Rollout(**stacked, instruction=instruction, group=group, final_value=final_value)
+    played, done = stacked.pop("played"), stacked.pop("done")
+    valid = first_success_mask(done.flatten(1)).view_as(done) & played[..., None]
+    stacked["reward"] = stacked["reward"] * valid
+    stacked["terminated"] = stacked["terminated"] & valid
+    return Rollout(**stacked, valid=valid, instruction=instruction, group=group, final_value=final_value)

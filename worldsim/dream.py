@@ -4,6 +4,7 @@ Dreams start from real frames; the world model predicts what the camera will see
 same Gymnasium contract as the physics worlds holds, so a policy cannot tell the difference. Read `training/ppo.py` next.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor
 from worldsim import checkpoint
 from worldsim.data.windows import FrameTable
 from worldsim.interfaces import ChunkResult, Reflector, World, WorldModel
-from worldsim.types import Judgement, Observation, TensorBatch
+from worldsim.types import Judgement, Observation, TensorBatch, where_rows
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ class DreamWorld(World):
                 reward[:, i] = torch.where(done, 0.0, now.progress - final.progress + success.float())
                 terminated[:, i] = success & ~done
                 truncated[:, i] = (now.elapsed >= self.max_episode_steps) & ~success & ~done
-                final = _where(done, final, now)
+                final = where_rows(done, final, now)
                 done |= terminated[:, i] | truncated[:, i]
                 i += 1
             self._state = now
@@ -202,6 +203,15 @@ class DreamWorld(World):
             )
         self._state = state
         return self._observe()
+
+    def take(self, rows: Tensor) -> "DreamWorld":
+        """A smaller world that goes on with these environments alone (an index or a mask); this one stays as it is."""
+        world = copy.copy(self)
+        world._state = self._state[rows]
+        world.num_envs = len(world._state.elapsed)
+        world.action_space = batch_space(self.single_action_space, world.num_envs)
+        world.observation_space = batch_space(self.single_observation_space, world.num_envs)
+        return world
 
     def judge(self) -> Judgement:
         return Judgement(success=self._succeeded(self._state), progress=self._state.progress.clamp(0, 1))
@@ -242,7 +252,7 @@ class DreamWorld(World):
         last = results[-1]
         results[-1] = replace(
             last,
-            model=_where_batch(finished, model, old.model),
+            model=where_rows(finished, model, old.model),
             position=torch.where(finished, 0, last.position),
             stream=old.stream + torch.stack([torch.zeros(b, dtype=torch.long), finished.long()], dim=1),
         )
@@ -281,7 +291,7 @@ class DreamWorld(World):
             rows = [int(torch.randint(len(self.starts), (1,), generator=_generator(*key))) for key in stream.tolist()]
             start = torch.tensor(rows)
         fresh = self._begin(torch.as_tensor(start), stream + torch.tensor([0, 1]))
-        self._state = _where(mask, fresh, self._state)
+        self._state = where_rows(mask, fresh, self._state)
 
     def _observe(self) -> Observation:
         pixels = (self._state.frames * 255).round().to(torch.uint8)
@@ -300,22 +310,3 @@ def _rows(values: Tensor, columns: Int[Tensor, "b m"]) -> Tensor:
 
 def _repeat(sentences: tuple[str, ...], times: int) -> tuple[str, ...]:
     return tuple(sentence for sentence in sentences for _ in range(times))
-
-
-def _where(mask: Bool[Tensor, " b"], first: DreamState, second: DreamState) -> DreamState:
-    """Row-wise choice between two states."""
-    return _where_batch(mask, first, second)
-
-
-def _where_batch(mask: Bool[Tensor, " b"], first, second):
-    """Row-wise choice between two dataclasses of tensors."""
-    chosen = {}
-    for name, a in vars(first).items():
-        z = getattr(second, name)
-        if isinstance(a, TensorBatch):
-            chosen[name] = _where_batch(mask, a, z)
-        elif isinstance(a, tuple):
-            chosen[name] = tuple(x if m else y for m, x, y in zip(mask.tolist(), a, z, strict=True))
-        else:
-            chosen[name] = torch.where(mask.reshape(-1, *([1] * (a.ndim - 1))), a, z)
-    return replace(first, **chosen)

@@ -52,6 +52,25 @@ def time_grid(num_steps: int) -> list[float]:
     return [1 - k / num_steps for k in range(num_steps)] + [0.0]
 
 
+def alpha_grid(num_steps: int) -> Tensor:
+    """Cumulative alphas [num_steps + 1] of a variance-preserving process at the times of `time_grid`: 0 at noise, 1 at data.
+
+    A point of that process, sqrt(alpha)*data + sqrt(1-alpha)*noise, is a flow point in another scale (`from_alpha`). On this grid
+    the DDIM sampler and `sample_ode` make the same steps (arXiv:2010.02502; Salimans and Ho 2022, arXiv:2202.00512).
+    """
+    t = torch.tensor(time_grid(num_steps), dtype=torch.float64)
+    return ((1 - t).square() / ((1 - t).square() + t.square())).float()
+
+
+def from_alpha(alpha: Float[Tensor, " b"]) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+    """Flow time t and scale c of a variance-preserving point with cumulative alpha: x_flow = c*x_vp.
+
+    c = 1/(sqrt(alpha) + sqrt(1-alpha)) and t = c*sqrt(1-alpha). The inverse is alpha = (1-t)^2 / ((1-t)^2 + t^2).
+    """
+    scale = 1 / (alpha.sqrt() + (1 - alpha).sqrt())
+    return (1 - alpha).sqrt() * scale, scale
+
+
 def sample_ode(velocity: VelocityField, noise: Tensor, *, num_steps: int) -> Tensor:
     """Euler integration of dx/dt = v from t = 1 to t = 0: x <- x - v/K. Differentiable in `noise` and `velocity`.
 

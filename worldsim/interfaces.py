@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from worldsim.checkpoint import Configured
+from worldsim.flow import matching_loss
 from worldsim.types import Judgement, Observation, Reflection, TensorBatch
 
 
@@ -194,11 +195,15 @@ class Policy(Configured, ABC):
     """A flow policy: a velocity field over action chunks, conditioned on an observation. Sampling is a function.
 
     Attributes:
+        camera: which camera it looks through.
         action_horizon: ah, actions per decision.
         action_dim: ad.
         num_steps: K, denoising steps of the ODE sampler.
+        feature_dim: f, size of the features.
     """
 
+    camera: str
+    feature_dim: int
     action_horizon: int
     action_dim: int
     num_steps: int
@@ -214,3 +219,8 @@ class Policy(Configured, ABC):
     @abstractmethod
     def velocity(self, features: Tensor, x_t: Float[Tensor, "b ah ad"], t: Float[Tensor, " b"]) -> Float[Tensor, "b ah ad"]:
         """The velocity of `worldsim.flow` at x_t and time t."""
+
+    def cloning_loss(self, features: Tensor, actions: Float[Tensor, "b ah ad"], mask: Bool[Tensor, "b ah 1"]) -> Float[Tensor, ""]:
+        """What behaviour cloning minimises: flow matching of recorded chunks, counted where `mask` is True."""
+        t = torch.rand(len(actions), device=actions.device).clamp(min=1e-3)
+        return matching_loss(lambda x, t: self.velocity(features, x, t), actions, noise=torch.randn_like(actions), t=t, mask=mask)

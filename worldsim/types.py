@@ -8,6 +8,7 @@ horizon and dimension, ``s`` proprioceptive state, ``h w c`` image (RGB).
 """
 
 from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -50,6 +51,34 @@ class TensorBatch:
 def _take(values: tuple, index: Tensor) -> tuple:
     rows = index.nonzero().flatten() if index.dtype == torch.bool else index
     return tuple(values[i] for i in rows.tolist())
+
+
+Rows = TypeVar("Rows", bound=TensorBatch)
+
+
+def where_rows(mask: Bool[Tensor, " b"], first: Rows, second: Rows) -> Rows:
+    """Row i of `first` where mask[i], of `second` elsewhere."""
+    chosen = {}
+    for name, a in vars(first).items():
+        z = getattr(second, name)
+        if isinstance(a, TensorBatch):
+            chosen[name] = where_rows(mask, a, z)
+        elif isinstance(a, tuple):
+            chosen[name] = tuple(x if m else y for m, x, y in zip(mask.tolist(), a, z, strict=True))
+        else:
+            chosen[name] = torch.where(mask.reshape(-1, *([1] * (a.ndim - 1))), a, z)
+    return replace(first, **chosen)  # type: ignore[type-var]
+
+
+def cat_rows(first: Rows, second: Rows) -> Rows:
+    """The rows of `first`, then those of `second`."""
+    columns = {}
+    for name, a in vars(first).items():
+        z = getattr(second, name)
+        columns[name] = (
+            cat_rows(a, z) if isinstance(a, TensorBatch) else a + z if isinstance(a, tuple) else torch.cat([a, z.to(a.dtype)])
+        )
+    return replace(first, **columns)  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)
@@ -125,35 +154,40 @@ class Episode:
 
 @dataclass(frozen=True)
 class Rollout(TensorBatch):
-    """What reinforcement learning eats: b trajectories of t decisions, each a denoising chain of k steps.
+    """What reinforcement learning eats: b trajectories of t decisions, each a denoising chain of k steps to a chunk of ah actions.
 
     Attributes:
         images: RGB uint8 before each decision.
         state: proprioception before each decision.
         instruction: one sentence per trajectory.
         chain: noisy action chunks, noise first, the executed chunk last.
-        logprob: log-probability of each denoising transition under the policy that acted.
-        reward: summed over the chunk.
-        terminated: the episode ended (success) within this decision.
-        truncated: time ran out at the end of this decision.
-        valid: this decision happened before the end of its episode; others carry no gradient.
+        stochastic: which denoising steps were stochastic.
+        logprob: log-probability of each denoising transition and action under the policy that acted; 0 in deterministic steps.
+        reward: of each action.
+        terminated: success ended the episode at this action.
+        valid: this action was executed before the end of its episode; others carry no gradient.
         group: trajectories with one number share start state and instruction (GRPO).
-        value: critic's estimate before each decision.
-        final_value: critic's estimate after the last decision, for the bootstrap.
+        value: critic's estimate before each decision (v = 1) or each of its actions (v = ah); 0 without a critic.
+        final_value: critic's estimate after the last valid action, for the bootstrap.
     """
 
     images: Shaped[Tensor, "b t h w 3"]
     state: Float[Tensor, "b t s"]
     instruction: tuple[str, ...]
     chain: Float[Tensor, "b t k1 ah ad"]
-    logprob: Float[Tensor, "b t k"]
-    reward: Float[Tensor, "b t"]
-    terminated: Bool[Tensor, "b t"]
-    truncated: Bool[Tensor, "b t"]
-    valid: Bool[Tensor, "b t"]
+    stochastic: Bool[Tensor, "b t k"]
+    logprob: Float[Tensor, "b t k ah"]
+    reward: Float[Tensor, "b t ah"]
+    terminated: Bool[Tensor, "b t ah"]
+    valid: Bool[Tensor, "b t ah"]
     group: Int[Tensor, " b"]
-    value: Float[Tensor, "b t"]
+    value: Float[Tensor, "b t v"]
     final_value: Float[Tensor, " b"]
+
+    @property
+    def decided(self) -> Bool[Tensor, "b t"]:
+        """Decisions of which at least the first action was executed."""
+        return self.valid[..., 0]
 
 
 def float_image(images: Tensor) -> Tensor:

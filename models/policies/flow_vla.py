@@ -46,8 +46,9 @@ class FlowVLA(Policy):
         super().__init__()
         self.state_used = list(range(state_dim) if state_used is None else state_used)
         self.camera, self.action_dim, self.action_horizon, self.num_steps = camera, action_dim, action_horizon, num_steps
+        self.feature_dim = width + len(self.state_used)
         self.trunk = VisualTrunk(width, channels, blocks)
-        self.expert_in = nn.Linear(width + len(self.state_used) + action_horizon * action_dim + 32, width)
+        self.expert_in = nn.Linear(self.feature_dim + action_horizon * action_dim + 32, width)
         self.expert = mlp(width, width, width, action_horizon * action_dim)
         # Statistics of the training data (m, m/s), stored with the weights; `fit_statistics` sets them.
         self.register_buffer("state_mean", torch.zeros(state_dim))
@@ -81,5 +82,9 @@ class FlowVLA(Policy):
         return torch.cat([features.float(), normalised[:, self.state_used]], dim=-1)
 
     def velocity(self, features: Tensor, x_t: Float[Tensor, "b ah ad"], t: Float[Tensor, " b"]) -> Float[Tensor, "b ah ad"]:
+        return self.predict(features, x_t, t)
+
+    def predict(self, features: Tensor, x_t: Float[Tensor, "b ah ad"], t: Float[Tensor, " b"]) -> Float[Tensor, "b ah ad"]:
+        """The network's output at a noisy chunk and a time in (0, 1]: here the velocity."""
         hidden = self.expert_in(torch.cat([features, x_t.flatten(1), time_embedding(t, 32)], dim=-1))
         return self.expert(nn.functional.silu(hidden)).unflatten(-1, x_t.shape[1:]).float()

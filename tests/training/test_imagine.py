@@ -8,7 +8,9 @@ import torch
 from models.policies.flow_vla import FlowVLA
 from models.world.latent_flow import LatentFlowWorldModel
 from reflectors.instant import InstantReflector
-from training.imagine import Critic, Dream, imagine
+from training.chains import Deterministic
+from training.critic import Critic
+from training.imagine import Dream, Moment, imagine
 from worldsim.interfaces import Policy
 
 B, CHUNKS = 2, 2
@@ -66,16 +68,14 @@ def dream(policy: Policy, nets: tuple[Any, Any], *, dtype: torch.dtype = torch.f
     frames = (0.4 + 0.2 * torch.rand(B, 2, 64, 64, 3, generator=g)).to(dtype)
     proprioception = torch.randn(B, 2, 4, generator=g).to(dtype)
     settings: dict[str, Any] = {"chunks": CHUNKS, "exploration": torch.zeros(B, 1, 1), "progress_weight": 2.0, "judged": (1, 3)}
-    start = world_model.init(frames, proprioception)
+    settings["chain"] = Deterministic()
+    start = Moment(world_model.init(frames, proprioception), frames[:, -1], proprioception[:, -1], SENTENCES)
     generator = torch.Generator().manual_seed(2)
     return imagine(
         policy,
         world_model,
         reflector,
         start,
-        frames[:, -1],
-        proprioception[:, -1],
-        SENTENCES,
         generator=generator,
         **{**settings, **kwargs},
     )

@@ -10,14 +10,21 @@ from torch.utils.data import DataLoader
 from models.policies.flow_vla import FlowVLA
 from models.world.latent_flow import LatentFlowWorldModel
 from reflectors.instant import InstantReflector
-from training.algorithms.flow_sde import chain_logprob
+from training.advantage import GAE, GRPO, RLOO, Advantage
+from training.algorithms.chain import chain_logprob, replay
 from training.analytic import AnalyticPostTraining
-from training.imagine import Critic
-from training.ppo import GRPOPostTraining, PPOPostTraining
+from training.arena import DreamArena
+from training.chains import Chain, Deterministic, Diffusion, FlowNoise, FlowSDE, OneStepFlowSDE
+from training.critic import OwnEncoder, SharedFeatures, ValueHead
+from training.economy import BetaStarts, DynamicSampling, EarlyStop, SuccessBuffer
+from training.imagine import Continuation
+from training.nft import NFTPostTraining
+from training.ppo import PPOPostTraining
+from training.prdp import PRDPPostTraining
 from training.rollout import collect_rollout
 from worldsim import checkpoint
-from worldsim.dream import DreamWorld, Starts
-from worldsim.types import Observation
+from worldsim.interfaces import Policy
+from worldsim.types import Observation, Rollout
 
 SENTENCES = ("push the red block onto the green disc", "push the red block onto the blue disc")
 
@@ -35,6 +42,7 @@ def folders(tmp_path: Path) -> dict[str, str]:
         "world_model": world_model,
         "reflector": InstantReflector(features=32, channels=8, blocks=1),
     }
+    models["reflector"].threshold.fill_(0.99)  # an untrained judge would end most dreams at once
     return {name: str(checkpoint.save(model, tmp_path / name)) for name, model in models.items()}
 
 
@@ -61,43 +69,153 @@ def fit(module, batch: dict, folder: Path, iterations: int) -> Trainer:
     return trainer
 
 
-def test_ratio_is_one_before_the_first_update(folders: dict[str, str]) -> None:
-    """The real policy and world: log-probabilities recomputed in minibatches equal those of the rollout (float32 rounding)."""
-    batch = starts(6)
-    policy = checkpoint.load(folders["policy"])
-    dream = Starts(batch["frames"], batch["state"], batch["instruction"])
-    world = DreamWorld(checkpoint.load(folders["world_model"]), checkpoint.load(folders["reflector"]), dream, num_envs=6)
-    obs, _ = world.reset(seed=0)
+CHAINS = {
+    "flow_sde": FlowSDE,
+    "hybrid": OneStepFlowSDE,
+    "flow_noise": FlowNoise,
+    "diffusion": Diffusion,
+}
+
+
+def arena(folders: dict[str, str]) -> DreamArena:
+    return DreamArena(folders["world_model"], folders["reflector"])
+
+
+def play(folders: dict[str, str], chain: Chain, advantage: Advantage, **more) -> tuple[Policy, Rollout]:
+    policy = checkpoint.load(folders["policy"], Policy)
+    chain.build(policy)
+    place = arena(folders)
+    advantage.build(policy, place.reflector)
     generator = torch.Generator().manual_seed(0)
-    rollout = collect_rollout(
-        policy, Critic(32, 8, 1), world, obs, chunks=3, noise_level=0.5, group=torch.arange(6), generator=generator
-    )
+    world, obs, group = place.begin(starts(6), advantage.group_size, generator)
+    return policy, collect_rollout(policy, chain, advantage, world, obs, chunks=3, group=group, generator=generator, **more)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_ratio_is_one_before_the_first_update(folders: dict[str, str], name: str) -> None:
+    """The real policy and world: log-probabilities recomputed in minibatches equal those of the rollout (float32 rounding)."""
+    chain = CHAINS[name]()
+    policy, rollout = play(folders, chain, GAE())
     rows = (torch.tensor([4, 0, 2]), torch.tensor([1, 0, 2]))
     sentences = tuple(rollout.instruction[i] for i in rows[0].tolist())
     features = policy.encode(Observation({"front": rollout.images[rows]}, rollout.state[rows], sentences))
-    logprob = chain_logprob(lambda x, t: policy.velocity(features, x, t), rollout.chain[rows], noise_level=0.5)
-    ratio = (logprob - rollout.logprob[rows]).exp()
-    torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=0, atol=2e-4)
+    stochastic = rollout.stochastic[rows]
+    logprob = chain_logprob(
+        replay(chain.transition(policy, features), rollout.chain[rows], stochastic=stochastic), rollout.chain[rows]
+    )
+    ratio = (logprob - rollout.logprob[rows]).sum(-1).exp()
+    torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=0, atol=5e-4)
+    assert (stochastic.sum(1) == (1 if name == "hybrid" else 3)).all()
 
 
-@pytest.mark.parametrize(
-    ("module", "arguments"),
-    [
-        (AnalyticPostTraining, {"critic_warmup": 1}),
-        (PPOPostTraining, {"warmup": 1, "chunks": 2, "minibatch": 4}),
-        (GRPOPostTraining, {"warmup": 0, "chunks": 2, "minibatch": 4, "group_size": 2}),
-    ],
-)
-def test_learner_moves_the_policy_and_nothing_else(folders: dict[str, str], tmp_path: Path, module, arguments: dict) -> None:
-    learner = module(**folders, **arguments)
-    frozen = {name: value.clone() for name, value in learner.world_model.state_dict().items()}
-    judge = {name: value.clone() for name, value in learner.reflector.state_dict().items()}
-    fit(learner, starts(4), tmp_path / "run", iterations=3)
+@pytest.mark.parametrize("per_action", [False, True])
+@pytest.mark.parametrize("head", [OwnEncoder, SharedFeatures])
+def test_critics_value_decisions_or_actions(folders: dict[str, str], head: type[ValueHead], per_action: bool) -> None:
+    advantage = GAE(critic=head(per_action=per_action))
+    _, rollout = play(folders, FlowSDE(), advantage)
+    assert rollout.value.shape == (6, 3, 4 if per_action else 1)
+    assert rollout.value[rollout.decided].std() > 0
+    assessed = advantage.assess(rollout)
+    assert assessed.advantage.shape == rollout.value.shape
+    # With lambda 1 and gamma 1 the targets are the rewards to come and the final value, whatever the values in between.
+    advantage.gamma = advantage.lam = 1.0
+    target = advantage.assess(rollout).target
+    expected = rollout.reward.sum((1, 2)) + torch.where(rollout.terminated.any(2).any(1), 0, rollout.final_value)
+    torch.testing.assert_close(target[:, 0, 0], expected, rtol=0, atol=1e-5)
+
+
+def test_finished_dreams_are_dropped_without_changing_the_others(folders: dict[str, str]) -> None:
+    """Some dreams end at once; the others play on in a smaller world and see the same frames."""
+    reflector = checkpoint.load(folders["reflector"], InstantReflector)
+    _, whole = play(folders, FlowSDE(), GAE())
+    judged = reflector.judge(whole.images[:, 1], whole.instruction).p_success
+    reflector.threshold.fill_(float(judged.median()))  # half of them end
+    checkpoint.save(reflector, Path(folders["reflector"]))
+    torch.manual_seed(1)
+    _, plain = play(folders, OneStepFlowSDE(), GAE())
+    torch.manual_seed(1)
+    _, dropped = play(folders, OneStepFlowSDE(), GAE(), early_stop=EarlyStop(drop_share=0.1))
+    assert 0 < plain.decided[:, 1].float().mean() < 1
+    assert torch.equal(plain.valid[:, : dropped.valid.shape[1]], dropped.valid)
+    still = dropped.decided[:, 1]
+    assert torch.equal(plain.images[:, 1][still], dropped.images[:, 1][still])
+    assert (dropped.images[:, 1][~still] == 0).all()
+
+
+def test_hopeless_dreams_are_truncated_with_their_value(folders: dict[str, str]) -> None:
+    _, rollout = play(folders, FlowSDE(), GAE(), early_stop=EarlyStop(value_below=1e9, patience=2))
+    assert rollout.decided[:, :2].all()
+    assert rollout.reward.shape[1] == 2  # nothing is played after everyone was given up
+    assert not rollout.terminated.any()
+    assert (rollout.final_value != 0).all()
+
+
+LEARNERS = [
+    *[(PPOPostTraining, chain, "gae") for chain in CHAINS],
+    (PPOPostTraining, "flow_sde", "grpo"),
+    (PPOPostTraining, "flow_noise", "rloo"),
+    (PPOPostTraining, "hybrid", "gae_per_action"),
+    (PPOPostTraining, "flow_sde", "gae_shared"),
+    (PRDPPostTraining, "diffusion", "rloo"),
+    (NFTPostTraining, "deterministic", "gae"),
+]
+ADVANTAGES = {
+    "gae": lambda: GAE(warmup=1),
+    "gae_per_action": lambda: GAE(OwnEncoder(per_action=True), warmup=0),
+    "gae_shared": lambda: GAE(SharedFeatures(), warmup=0),
+    "grpo": lambda: GRPO(2),
+    "rloo": lambda: RLOO(2),
+}
+
+
+@pytest.mark.parametrize(("module", "chain", "advantage"), LEARNERS)
+def test_learner_moves_the_policy_and_nothing_else(folders, tmp_path: Path, module, chain: str, advantage: str) -> None:
+    chosen = {**CHAINS, "deterministic": Deterministic}[chain]()
+    learner = module(folders["policy"], arena(folders), chosen, ADVANTAGES[advantage](), chunks=2, minibatch=4)
+    check_learner(learner, learner.arena.world_model, learner.arena.reflector, folders, tmp_path)
+
+
+def test_economy_objects_work_together(folders: dict[str, str], tmp_path: Path) -> None:
+    learner = PPOPostTraining(
+        folders["policy"],
+        arena(folders),
+        FlowSDE(),
+        GRPO(2),
+        chunks=2,
+        minibatch=4,
+        kl=0.1,
+        entropy=0.01,
+        sampling=DynamicSampling(attempts=2),
+        early_stop=EarlyStop(),
+        starts=BetaStarts(pool=10, keep=0.5),
+        buffer=SuccessBuffer(capacity=8, batch=4),
+    )
+    batch = {**starts(8), "start": torch.arange(8)}
+    check_learner(learner, learner.arena.world_model, learner.arena.reflector, folders, tmp_path, batch)
+    assert learner.starts is not None
+    assert (learner.starts.successes + learner.starts.failures).sum() > 0
+
+
+def test_analytic_learner_moves_the_policy_and_nothing_else(folders: dict[str, str], tmp_path: Path) -> None:
+    learner = AnalyticPostTraining(**folders, critic_warmup=1, continuation=Continuation(0.5, 4))
+    check_learner(learner, learner.world_model, learner.reflector, folders, tmp_path)
+
+
+def check_learner(learner, world_model, reflector, folders, tmp_path: Path, batch: dict | None = None) -> None:
+    frozen = {name: value.clone() for name, value in world_model.state_dict().items()}
+    judge = {name: value.clone() for name, value in reflector.state_dict().items()}
+    trainer = fit(learner, starts(4) if batch is None else batch, tmp_path / "run", iterations=3)
     before, after = checkpoint.load(folders["policy"]).state_dict(), checkpoint.load(tmp_path / "run").state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert all(torch.isfinite(value).all() for value in after.values())
-    assert all(torch.equal(frozen[name], value) for name, value in learner.world_model.state_dict().items())
-    assert all(torch.equal(judge[name], value) for name, value in learner.reflector.state_dict().items())
+    assert all(torch.isfinite(value) for value in trainer.callback_metrics.values())
+    assert all(torch.equal(frozen[name], value) for name, value in world_model.state_dict().items())
+    assert all(torch.equal(judge[name], value) for name, value in reflector.state_dict().items())
+
+
+def test_prdp_needs_groups(folders: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="choose advantage=grpo or advantage=rloo"):
+        PRDPPostTraining(folders["policy"], arena(folders), FlowSDE(), GAE())
 
 
 def test_analytic_gradients_raise_the_imagined_return(folders: dict[str, str], tmp_path: Path) -> None:
@@ -114,4 +232,4 @@ def test_analytic_gradients_raise_the_imagined_return(folders: dict[str, str], t
 
 def test_missing_model_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no exported model in .*nowhere"):
-        PPOPostTraining(policy=str(tmp_path / "nowhere"), world_model="x", reflector="y")
+        DreamArena(world_model=str(tmp_path / "nowhere"), reflector="y")

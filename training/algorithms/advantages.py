@@ -87,6 +87,22 @@ def rloo(returns: Float[Tensor, "g n"]) -> Float[Tensor, "g n"]:
     return centred * (n / (n - 1))
 
 
+def first_success_mask(done: Bool[Tensor, "b t"]) -> Bool[Tensor, "b t"]:
+    """True up to and including the first `done` of each row: what happens after an episode's end carries no gradient
+    (SimpleVLA-RL, arXiv:2509.09674)."""
+    return done.int().cumsum(dim=1) - done.int() == 0
+
+
+def length_normalize(advantage: Float[Tensor, "b t"], valid: Bool[Tensor, "b t"]) -> Float[Tensor, "b t"]:
+    """advantage * max_len / valid_len where valid, else 0, so that every trajectory weighs the same, however early it ended.
+
+    The clipped loss is proportional to the advantage, so its mean over the mask becomes mean(loss*mask / (valid_len/max_len))
+    (RLinf-VLA, arXiv:2510.06710, section 4.3).
+    """
+    length = valid.sum(dim=1, keepdim=True).clamp(min=1)
+    return torch.where(valid, advantage * (valid.shape[1] / length), 0)
+
+
 def normalize(advantage: Float[Tensor, "*n"], mask: Bool[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """(A - mean) / (std + 1e-6) over the elements where mask is True; 0 elsewhere.
 

@@ -7,7 +7,7 @@ belongs to a denoising step or to a whole chunk is the caller's choice: sum the 
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -64,6 +64,72 @@ def ppo_clip(
         "approx_kl": masked_mean(ratio - 1 - log_ratio, mask),
     }
     return -masked_mean(surrogate, mask), {name: scalar.detach() for name, scalar in metrics.items()}
+
+
+def prdp(
+    log_ratio: Float[Tensor, " n"], reward: Float[Tensor, " n"], *, group: Int[Tensor, " n"], beta: float, clip: float = 0.5
+) -> Float[Tensor, ""]:
+    """Reward-difference regression: mean over pairs of one group of (beta*(l_i - l_j) - (R_i - R_j))^2 (PRDP, arXiv:2402.08714).
+
+    The policy that maximises E[R] - beta*KL(pi || pi_old) has beta*log(pi/pi_old) = R - const within a group, so regressing
+    differences finds it without a policy gradient. The proximal form of the paper, section 4.3: the loss is the larger of the one
+    above and the one whose l are clipped to [-clip, clip], so that ratios do not run away within one round.
+
+    Args:
+        log_ratio: l = log pi(chain) - log pi_old(chain) of whole trajectories, sums over denoising steps and decisions.
+        reward: R, return of each trajectory, without gradient.
+        group: trajectories with one number started from the same state.
+        beta: strength of the KL penalty, in units of reward.
+        clip: largest trusted |l|.
+
+    Raises:
+        ValueError: if beta is not positive or no group has two members.
+    """
+    if beta <= 0:
+        raise ValueError(f"beta must be positive, got {beta}; it is the price of one nat of divergence in units of reward")
+    i, j = torch.triu_indices(len(group), len(group), offset=1, device=group.device)
+    same = group[i] == group[j]
+    if not same.any():
+        raise ValueError("reward differences need at least two trajectories of one group; raise the group size")
+    i, j = i[same], j[same]
+    clipped = log_ratio.clamp(-clip, clip)
+    errors = [(beta * (x[i] - x[j]) - (reward[i] - reward[j])).square() for x in (log_ratio, clipped)]
+    return torch.maximum(*errors).mean()
+
+
+def nft(
+    velocity: Float[Tensor, "n ah ad"],
+    old_velocity: Float[Tensor, "n ah ad"],
+    target: Float[Tensor, "n ah ad"],
+    optimality: Float[Tensor, " n"],
+    *,
+    mask: Bool[Tensor, "n ah ad"],
+    beta: float,
+) -> Float[Tensor, ""]:
+    """Negative-aware fine-tuning, a velocity regression on good and bad chunks (DiffusionNFT, arXiv:2509.16117, equation 5).
+
+    E[r*|v+ - v*|^2 + (1-r)*|v- - v*|^2] with v+ = (1-beta)*v_old + beta*v and v- = (1+beta)*v_old - beta*v: chunks that did well
+    pull the velocity towards their own, others push it away, in proportion. Needs no log-probability and no sampler in particular.
+
+    Args:
+        velocity: of the policy being trained, at noised executed chunks.
+        old_velocity: of the policy that acted, at the same points; without gradient.
+        target: v* = noise - chunk.
+        optimality: r in [0, 1], 1/2 for as good as expected.
+        mask: actions that were executed.
+        beta: guidance strength; smaller moves further for the same loss.
+
+    Raises:
+        ValueError: if beta is not positive or r is outside [0, 1].
+    """
+    if beta <= 0:
+        raise ValueError(f"beta must be positive, got {beta}; 1 is usual")
+    if ((optimality < 0) | (optimality > 1)).any():
+        raise ValueError(f"optimality must be in [0, 1], got {float(optimality.min()):.3g} to {float(optimality.max()):.3g}")
+    r = optimality[:, None, None]
+    positive = (1 - beta) * old_velocity + beta * velocity
+    negative = (1 + beta) * old_velocity - beta * velocity
+    return masked_mean(r * (positive - target).square() + (1 - r) * (negative - target).square(), mask)
 
 
 def value_huber(

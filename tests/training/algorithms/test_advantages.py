@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from training.algorithms.advantages import gae, grpo, normalize, rloo
+from training.algorithms.advantages import first_success_mask, gae, grpo, length_normalize, normalize, rloo
+from training.algorithms.losses import ppo_clip
 
 
 def bools(*rows):
@@ -107,3 +108,20 @@ def test_normalize_hand_computed():
 
 def test_normalize_of_a_single_element_is_0():
     assert normalize(torch.tensor([2.0, 7.0]), bools(1, 0)).tolist() == [0.0, 0.0]
+
+
+def test_first_success_mask_by_hand():
+    done = torch.tensor([[False, True, False, True], [False, False, False, False], [True, True, False, False]])
+    expected = [[True, True, False, False], [True, True, True, True], [True, False, False, False]]
+    assert first_success_mask(done).tolist() == expected
+
+
+def test_length_normalize_gives_every_trajectory_the_same_weight():
+    """mean(loss*mask / (valid_len/max_len)) with loss = -advantage: lengths 4 and 2 of 4, so the short one counts double."""
+    advantage = torch.tensor([[1.0, 1.0, 1.0, 1.0], [3.0, 3.0, 9.0, 9.0]])
+    valid = torch.tensor([[True] * 4, [True, True, False, False]])
+    normalized = length_normalize(advantage, valid)
+    assert normalized.tolist() == [[1.0, 1.0, 1.0, 1.0], [6.0, 6.0, 0.0, 0.0]]
+    ratio = torch.full((2, 4), 0.3)
+    loss, _ = ppo_clip(ratio, ratio, normalized, mask=torch.ones(2, 4) > 0)
+    assert loss.item() == pytest.approx(-(4 * 1 + 2 * 6) / 8)

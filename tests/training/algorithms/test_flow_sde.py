@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from training.algorithms.flow_sde import chain_logprob, one_step_mask, sample_chain, sigma, transition
+from training.algorithms import chain as chains
+from training.algorithms.chain import every_step, one_step
+from training.algorithms.flow_sde import flow_sde, sigma
 from worldsim.flow import sample_ode, time_grid
 
 GOLDEN_STD = {3: [0.5, 0.408, 0.204], 4: [0.5, 0.433, 0.25, 0.144], 5: [0.5, 0.447, 0.274, 0.183, 0.112]}
@@ -31,6 +33,22 @@ def gaussian_velocity(x, t):
     return -1.5 + (t - (1 - t) * 0.16) / (t**2 + (1 - t) ** 2 * 0.16) * (x - (1 - t) * 1.5)
 
 
+def sample_chain(velocity, noise, *, num_steps, noise_level, generator, stochastic=None):
+    """The chain and the log-probability of each transition, summed over the chunk."""
+    mask = every_step(len(noise), num_steps) if stochastic is None else stochastic
+    transition = flow_sde(velocity, num_steps=num_steps, noise_level=noise_level)
+    with torch.no_grad():
+        chain, logprob = chains.sample_chain(transition, noise, stochastic=mask, generator=generator)
+    return chain, logprob.sum(-1)
+
+
+def chain_logprob(velocity, chain, *, noise_level, stochastic=None):
+    num_steps = chain.shape[1] - 1
+    mask = every_step(len(chain), num_steps) if stochastic is None else stochastic
+    steps = chains.replay(flow_sde(velocity, num_steps=num_steps, noise_level=noise_level), chain, stochastic=mask)
+    return chains.chain_logprob(steps, chain).sum(-1)
+
+
 def draw(batch, horizon=3, dim=2, seed=1):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(batch, horizon, dim, generator=generator), generator
@@ -38,9 +56,8 @@ def draw(batch, horizon=3, dim=2, seed=1):
 
 @pytest.mark.parametrize("num_steps", GOLDEN_STD)
 def test_std_matches_golden_numbers(num_steps):
-    t = torch.tensor(time_grid(num_steps)[:-1])
     x = torch.zeros(num_steps, 3, 2)
-    _, std = transition(x, x, t, delta=1 / num_steps, noise_level=0.5)
+    std = flow_sde(lambda x, t: x, num_steps=num_steps, noise_level=0.5)(x, torch.arange(num_steps)).std
     assert std.shape == (num_steps, 1, 1)
     assert std.flatten().tolist() == pytest.approx(GOLDEN_STD[num_steps], abs=5.1e-4)  # the table has three decimals
 
@@ -52,16 +69,16 @@ def test_sigma_at_pure_noise_is_a_sqrt_k():
 
 def test_transition_mean_by_hand():
     """t .75, delta .25, a .5: sigma^2 = .75, correction = .75*.25/1.5 = .125, x + .25*v = 2.5; 2 - .25*2 - .125*2.5 = 1.1875."""
-    x, v = torch.full((1, 1, 1), 2.0), torch.full((1, 1, 1), 2.0)
-    mean, _ = transition(v, x, torch.tensor([0.75]), delta=0.25, noise_level=0.5)
-    assert mean.item() == 1.1875
+    step = flow_sde(lambda x, t: x, num_steps=4, noise_level=0.5)(torch.full((1, 1, 1), 2.0), torch.tensor([1]))
+    assert step.mean.item() == 1.1875
+    assert step.plain.item() == 1.5
 
 
 def test_zero_noise_transition_is_the_euler_step():
     x, v = draw(4)[0], draw(4, seed=2)[0]
-    mean, std = transition(v, x, torch.full((4,), 0.5), delta=0.25, noise_level=0.0)
-    torch.testing.assert_close(mean, x - 0.25 * v, rtol=0, atol=0)
-    assert (std == 0).all()
+    step = flow_sde(lambda x, t: v, num_steps=4, noise_level=0.0)(x, torch.full((4,), 2))
+    torch.testing.assert_close(step.mean, x - 0.25 * v, rtol=0, atol=0)
+    assert (step.std == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -115,7 +132,7 @@ def test_logprob_equals_torch_distributions():
 def test_ratio_is_exactly_one_before_any_update(batch, horizon, dim, hybrid):
     velocity = Velocity(batch, horizon, dim)
     noise, generator = draw(batch, horizon, dim)
-    stochastic = one_step_mask(batch, 5, generator) if hybrid else None
+    stochastic = one_step(batch, 5, generator) if hybrid else None
     chain, old = sample_chain(velocity, noise, num_steps=5, noise_level=0.5, generator=generator, stochastic=stochastic)
     new = chain_logprob(velocity, chain, noise_level=0.5, stochastic=stochastic)
     assert not old.requires_grad
@@ -144,7 +161,7 @@ def test_all_ode_equals_sample_ode():
 
 
 def test_one_step_mask_draws_one_index_per_sample():
-    mask = one_step_mask(4000, 4, torch.Generator().manual_seed(0))
+    mask = one_step(4000, 4, torch.Generator().manual_seed(0))
     assert mask.shape == (4000, 4)
     assert (mask.sum(dim=1) == 1).all()
     # Binomial(4000, 1/4): mean 1000, standard deviation 27; four of them. One shared index would give 4000, 0, 0, 0.
@@ -166,7 +183,7 @@ def test_hybrid_chain_is_noisy_only_in_each_samples_own_step():
 def test_hybrid_logprob_costs_one_call_and_equals_the_full_one():
     velocity = Velocity(6, 3, 2)
     noise, generator = draw(6)
-    stochastic = one_step_mask(6, 4, generator)
+    stochastic = one_step(6, 4, generator)
     chain, _ = sample_chain(velocity, noise, num_steps=4, noise_level=0.5, generator=generator, stochastic=stochastic)
     velocity.calls = 0
     hybrid = chain_logprob(velocity, chain, noise_level=0.5, stochastic=stochastic)
@@ -216,21 +233,18 @@ def test_logprob_gradient_reaches_the_velocity():
 def test_half_precision_velocity_does_not_round_the_chain():
     """One step from the same bfloat16 velocity as float32 gives the same float32 mean."""
     x, v = draw(4)[0], draw(4, seed=2)[0].bfloat16()
-    t = torch.full((4,), 0.7)
-    half, full = (transition(velocity, x, t, delta=0.1, noise_level=0.5)[0] for velocity in (v, v.float()))
+    half, full = (flow_sde(lambda x, t, v=v: v, num_steps=10, noise_level=0.5)(x, torch.full((4,), 3)).mean for v in (v, v.float()))
     assert half.dtype == torch.float32
     assert torch.equal(half, full)
 
 
 def test_errors():
     noise, generator = draw(2)
-    with pytest.raises(ValueError, match="noise_level"):
+    with pytest.raises(ValueError, match="positive standard deviation"):
         sample_chain(gaussian_velocity, noise, num_steps=4, noise_level=0.0, generator=generator)
-    with pytest.raises(ValueError, match="noise_level"):
+    with pytest.raises(ValueError, match="positive standard deviation"):
         chain_logprob(gaussian_velocity, torch.zeros(2, 5, 3, 2), noise_level=0.0)
-    with pytest.raises(ValueError, match="noise_level"):
-        chain_logprob(gaussian_velocity, torch.zeros(2, 5, 3, 2), noise_level=-0.5)
-    with pytest.raises(ValueError, match=r"\[2, 4\], got \[1, 4\]"):
+    with pytest.raises(ValueError, match=r"\[2, K >= 1\], got \[1, 4\]"):
         chain_logprob(gaussian_velocity, torch.zeros(2, 5, 3, 2), noise_level=0.5, stochastic=torch.ones(1, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match="num_steps"):
         sample_chain(gaussian_velocity, noise, num_steps=0, noise_level=0.5, generator=generator)

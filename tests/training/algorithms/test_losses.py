@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from training.algorithms.losses import masked_mean, ppo_clip, value_huber
+from training.algorithms.losses import masked_mean, nft, ppo_clip, prdp, value_huber
 
 
 def ppo_at(ratio, advantage, **kwargs):
@@ -123,3 +123,66 @@ def test_masked_mean():
     assert mean.item() == 2.0
     assert values.grad.tolist() == [0.5, 0.5, 0.0]
     assert masked_mean(values, torch.zeros(3) > 0).item() == 0.0
+
+
+def test_prdp_by_hand():
+    """Two groups; pairs (0, 1) and (2, 3): errors .5*(.2+.1) - 1 = -.85 and .5*(0-.4) - (-2) = 1.8."""
+    log_ratio, reward = torch.tensor([0.2, -0.1, 0.0, 0.4]), torch.tensor([1.0, 0.0, 0.0, 2.0])
+    loss = prdp(log_ratio, reward, group=torch.tensor([0, 0, 1, 1]), beta=0.5)
+    assert loss.item() == pytest.approx((0.85**2 + 1.8**2) / 2)
+
+
+def test_prdp_is_zero_at_the_solution_and_its_gradient_is_right():
+    """beta * log ratio = reward - const of the group."""
+    reward, group = torch.tensor([1.0, 0.0, 0.5, 2.0, 1.0]).double(), torch.tensor([0, 0, 0, 1, 1])
+    log_ratio = (reward / 4 - torch.tensor([0.1, 0.1, 0.1, 0.4, 0.4])).requires_grad_()
+    loss = prdp(log_ratio, reward, group=group, beta=4.0)
+    assert loss.item() == pytest.approx(0, abs=1e-12)
+    point = torch.tensor([0.1, -0.2, 0.3, 0.05, -0.4], dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: prdp(x, reward, group=group, beta=2.0), point)
+
+
+def test_prdp_does_not_push_a_ratio_beyond_its_trust():
+    """The better of a pair is beyond the clip already and more would still lower the plain error: no gradient."""
+    log_ratio = torch.tensor([0.9, -0.9], requires_grad=True)
+    prdp(log_ratio, torch.tensor([3.0, 0.0]), group=torch.tensor([0, 0]), beta=1.0, clip=0.5).backward()
+    assert log_ratio.grad is not None
+    assert log_ratio.grad.tolist() == [0.0, 0.0]
+
+
+def test_prdp_errors():
+    one = torch.zeros(2)
+    with pytest.raises(ValueError, match="beta must be positive, got 0"):
+        prdp(one, one, group=torch.tensor([0, 0]), beta=0.0)
+    with pytest.raises(ValueError, match="at least two trajectories of one group"):
+        prdp(one, one, group=torch.tensor([0, 1]), beta=1.0)
+
+
+def test_nft_by_hand():
+    """v 2, old 1, target 4, beta .5: v+ = 1.5, v- = .5; errors 6.25 and 12.25."""
+    v, old, target = (torch.full((1, 1, 1), x) for x in (2.0, 1.0, 4.0))
+    mask = torch.ones(1, 1, 1) > 0
+    assert nft(v, old, target, torch.tensor([1.0]), mask=mask, beta=0.5).item() == pytest.approx(6.25)
+    assert nft(v, old, target, torch.tensor([0.0]), mask=mask, beta=0.5).item() == pytest.approx(12.25)
+    assert nft(v, old, target, torch.tensor([0.25]), mask=mask, beta=0.5).item() == pytest.approx(0.25 * 6.25 + 0.75 * 12.25)
+
+
+def test_nft_pulls_good_chunks_and_pushes_bad_ones_away():
+    for optimality, sign in ((1.0, 1.0), (0.0, -1.0)):
+        v = torch.zeros(1, 1, 1, requires_grad=True)  # where the old policy is, as in the first update
+        nft(
+            v, torch.zeros(1, 1, 1), torch.ones(1, 1, 1), torch.tensor([optimality]), mask=torch.ones(1, 1, 1) > 0, beta=1.0
+        ).backward()
+        assert v.grad is not None
+        assert -v.grad.item() == pytest.approx(2 * sign)
+
+
+def test_nft_numeric_gradient_mask_and_errors():
+    generator = torch.Generator().manual_seed(0)
+    v, old, target = (torch.randn(3, 2, 2, generator=generator, dtype=torch.double) for _ in range(3))
+    r, mask = torch.tensor([0.2, 0.9, 0.5]).double(), torch.rand(3, 2, 2, generator=generator) < 0.6
+    assert torch.autograd.gradcheck(lambda x: nft(x, old, target, r, mask=mask, beta=0.7), v.requires_grad_())
+    with pytest.raises(ValueError, match="beta must be positive"):
+        nft(v, old, target, r, mask=mask, beta=0.0)
+    with pytest.raises(ValueError, match=r"optimality must be in \[0, 1\], got .* to 1.5"):
+        nft(v, old, target, torch.tensor([0.0, 1.5, 0.2]), mask=mask, beta=1.0)

@@ -1,0 +1,67 @@
+"""`DiffusionVLA`: the same small policy as a denoising diffusion model on a scheduler of diffusers.
+
+After Diffusion Policy (arXiv:2303.04137). It predicts the variance-preserving v of Salimans and Ho (arXiv:2202.00512)
+and offers a flow velocity computed from it, so that every sampler, learner and exporter of a flow policy takes it too. Read
+`training/algorithms/diffusion.py` next.
+"""
+
+from typing import Any
+
+import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from models.policies.flow_vla import FlowVLA
+from worldsim.flow import expand_time
+
+
+class DiffusionVLA(FlowVLA):
+    """v-prediction on DDPM's discrete noise levels with a squared-cosine schedule.
+
+    Args:
+        train_timesteps: T, number of noise levels.
+        arguments: as `FlowVLA`.
+    """
+
+    flow_times: Tensor
+
+    def __init__(
+        self,
+        camera: str = "front",
+        state_dim: int = 4,
+        action_dim: int = 2,
+        action_horizon: int = 4,
+        num_steps: int = 4,
+        width: int = 256,
+        channels: int = 64,
+        blocks: int = 2,
+        state_used: tuple[int, ...] | None = None,
+        train_timesteps: int = 100,
+    ):
+        super().__init__(camera, state_dim, action_dim, action_horizon, num_steps, width, channels, blocks, state_used)
+        self.scheduler: Any = DDPMScheduler(train_timesteps, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+        alphas = self.scheduler.alphas_cumprod
+        self.register_buffer("flow_times", (1 - alphas).sqrt() / (alphas.sqrt() + (1 - alphas).sqrt()), persistent=False)
+
+    def cloning_loss(self, features: Tensor, actions: Float[Tensor, "b ah ad"], mask: Bool[Tensor, "b ah 1"]) -> Float[Tensor, ""]:
+        """E |v_theta(x_n, n) - v|^2 over uniform noise levels n, with diffusers' `add_noise` and `get_velocity`."""
+        level = torch.randint(len(self.flow_times), (len(actions),), device=actions.device)
+        noise = torch.randn_like(actions)
+        noisy, target = self.scheduler.add_noise(actions, noise, level), self.scheduler.get_velocity(actions, noise, level)
+        error = (self.predict(features, noisy, self._time(level)) - target).square()
+        mask = mask.expand_as(error)
+        return (error * mask).sum() / mask.sum().clamp(min=1)
+
+    def velocity(self, features: Tensor, x_t: Float[Tensor, "b ah ad"], t: Float[Tensor, " b"]) -> Float[Tensor, "b ah ad"]:
+        """The flow velocity noise - data of the network's estimates, from the nearest trained noise level."""
+        level = (t[:, None] - self.flow_times).abs().argmin(dim=1)
+        signal, spread = expand_time(1 - t, x_t), expand_time(t, x_t)
+        norm = (signal.square() + spread.square()).sqrt()  # x_vp = x_t / norm has unit variance
+        v = self.predict(features, x_t / norm, self._time(level))
+        noise = (spread * x_t / norm + signal * v) / norm
+        data = (signal * x_t / norm - spread * v) / norm
+        return noise - data
+
+    def _time(self, level: Tensor) -> Tensor:
+        return (level + 1) / len(self.flow_times)

@@ -1,0 +1,254 @@
+"""Post-training from rollouts: dreams are played and assessed, then minibatches of their decisions update the policy.
+
+What all learners without a gradient of the world share: where they play (`arena.py`), how they explore (`chains.py`), how decisions
+are assessed (`advantage.py`) and which dreams are worth playing (`economy.py`). `ppo.py`, `prdp.py` and `nft.py` each add one loss.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from training.advantage import Advantage
+from training.algorithms.advantages import normalize
+from training.arena import Arena
+from training.chains import Chain
+from training.data import Batch
+from training.economy import BetaStarts, DynamicSampling, EarlyStop, SuccessBuffer
+from training.optim import decayed_adamw
+from training.post_training import PostTraining
+from training.rollout import collect_rollout
+from worldsim.interfaces import Policy
+from worldsim.types import Observation, Rollout, cat_rows
+
+
+class Decisions(NamedTuple):
+    """n decisions of a rollout: what was seen, the policy's features there, and what was done."""
+
+    obs: Observation
+    features: Tensor  # [n, f], with gradient
+    chain: Tensor  # [n, k1, ah, ad]
+    stochastic: Tensor  # [n, k]
+    logprob: Tensor  # [n, k, ah], of the policy that acted
+    valid: Tensor  # [n, ah]
+    advantage: Tensor  # [n, v]
+    trajectory: Tensor  # [n], row in the rollout
+    group: Tensor  # [n]
+
+
+class RolloutLearner(PostTraining, ABC):
+    """Rollouts, then epochs of minibatch updates on them. Subclasses choose the loss.
+
+    One batch of `StartData` gives the candidate starts of one iteration; each is played `advantage.group_size` times.
+
+    Args:
+        policy: folder of the policy to improve (also the anchor).
+        arena: where it plays.
+        chain: how it explores.
+        advantage: how decisions are assessed.
+        chunks: decisions per episode.
+        epochs: passes over a rollout.
+        minibatch: decisions per update.
+        lr: peak learning rate of the policy (and of the chain's own parameters).
+        anchor: weight of the squared distance to the starting policy's velocity at pure noise.
+        clip: largest gradient norm.
+        ema_decay: of the policy that is shipped; 0 ships the last iterate.
+        sampling, early_stop, starts, buffer: rollout economy, each null if not wanted.
+    """
+
+    def __init__(
+        self,
+        policy: str,
+        arena: Arena,
+        chain: Chain,
+        advantage: Advantage,
+        chunks: int = 8,
+        epochs: int = 2,
+        minibatch: int = 256,
+        lr: float = 2e-4,
+        anchor: float = 0.02,
+        clip: float = 0.5,
+        ema_decay: float = 0.9,
+        sampling: DynamicSampling | None = None,
+        early_stop: EarlyStop | None = None,
+        starts: BetaStarts | None = None,
+        buffer: SuccessBuffer | None = None,
+    ):
+        super().__init__(policy, ema_decay)
+        self.arena, self.chain, self.advantage = arena, chain, advantage
+        self.chain.build(self.policy)
+        self.advantage.build(self.policy, arena.reflector)
+        self.chunks, self.epochs, self.minibatch, self.lr = chunks, epochs, minibatch, lr
+        self.anchor, self.clip = anchor, clip
+        self.sampling, self.early_stop, self.starts, self.buffer = sampling, early_stop, starts, buffer
+
+    @property
+    def actor(self) -> Policy:
+        """The policy that plays."""
+        return self.policy
+
+    @abstractmethod
+    def policy_loss(self, decisions: Decisions) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a minibatch and scalars to log."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        # Dropout-free evaluation mode throughout: the log-probability of an unchanged policy must not change.
+        self.eval()
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        rollout, usable = self.imagine(batch, generator)
+        advantage, target = self.advantage.assess(rollout)
+        mask = rollout.valid if advantage.shape[-1] > 1 else rollout.decided[..., None]
+        advantage = normalize(advantage, mask)
+        if self.buffer is not None:
+            self.buffer.add(rollout)
+        totals: dict[str, list[Tensor]] = {}
+        for rows in self.minibatches(rollout, generator):
+            logs = self._update(rollout, rows, advantage, target, batch_idx >= self.advantage.warmup, generator)
+            for name, value in logs.items():
+                totals.setdefault(name, []).append(value.detach())
+        self.lr_schedulers().step()  # type: ignore[union-attr]
+        self.log_dict({f"train/{name}": torch.stack(values).mean() for name, values in totals.items()})
+        scalars = {
+            "return": rollout.reward.sum((1, 2)).mean(),
+            "imagined_success": rollout.terminated.any(2).any(1).float().mean(),
+            "usable_fraction": usable,
+        }
+        self.log_dict({f"train/{name}": value for name, value in scalars.items()}, prog_bar=True)
+
+    def imagine(self, batch: Batch, generator: torch.Generator) -> tuple[Rollout, Tensor]:
+        """The rollout of one iteration, and the share of its decisions that carry a gradient.
+
+        With `DynamicSampling` the batch is played part by part until one part's worth of trajectories is usable.
+        """
+        attempts = 1 if self.sampling is None else self.sampling.attempts
+        n = len(batch["instruction"])
+        if n % attempts:
+            raise ValueError(f"data.batch_size={n} must be a multiple of sampling.attempts={attempts}")
+        part, kept, played = n // attempts, [], 0
+        for first in range(0, n, part):
+            rollout = self._play({key: value[first : first + part] for key, value in batch.items()}, generator)
+            usable = DynamicSampling.usable(rollout) if self.advantage.group_size > 1 else torch.ones_like(rollout.group) > 0
+            played += len(usable)
+            kept.append(rollout if self.sampling is None else rollout[usable])
+            found = sum(len(some.group) for some in kept)
+            if found >= part * self.advantage.group_size:
+                break
+        if (
+            found == 0
+        ):  # nothing to learn from: keep the last rollout, whose advantages vanish, so that the run goes on and is counted
+            return rollout, torch.zeros(())
+        share = usable.float().mean() if self.sampling is None else torch.tensor(found / played)
+        return kept[0] if len(kept) == 1 else join(kept), share
+
+    def _play(self, batch: Batch, generator: torch.Generator) -> Rollout:
+        if self.starts is not None:
+            chosen = self.starts.choose(batch["start"], generator)
+            batch = {key: _take(value, chosen) for key, value in batch.items()}
+        world, obs, group = self.arena.begin(batch, self.advantage.group_size, generator)
+        rollout = collect_rollout(
+            self.actor,
+            self.chain,
+            self.advantage,
+            world,
+            obs,
+            chunks=self.chunks,
+            group=group,
+            generator=generator,
+            early_stop=self.early_stop,
+        )
+        if self.starts is not None:
+            self.starts.update(batch["start"][group], rollout.terminated.any(2).any(1))
+        return rollout
+
+    def minibatches(self, rollout: Rollout, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Trajectory and time of the decisions of each update: shuffled decisions."""
+        rows, columns = rollout.decided.nonzero(as_tuple=True)
+        for _ in range(self.epochs):
+            order = torch.randperm(len(rows), generator=generator)
+            for part in order.split(self.minibatch):
+                yield rows[part], columns[part]
+
+    def _update(
+        self,
+        rollout: Rollout,
+        rows: tuple[Tensor, Tensor],
+        advantage: Tensor,
+        target: Tensor,
+        learn_policy: bool,
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        optimizer, *critic_optimizer = self.optimizers() if self.advantage.lr else [self.optimizers()]  # type: ignore[misc]
+        frames, state = rollout.images[rows], rollout.state[rows]
+        sentences = tuple(rollout.instruction[i] for i in rows[0].tolist())
+        obs = Observation({self.policy.camera: frames}, state, sentences)
+        features = self.policy.encode(obs)
+        logs = {}
+        critic_loss = self.advantage.loss(
+            self.advantage.value(frames, sentences, features.detach()), target[rows], rollout.value[rows]
+        )
+        if critic_loss is not None:
+            self._step(critic_loss, critic_optimizer[0], list(self.advantage.parameters()), 1.0)
+            logs["critic_loss"] = critic_loss
+        if not learn_policy:
+            return logs
+        decisions = Decisions(
+            obs,
+            features,
+            rollout.chain[rows],
+            rollout.stochastic[rows],
+            rollout.logprob[rows],
+            rollout.valid[rows],
+            advantage[rows],
+            rows[0],
+            rollout.group[rows[0]],
+        )
+        loss, metrics = self.policy_loss(decisions)
+        gap = self._anchor_gap(decisions)
+        total = loss + self.anchor * gap
+        imitation = None if self.buffer is None else self.buffer.loss(self.policy, self.policy.camera, generator)
+        if imitation is not None:
+            total, logs["imitation_loss"] = total + imitation, imitation
+        self._step(total, optimizer, [*self.policy.parameters(), *self.chain.parameters()], self.clip)
+        self.ema.step(self.policy.parameters())
+        return {**logs, "policy_loss": loss, "anchor_gap": gap, **metrics}
+
+    def _anchor_gap(self, decisions: Decisions) -> Tensor:
+        with torch.no_grad():
+            reference = self.reference.encode(decisions.obs)
+        noise = decisions.chain[:, 0]
+        t = torch.ones(len(noise))
+        return (self.policy.velocity(decisions.features, noise, t) - self.reference.velocity(reference, noise, t)).square().mean()
+
+    def _step(self, loss: Tensor, optimizer: Any, parameters: list[nn.Parameter], clip: float) -> None:
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        nn.utils.clip_grad_norm_(parameters, clip)
+        optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        iterations = int(self.trainer.estimated_stepping_batches)
+        parameters = [*self.policy.parameters(), *self.chain.parameters()]
+        optimizer, schedule = decayed_adamw(parameters, lr=self.lr, total_steps=iterations, floor=0.1)
+        if not self.advantage.lr:
+            return [optimizer], [schedule]
+        return [optimizer, torch.optim.AdamW(self.advantage.parameters(), lr=self.advantage.lr)], [schedule]
+
+
+def join(parts: list[Rollout]) -> Rollout:
+    """Rollouts one after the other, padded with invalid decisions to one length; groups stay apart."""
+    length, whole = max(part.reward.shape[1] for part in parts), parts[0]
+    for i, part in enumerate(parts):
+        missing = length - part.reward.shape[1]
+        long = {name: value for name, value in vars(part).items() if isinstance(value, Tensor) and value.ndim > 1}
+        padded = {name: torch.cat([x, x.new_zeros(len(x), missing, *x.shape[2:])], dim=1) for name, x in long.items()}
+        offset = int(whole.group.max()) + 1 if i and len(whole.group) else 0
+        part = replace(part, **padded, group=part.group + offset)
+        whole = cat_rows(whole, part) if i else part
+    return whole
+
+
+def _take(values: Any, rows: Tensor) -> Any:
+    return values[rows] if isinstance(values, Tensor) else [values[i] for i in rows.tolist()]

@@ -1,0 +1,58 @@
+"""What every post-training learner is: a policy that improves, its frozen starting point, and a moving average that is shipped.
+
+`analytic.py` differentiates through dreams, `learner.py` learns from rollouts; `guards.py` watches both.
+"""
+
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+from lightning import LightningModule
+from torch import Tensor
+
+from worldsim import checkpoint
+from worldsim.interfaces import Policy
+
+
+class PostTraining(LightningModule):
+    """Base of the learners.
+
+    Args:
+        policy: folder of the policy to improve (also the reference).
+        ema_decay: of the average that is shipped; 0 ships the last iterate.
+    """
+
+    def __init__(self, policy: str, ema_decay: float):
+        super().__init__()
+        self.automatic_optimization = False
+        self.policy: Policy = checkpoint.load(policy, Policy)
+        self.reference: Policy = checkpoint.load(policy, Policy).requires_grad_(False)
+        self.ema = EMAModel(self.policy.parameters(), decay=ema_decay)
+
+    def shipped(self) -> dict[str, Tensor]:
+        """Weights of the policy that would be shipped now: the moving average, detached copies."""
+        self.ema.store(self.policy.parameters())
+        self.ema.copy_to(self.policy.parameters())
+        weights = {name: value.detach().clone() for name, value in self.policy.state_dict().items()}
+        self.ema.restore(self.policy.parameters())
+        return weights
+
+    def roll_back(self, weights: dict[str, Tensor]) -> None:
+        """Go back to weights that `shipped` gave, average and optimiser memory included."""
+        self.policy.load_state_dict(weights)
+        with torch.no_grad():
+            for shadow, parameter in zip(self.ema.shadow_params, self.policy.parameters(), strict=True):
+                shadow.copy_(parameter)
+        for optimizer in self.trainer.optimizers:
+            optimizer.state.clear()
+
+    def on_train_end(self) -> None:
+        """Ship the averaged policy."""
+        self.policy.load_state_dict(self.shipped())
+        checkpoint.save(self.policy, self.trainer.default_root_dir)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["ema"] = self.ema.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.ema.load_state_dict(checkpoint["ema"])

@@ -1,0 +1,50 @@
+"""PRDP on denoising chains: regress differences of return instead of following a policy gradient (arXiv:2402.08714)."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.algorithms import chain as chains
+from training.algorithms.losses import prdp
+from training.learner import Decisions, RolloutLearner
+from worldsim.types import Rollout
+
+
+class PRDPPostTraining(RolloutLearner):
+    """Whole groups of dreams per update; needs a group advantage (GRPO, RLOO), whose values serve as returns.
+
+    Args:
+        beta: price of one nat of divergence from the policy that acted, in units of the advantage.
+        trust: largest trusted log-ratio of a trajectory.
+        others: as `RolloutLearner`.
+    """
+
+    def __init__(self, *args: Any, beta: float = 1.0, trust: float = 0.5, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if self.advantage.group_size < 2:
+            raise ValueError("PRDP compares dreams from one start; choose advantage=grpo or advantage=rloo")
+        self.beta, self.trust = beta, trust
+
+    def minibatches(self, rollout: Rollout, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """All decisions of some groups, about `minibatch` of them."""
+        groups = rollout.group.unique()
+        at_once = max(1, round(self.minibatch * len(groups) / max(1, int(rollout.decided.sum()))))
+        for _ in range(self.epochs):
+            for part in groups[torch.randperm(len(groups), generator=generator)].split(at_once):
+                mine = torch.isin(rollout.group, part)
+                rows, columns = (rollout.decided & mine[:, None]).nonzero(as_tuple=True)
+                yield rows, columns
+
+    def policy_loss(self, decisions: Decisions) -> tuple[Tensor, dict[str, Tensor]]:
+        d = decisions
+        steps = chains.replay(self.chain.transition(self.policy, d.features), d.chain, stochastic=d.stochastic)
+        log_ratio = (chains.chain_logprob(steps, d.chain) - d.logprob).sum((1, 2))
+        trajectories, place = d.trajectory.unique(return_inverse=True)
+        zeros = log_ratio.new_zeros(len(trajectories))
+        total = zeros.index_add(0, place, log_ratio)
+        reward = zeros.index_add(0, place, d.advantage.mean(-1)) / zeros.index_add(0, place, torch.ones_like(log_ratio))
+        group = d.group.new_zeros(len(trajectories)).index_copy(0, place, d.group)
+        loss = prdp(total, reward, group=group, beta=self.beta, clip=self.trust)
+        return loss, {"log_ratio_max": total.detach().abs().max()}
