@@ -45,6 +45,7 @@ class AnalyticPostTraining(PostTraining):
         clip: largest gradient norm.
         ema_decay: of the shipped policy.
         critics: number of critics, the least of whose estimates counts (clipped double Q, arXiv:1802.09477).
+        rivals: folders of world models from other seeds; the least promising one counts, see `imagine`.
         chain: the sampler that acts in dreams; null is the ODE. A noisy chain explores with its reparameterised noise.
         continuation: goes on with some dreams where they ended; null starts all of them from data.
     """
@@ -64,12 +65,13 @@ class AnalyticPostTraining(PostTraining):
         critic_rate: float = 0.05,
         anchor: float = 0.02,
         penalty: float = 0.1,
-        exploration: float = 0.2,
+        exploration: float = 0.5,
         progress_weight: float = 2.0,
         judged: tuple[int, ...] = (1, 3),
         clip: float = 0.5,
         ema_decay: float = 0.95,
-        critics: int = 2,
+        critics: int = 1,
+        rivals: tuple[str, ...] = (),
         chain: Chain | None = None,
         continuation: Continuation | None = None,
     ):
@@ -81,6 +83,7 @@ class AnalyticPostTraining(PostTraining):
         self.settings: Any = self.hparams
         self.world_model: WorldModel = checkpoint.load(world_model, WorldModel).requires_grad_(False)
         self.reflector: Reflector = checkpoint.load(reflector, Reflector).requires_grad_(False)
+        self.rivals = nn.ModuleList(checkpoint.load(folder, WorldModel).requires_grad_(False) for folder in rivals)
         self.critics = nn.ModuleList(Critic.like(self.reflector) for _ in range(critics))
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
 
@@ -88,7 +91,6 @@ class AnalyticPostTraining(PostTraining):
         h = self.settings
         policy_optimizer, critic_optimizer = self.optimizers()  # type: ignore[misc]
         generator = torch.Generator(self.device).manual_seed(int(torch.randint(2**62, ())))
-        self.world_model.eval(), self.reflector.eval(), self.reference.eval()
         dream = self._dream(batch, generator)
         if self.continuation is not None:
             self.continuation.end(dream, generator)
@@ -125,6 +127,7 @@ class AnalyticPostTraining(PostTraining):
             exploration=noisy,
             progress_weight=self.settings.progress_weight,
             judged=self.settings.judged,
+            rivals=self.rivals,  # type: ignore[arg-type]
             generator=generator,
         )
 

@@ -4,6 +4,7 @@ Batch number i depends only on (seed, rank, i), so a resumed run sees the batche
 Read `training/world_model.py` next.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -25,14 +26,14 @@ class BatchStream(IterableDataset):
     Args:
         draw: makes one batch.
         seed: with the process rank mixed in by the data module.
-        start: number of the first batch.
+        start: gives the number of the first batch, asked when that is drawn.
     """
 
-    def __init__(self, draw: Callable[[torch.Generator], Batch], seed: Sequence[int], start: int = 0):
+    def __init__(self, draw: Callable[[torch.Generator], Batch], seed: Sequence[int], start: Callable[[], int] = lambda: 0):
         self.draw, self.seed, self.start = draw, tuple(seed), start
 
     def __iter__(self) -> Iterator[Batch]:
-        number = self.start
+        number = self.start()
         while True:
             entropy = np.random.SeedSequence([*self.seed, number]).generate_state(1, np.uint64)[0]
             yield self.draw(torch.Generator().manual_seed(int(entropy) >> 1))
@@ -71,6 +72,7 @@ class TableData(LightningDataModule):
             seed,
             mirror,
         )
+        self._resumed = 0  # number of the batch with which a resumed run begins
 
     def setup(self, stage: str) -> None:
         self.table = FrameTable.read(self.roots, self.camera, fraction=(0.0, 1.0 - self.held_out))
@@ -81,8 +83,23 @@ class TableData(LightningDataModule):
         raise NotImplementedError
 
     def train_dataloader(self) -> DataLoader:
-        rank, start = (self.trainer.global_rank, self.trainer.fit_loop.batch_idx + 1) if self.trainer else (0, 0)
-        return DataLoader(BatchStream(self.draw, (self.seed, rank), max(start, 0)), batch_size=None)
+        rank = self.trainer.global_rank if self.trainer else 0
+        return DataLoader(BatchStream(self.draw, (self.seed, rank), self.next_batch), batch_size=None)
+
+    def next_batch(self) -> int:
+        """Number of the batch that comes next, over all epochs."""
+        # A learner that asks for the length of its run makes Lightning open the stream before it has restored its counters.
+        return max(self._resumed, self.trainer.fit_loop.total_batch_idx + 1) if self.trainer else 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the stream, for the run's checkpoint."""
+        return {"next_batch": self.next_batch()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._resumed = state_dict["next_batch"]
+        # Lightning looks for the place in the loader and warns of unreliable results if it is not there.
+        warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
 
     def augmented(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Half of the rows mirrored, if the scene has that symmetry."""

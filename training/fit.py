@@ -4,7 +4,6 @@ Constructor signatures are the schema, so a misspelt argument is an error and no
 how the configuration is composed and `configs/fit.yaml` for its keys.
 """
 
-import inspect
 import os
 import random
 import re
@@ -18,10 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 from hydra.utils import get_class
+from jsonargparse import ArgumentParser
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from worldsim.device import precision
@@ -69,6 +70,8 @@ def run_fit(config: dict[str, Any]) -> None:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=None if ckpt_path is None else str(ckpt_path))
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
+    except SIGTERMException as error:  # Lightning's own exit code is 0, as if the run had finished
+        raise SystemExit("terminated by a signal; resume=true continues") from error
 
 
 def find_checkpoint(run_dir: Path, *, ckpt_path: str | None, resume: bool) -> Path | None:
@@ -118,8 +121,13 @@ def explain(message: str) -> str:
     option = re.search(r"option '([^']+)'", text, flags=re.IGNORECASE)
     if class_path is None or option is None:
         return text
-    close = get_close_matches(option.group(1), inspect.signature(get_class(class_path)).parameters, n=1)
+    close = get_close_matches(option.group(1), parameters(get_class(class_path)), n=1)
     return text + (f". Did you mean '{close[0]}'?" if close else "")
+
+
+def parameters(cls: type) -> list[str]:
+    """What a configuration may set: the constructor's parameters, those that its ``**kwargs`` pass on to a base class included."""
+    return ArgumentParser(exit_on_error=False).add_class_arguments(cls, fail_untyped=False)
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -160,11 +168,12 @@ class LastCheckpoint(Checkpoint):
     """Keeps `<dirpath>/last.ckpt`, from which a run resumes; saved every `every_n_steps` optimizer steps and at the end.
 
     Lightning's ModelCheckpoint tests ``global_step % n == 0``, which a module that steps its optimizer several times per batch
-    may never meet, and does not save at the end of a run that stops between two triggers. The states of the global random
-    generators are saved too, and validation leaves them as it found them: a run resumed at the end of an epoch repeats an
-    uninterrupted one bit for bit on one device, provided that a validation loader has a ``generator`` of its own (Lightning
-    asks for its iterator in the middle of the resumed set-up). After a checkpoint within an epoch a shuffled loader starts a
-    new order. With several processes each starts from its own seed again.
+    may never meet, and does not save at the end of a run that stops between two triggers. The file is replaced whole, so a run
+    that is killed, whenever that happens, resumes from what was saved last. The states of the global random generators are saved
+    too, and validation leaves them as it found them: a resumed run repeats an uninterrupted one bit for bit on one device,
+    provided that the training loader knows its place (`training.data.TableData` does; a shuffled loader starts a new order after
+    a checkpoint within an epoch) and that a validation loader has a ``generator`` of its own (Lightning asks for its iterator in
+    the middle of the resumed set-up). With several processes each starts from its own seed again.
 
     Args:
         dirpath: folder of the checkpoint.
@@ -181,17 +190,26 @@ class LastCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self._saved_step = 0
         self._random: dict[str, Any] | None = None  # after the latest batch, or from the checkpoint
+        self._ended = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Continue the random streams: after the set-up's draws, before the loader draws the epoch's order."""
+        self._ended = False
         if trainer.world_size > 1:
             self._random = None  # the first process's state
         elif self._random is not None:
             set_random_state(self._random)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count from where the run starts."""
+        """Count from where the run starts; within an epoch an uninterrupted run would not have opened the loader again."""
         self._saved_step = trainer.global_step
+        if self._random is not None and not trainer.is_last_batch:
+            set_random_state(self._random)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Undo what opening the loader for a new epoch drew: a resumed run may have opened it earlier."""
+        if batch_idx == 0 and self._random is not None:
+            set_random_state(self._random)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save if it is time, or if this was the last batch: saved any later, Lightning would repeat it on resuming."""
@@ -209,8 +227,14 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save if an early stop left something unsaved."""
+        self._ended = True
         if trainer.global_step != self._saved_step or not self.path.is_file():
             self._save(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let a run that was killed between its last save and its end ship its model: Lightning skips the end too."""
+        if trainer.ckpt_path is not None and not self._ended:
+            pl_module.on_train_end()
 
     def state_dict(self) -> dict[str, Any]:
         """The random generators at this moment."""
@@ -222,7 +246,12 @@ class LastCheckpoint(Checkpoint):
 
     def _save(self, trainer: Trainer) -> None:
         self._saved_step = trainer.global_step
-        trainer.save_checkpoint(self.path)
+        # Lightning writes to the system's temporary folder first; from another file system the move would be a copy, which a
+        # kill could cut short.
+        temporary = self.path.with_name(f"{self.path.name}.tmp")
+        trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            os.replace(temporary, self.path)
 
 
 def random_state() -> dict[str, Any]:

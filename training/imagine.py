@@ -3,7 +3,8 @@
 `analytic.py` differentiates it; nothing here steps an environment."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,11 +19,14 @@ from worldsim.types import Observation, TensorBatch, cat_rows, where_rows
 
 @dataclass(frozen=True)
 class Moment(TensorBatch):
-    """Where b dreams are: the world model's state and what is seen, felt and wished there."""
+    """Where b dreams are: the world model's state, the latest frames and proprioception, oldest first, and the wish.
+
+    Frames are floats in 0..1 when recorded and may leave that range when dreamed.
+    """
 
     model: TensorBatch
-    frame: Float[Tensor, "b h w 3"]
-    state: Float[Tensor, "b s"]
+    frames: Float[Tensor, "b context h w 3"]
+    states: Float[Tensor, "b context s"]
     instruction: tuple[str, ...]
 
     @classmethod
@@ -30,7 +34,7 @@ class Moment(TensorBatch):
         """The recorded moments of a batch of `StartData`."""
         frames = batch["frames"].float() / 255
         instruction = tuple(batch["instruction"])  # the loader turns tuples into lists
-        return cls(world_model.init(frames, batch["state"]), frames[:, -1], batch["state"][:, -1], instruction)
+        return cls(world_model.init(frames, batch["state"]), frames, batch["state"], instruction)
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ def imagine(
     progress_weight: float,
     judged: Sequence[int],
     generator: torch.Generator,
+    rivals: Sequence[WorldModel] = (),
 ) -> Dream:
     """Dream `chunks` chunks; the reward of each is progress_weight * (progress gained) + (largest success probability).
 
@@ -85,10 +90,23 @@ def imagine(
         progress_weight: scale of the progress reward.
         judged: which frames of a chunk the reflector looks at; must include the last.
         generator: source of the samplers' noise.
+        rivals: world models trained from other seeds. Each predicts every chunk too, from the same latest frames, and the least of
+            their rewards and success probabilities counts: where models disagree, a dream promises nothing (pessimism as in MOReL,
+            arXiv:2005.05951).
     """
-    instruction, frame, proprioception = start.instruction, start.frame, start.state
+    instruction, recent, felt = start.instruction, start.frames, start.states
+    frame, proprioception = recent[:, -1].clamp(0, 1), felt[:, -1]
     b, device = len(instruction), frame.device
+    apart = torch.Generator(device).manual_seed(generator.initial_seed() + 1)  # rivals change no other draw
     progress = reflector.judge(frame, instruction).progress.detach()
+
+    def judge(predicted: Tensor) -> tuple[Tensor, Tensor]:
+        """Largest success probability and the last progress of a chunk's frames."""
+        seen = predicted[:, list(judged)].clamp(0, 1)
+        reflection = reflector.judge(seen.flatten(0, 1), tuple(s for s in instruction for _ in judged))
+        p_success, reached = (x.unflatten(0, (b, len(judged))) for x in (reflection.p_success, reflection.progress))
+        return p_success.amax(dim=1), reached[:, -1]
+
     state, actions, frames, observations, noises, rewards, successes = start.model, [], [frame], [], [], [], []
     for _ in range(chunks):
         obs = Observation({world_model.camera: frame.detach()}, proprioception.detach().float(), instruction)
@@ -99,17 +117,19 @@ def imagine(
         action = path[:, -1]
         jitter = torch.randn(action.shape, generator=generator, device=device)
         executed = (action + exploration * jitter).clamp(-1, 1)
+        others = [rival.step(rival.init(recent, felt), executed, rival.noise(b, apart))[1] for rival in rivals]
         state, predicted, proprioceptions = world_model.step(state, executed, world_model.noise(b, generator))
-        seen = predicted[:, list(judged)].clamp(0, 1)
-        reflection = reflector.judge(seen.flatten(0, 1), tuple(s for s in instruction for _ in judged))
-        p_success = reflection.p_success.unflatten(0, (b, len(judged))).amax(dim=1)
-        reached = reflection.progress.unflatten(0, (b, len(judged)))[:, -1]
-        frame, proprioception = seen[:, -1], proprioceptions[:, -1]
-        rewards.append(progress_weight * (reached - progress) + p_success)
+        verdicts = [judge(frames_of_one) for frames_of_one in (predicted, *others)]
+        p_success, least = (torch.stack(values).amin(dim=0) for values in zip(*verdicts, strict=True))
+        rewards.append(progress_weight * (least - progress) + p_success)
+        context = recent.shape[1]
+        recent = torch.cat([recent, predicted], dim=1)[:, -context:]
+        felt = torch.cat([felt, proprioceptions], dim=1)[:, -context:]
+        frame, proprioception = recent[:, -1].clamp(0, 1), felt[:, -1]
         observations.append(obs)
         for values, value in ((actions, action), (frames, frame), (noises, noise), (successes, p_success)):
             values.append(value)
-        progress = reached
+        progress = verdicts[0][1]
     return Dream(
         actions=torch.stack(actions, dim=1),
         frames=torch.stack(frames, dim=1),
@@ -117,7 +137,7 @@ def imagine(
         noise=torch.stack(noises, dim=1),
         reward=torch.stack(rewards, dim=1),
         p_success=torch.stack(successes, dim=1),
-        end=Moment(state, frame, proprioception.float(), instruction).detach(),
+        end=Moment(state, recent, felt.float(), instruction).detach(),
     )
 
 
@@ -139,10 +159,14 @@ class Continuation(nn.Module):
             raise ValueError(f"share must be in (0, 1], got {share}; null starts every dream from data")
         self.share, self.max_chunks = share, max_chunks
         self.moment: Moment | None = None
+        self._restored: dict[str, Any] | None = None  # `moment` from a checkpoint, until a fresh one tells its types
         self.chunks = torch.zeros(0, dtype=torch.long)  # length of each dream so far; 0 where it has ended
 
     def begin(self, fresh: Moment) -> Moment:
         """`fresh` with its first rows replaced by dreams that go on."""
+        if self._restored is not None:
+            self.moment, self._restored = _rebuilt(fresh, self._restored), None
+            self.chunks = self.chunks.to(fresh.frames.device)
         if self.moment is None:
             return fresh
         rows = len(self.moment.instruction)
@@ -156,3 +180,26 @@ class Continuation(nn.Module):
         length = old.to(p_stay.device) + dream.reward.shape[1]
         stays = (torch.rand(rows, generator=generator, device=p_stay.device) < p_stay) & (length < self.max_chunks)
         self.moment, self.chunks = dream.end[:rows], torch.where(stays, length, 0)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Where the dreams are, as plain values, for exact resumption."""
+        return {"moment": self._restored if self.moment is None else _plain(self.moment), "chunks": self.chunks}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Go on with the dreams of an interrupted run."""
+        self.moment, self._restored, self.chunks = None, state["moment"], state["chunks"]
+
+
+def _plain(value: Any) -> Any:
+    """Nested dictionaries, lists and tensors, which `torch.load(weights_only=True)` reads."""
+    if isinstance(value, TensorBatch):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}  # type: ignore[arg-type]
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _rebuilt(example: Any, plain: Any) -> Any:
+    """What `_plain` took apart, with the types and the device of `example`."""
+    if isinstance(example, TensorBatch):
+        parts = {name: _rebuilt(getattr(example, name), value) for name, value in plain.items()}
+        return replace(example, **parts)  # type: ignore[type-var]
+    return tuple(plain) if isinstance(example, tuple) else plain.to(example.device)

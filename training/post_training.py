@@ -29,6 +29,10 @@ class PostTraining(LightningModule):
         self.reference: Policy = checkpoint.load(policy, Policy).requires_grad_(False)
         self.ema = EMAModel(self.policy.parameters(), decay=ema_decay)
 
+    def on_fit_start(self) -> None:
+        """The average lives where the policy does."""
+        self.ema.to(self.device)
+
     def shipped(self) -> dict[str, Tensor]:
         """Weights of the policy that would be shipped now: the moving average, detached copies."""
         self.ema.store(self.policy.parameters())

@@ -16,6 +16,8 @@ from training import cli
 from training.fit import LastCheckpoint, explain, random_state, run_fit, set_random_state, to_class_path
 
 TINY = """
+import os
+import signal
 import torch
 from lightning import LightningDataModule, LightningModule
 from torch import nn
@@ -32,6 +34,8 @@ class Model(LightningModule):
         self.net, self.lr = net, lr
 
     def training_step(self, batch, batch_idx):
+        if self.lr == 99.0:  # somebody ends the process
+            os.kill(os.getpid(), signal.SIGTERM)
         noise = torch.randn_like(batch[0])  # the global generator: a resumed run must continue its stream
         loss = self.net.layer(batch[0] + noise).square().mean()
         self.log("loss", loss, prog_bar=True)
@@ -188,3 +192,9 @@ def test_random_streams_continue():
 def test_last_checkpoint_rejects_a_period_of_zero():
     with pytest.raises(ValueError, match="every_n_steps"):
         LastCheckpoint("folder", every_n_steps=0)
+
+
+def test_a_terminated_run_is_not_a_finished_one(tiny: Compose, tmp_path: Path) -> None:
+    """Lightning alone would leave with exit code 0, and a demo would take the stage for done."""
+    with pytest.raises(SystemExit, match="terminated by a signal; resume=true continues"):
+        run_fit(tiny("run", "+model.lr=99.0"))

@@ -1,5 +1,6 @@
 """A differentiable dream: where the gradient goes, where it must not, and that it is right."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -69,7 +70,7 @@ def dream(policy: Policy, nets: tuple[Any, Any], *, dtype: torch.dtype = torch.f
     proprioception = torch.randn(B, 2, 4, generator=g).to(dtype)
     settings: dict[str, Any] = {"chunks": CHUNKS, "exploration": torch.zeros(B, 1, 1), "progress_weight": 2.0, "judged": (1, 3)}
     settings["chain"] = Deterministic()
-    start = Moment(world_model.init(frames, proprioception), frames[:, -1], proprioception[:, -1], SENTENCES)
+    start = Moment(world_model.init(frames, proprioception), frames, proprioception, SENTENCES)
     generator = torch.Generator().manual_seed(2)
     return imagine(
         policy,
@@ -161,6 +162,20 @@ def test_gradient_equals_finite_differences(nets):
             below = reward()
             learner.action += step * direction
             torch.testing.assert_close((above - below) / (2 * step), (gradient * direction).sum(), atol=5e-4, rtol=0.02)
+
+
+def test_a_rival_bounds_the_reward_from_below(nets: tuple[Any, Any]):
+    """Itself as rival changes nothing but rounding, since the codec is linear; another can only take away."""
+    world_model, _ = nets
+    other = copy.deepcopy(world_model)
+    for parameter in other.net.last.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(8))
+    alone, same, bounded = (dream(policy(), nets, rivals=rivals) for rivals in ([], [world_model], [other]))
+    torch.testing.assert_close(same.reward, alone.reward, atol=5e-3, rtol=0)
+    torch.testing.assert_close(bounded.frames, alone.frames, atol=1e-5, rtol=0)
+    assert (bounded.reward <= alone.reward + 1e-6).all()
+    assert (bounded.reward < alone.reward - 1e-3).any()
+    assert (bounded.p_success <= alone.p_success + 1e-6).all()
 
 
 def test_critic_judges_frames():

@@ -1,0 +1,55 @@
+"""Tiny models and a tiny dataset, on which every learner runs within seconds."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.policies.flow_vla import FlowVLA
+from models.world.latent_flow import LatentFlowWorldModel
+from reflectors.instant import InstantReflector
+from worldsim import checkpoint
+from worldsim.data.lerobot import DatasetWriter
+from worldsim.types import Episode
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> dict[str, str]:
+    """Exported models by the name of the argument that takes their folder."""
+    torch.manual_seed(0)
+    world_model = LatentFlowWorldModel(channels=(8, 16), layers=(1, 1))
+    world_model.fit_statistics(torch.randint(0, 256, (8, 64, 64, 3), dtype=torch.uint8), torch.randn(50, 4))
+    for parameter in world_model.net.parameters():
+        if not parameter.any():  # what starts at zero would make the dream deaf to actions
+            torch.nn.init.normal_(parameter, std=0.1)
+    models = {
+        "policy": FlowVLA(width=32, channels=8, blocks=1, num_steps=3),
+        "world_model": world_model,
+        "reflector": InstantReflector(features=32, channels=8, blocks=1),
+    }
+    models["reflector"].threshold.fill_(0.99)  # an untrained judge would end most dreams at once
+    return {name: str(checkpoint.save(model, tmp_path / name)) for name, model in models.items()}
+
+
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A dataset of four short episodes of noise, with the sizes of the tiny models."""
+    generator = torch.Generator().manual_seed(2)
+    episodes = [
+        Episode(
+            images={"front": torch.randint(0, 256, (9, 64, 64, 3), generator=generator, dtype=torch.uint8)},
+            state=0.1 * torch.randn(9, 4, generator=generator),
+            action=0.5 * torch.randn(8, 2, generator=generator).clamp(-1, 1),
+            reward=torch.zeros(8),
+            success=torch.arange(9) == 8,
+            progress=torch.linspace(0, 1, 9),
+            instruction=f"push the {colour} block onto the green disc",
+            source="expert",
+        )
+        for colour in ("red", "blue", "red", "yellow")
+    ]
+    path = tmp_path_factory.mktemp("data") / "episodes"
+    names = {"state_names": ["x", "y", "vx", "vy"], "action_names": ["dx", "dy"]}
+    with DatasetWriter(path, fps=10, robot_type="test", cameras={"front": (64, 64)}, storage="image", **names) as writer:
+        writer.add(episodes)
+    return str(path)
