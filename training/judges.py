@@ -1,0 +1,139 @@
+"""Judges of a policy that learns in a dream: what it was not trained on, and so could not learn to please.
+
+`SecondReflector` finds mistakes of the reflector without any physics, `PhysicsCheck` finds those of the world model too. Read
+`guards.py` next: it measures with them while a learner runs.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from training.arena import LAST_TRAINING_SEED
+from worldsim import checkpoint
+from worldsim.data.windows import FrameTable
+from worldsim.dream import Starts
+from worldsim.evaluate import evaluate, imagine_outcomes
+from worldsim.interfaces import Policy, Reflector, World, WorldModel
+
+HELD_OUT_SEED = 900_000_000  # starts of the final evaluation (configs/evaluate.yaml) lie from here on
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Success of the policy that would be shipped after `step` iterations, in [0, 1]: in dreams by the reflector that trains
+    (`imagined`) and on the same starts by the held-out judge (`judged`), which took `physics_steps` control steps of physics."""
+
+    step: int
+    imagined: float
+    judged: float
+    physics_steps: int
+
+
+class Judge(ABC):
+    """Measures a policy by something that it was not trained on, always on the same episodes, so that checks can be compared.
+
+    It leaves torch's global generator as it is, when built and when measuring, so that it never changes what is learned.
+
+    Args:
+        world_model: folder of the model that training uses.
+        reflectors: folders of the one that training uses, and of others.
+        seed: of the episodes and of the policy's noise.
+    """
+
+    physics_steps: int = 0  # control steps taken so far, those before a resumption included
+
+    def __init__(self, world_model: str, reflectors: list[str], seed: int):
+        with torch.random.fork_rng(devices=[]):  # constructors draw weights before these are loaded
+            self.world_model: WorldModel = checkpoint.load(world_model, WorldModel)
+            self.reflectors: list[Reflector] = [checkpoint.load(folder, Reflector) for folder in reflectors]
+        self.seed = seed
+
+    @abstractmethod
+    def measure(self, policy: Policy) -> Verdict | None:
+        """The verdict, of step 0, on a policy that is on the CPU and in evaluation mode; None if there is no budget left."""
+
+    def imagined(self, policy: Policy, reflector: Reflector, starts: Starts, *, steps: int, batch: int) -> float:
+        """Share of dreams of at most `steps` steps that succeed in the reflector's eyes."""
+        models = self.world_model, reflector
+        outcomes = imagine_outcomes(policy, *models, starts, max_episode_steps=steps, batch=batch, seed=self.seed)
+        return float(outcomes.success.float().mean())
+
+
+class SecondReflector(Judge):
+    """The same dreams from the first frames of recorded episodes, judged by the reflector that trains and by an independent one.
+
+    Takes no physics, and sees mistakes of the reflector but none of the world model.
+
+    Args:
+        world_model, reflector: folders of the models that training uses.
+        second_reflector: folder of one trained with another seed, better on other episodes too.
+        data: datasets; `episodes` of their episodes, drawn with `seed`, begin the dreams.
+        max_episode_steps: length of a dream.
+    """
+
+    def __init__(
+        self,
+        world_model: str,
+        reflector: str,
+        second_reflector: str,
+        data: list[str],
+        episodes: int = 64,
+        seed: int = 0,
+        max_episode_steps: int = 40,
+    ):
+        if Path(reflector).resolve() == Path(second_reflector).resolve():
+            raise ValueError(f"second_reflector must differ from reflector={reflector}; train another one with another seed")
+        super().__init__(world_model, [reflector, second_reflector], seed)
+        starts = Starts.first_frames(FrameTable.read(data, self.world_model.camera), self.world_model.context)
+        if not 1 <= episodes <= len(starts):
+            raise ValueError(f"episodes must be in [1, {len(starts)}], the number in {data}, got {episodes}")
+        self.starts = starts[torch.randperm(len(starts), generator=torch.Generator().manual_seed(seed))[:episodes]]
+        self.max_episode_steps = max_episode_steps
+
+    def measure(self, policy: Policy) -> Verdict:
+        with torch.random.fork_rng(devices=[]):
+            size = {"steps": self.max_episode_steps, "batch": len(self.starts)}
+            return Verdict(0, *(self.imagined(policy, judge, self.starts, **size) for judge in self.reflectors), physics_steps=0)
+
+
+class PhysicsCheck(Judge):
+    """Episodes in physics, and the same starts imagined. The steps are counted like all others.
+
+    Args:
+        world: physics; `episodes` is a multiple of its `num_envs`.
+        world_model, reflector: folders of the models that training uses.
+        seed: episode i starts from stream seed + i, above those of training and below those of the final evaluation.
+        budget: control steps of the whole run. No check begins that could exceed it, and a check takes up to `episodes` times the
+            world's `max_episode_steps`, so choose `Guard.every` to match: what follows the last check is not measured.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        world_model: str,
+        reflector: str,
+        episodes: int = 64,
+        seed: int = LAST_TRAINING_SEED,
+        budget: int = 20_000,
+    ):
+        if not LAST_TRAINING_SEED <= seed <= HELD_OUT_SEED - episodes:
+            allowed = f"in [{LAST_TRAINING_SEED}, {HELD_OUT_SEED - episodes}]"
+            raise ValueError(f"seed must be {allowed}, between training's and the held-out evaluation's starts, got {seed}")
+        super().__init__(world_model, [reflector], seed)
+        self.world, self.episodes, self.budget = world, episodes, budget
+
+    def measure(self, policy: Policy) -> Verdict | None:
+        limit, before = self.world.max_episode_steps, self.world.physics_steps
+        longest = math.ceil(limit / policy.action_horizon) * policy.action_horizon  # an environment goes on until the last one ends
+        if self.physics_steps + self.episodes * longest > self.budget:
+            return None
+        with torch.random.fork_rng(devices=[]):
+            real = evaluate(self.world, policy, episodes=self.episodes, seed=self.seed)
+            starts = real.starts.with_context(self.world_model.context)
+            imagined = self.imagined(policy, self.reflectors[0], starts, steps=limit, batch=self.world.num_envs)
+        steps = self.world.physics_steps - before
+        self.physics_steps += steps
+        return Verdict(0, imagined, float(real.success.float().mean()), steps)
