@@ -60,6 +60,7 @@ VERBS = {
     "export": Verb("training.verbs:export", "write a robot bundle and check its parity", "policy=runs/policy format=onnx"),
     "report": Verb("training.verbs:report", "write one self-contained HTML page about a run", "run=runs/demo"),
     "demo": Verb("training.verbs:demo", "all of the above on the embedded default", ""),
+    "bench": Verb("training.verbs:bench", "compare all learners at equal wall-clock time", "suite=algorithms seconds=60"),
     "doctor": Verb("training.verbs:doctor", "say what this machine can run and what is missing", ""),
 }
 
@@ -109,6 +110,8 @@ def _run(args: list[str]) -> None:
     if "-h" in rest or "--help" in rest:
         print(_verb_usage(verb))
         return
+    if verb == "bench" and rest and "=" not in rest[0]:  # worldsim bench algorithms
+        rest = [f"suite={rest[0]}", *rest[1:]]
     overrides, search_dir = _split(verb, rest)
     config = OmegaConf.to_container(compose_config(verb, overrides, search_dir), resolve=True, throw_on_missing=True)
     module, _, function = VERBS[verb].function.partition(":")

@@ -13,6 +13,7 @@ import torch
 from hydra.utils import instantiate
 from rich.progress import track
 
+from training.bench import run_bench
 from training.demo import run_demo
 from training.fit import run_fit
 from worldsim import checkpoint, video
@@ -113,6 +114,7 @@ def evaluate(cfg: Config) -> None:
         baseline = next(iter(outcomes.values()))
         for name, outcome in outcomes.items():
             entry: Config = dict(success_rate(outcome.success))
+            entry["outcomes"] = "".join("01"[int(success)] for success in outcome.success)  # by start, for other pairings
             if outcome is not baseline:
                 entry["paired_gain"] = paired_difference(baseline.success, outcome.success)
             if models:
@@ -201,6 +203,13 @@ def report(cfg: Config) -> None:
 def demo(cfg: Config) -> None:
     """The whole loop on the embedded default."""
     run_demo(cfg)
+
+
+def bench(cfg: Config) -> None:
+    """Learners compared at equal wall-clock time."""
+    if cfg["suite"] != "algorithms":
+        raise ValueError(f"no benchmark suite {cfg['suite']!r}; there is: worldsim bench algorithms")
+    run_bench(cfg)
 
 
 def doctor(cfg: Config) -> None:

@@ -71,6 +71,7 @@ VERBS = {
     "serve": ("websockets", "msgpack", "onnxruntime"),
     "report": (),
     "demo": ("torch", "lightning", "genesis", "gl"),
+    "bench": ("torch", "lightning", "genesis", "gl"),
     "doctor": (),
 }
 
