@@ -1,17 +1,32 @@
 """Every configuration composes, and every object that it names is built with arguments that its constructor takes."""
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra.utils import get_object
+from lightning import Trainer
 from omegaconf import OmegaConf
 
 from training.cli import CONFIG_DIR, VERBS, compose_config
+from training.fit import parameters, run_fit
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("*.yaml"))
+ALGORITHMS = [
+    path.relative_to(CONFIG_DIR)
+    for pattern in ("chain/*", "advantage/*", "arena/dream")
+    for path in sorted(CONFIG_DIR.glob(f"{pattern}.yaml"))
+]
 WORLDS = sorted(path.stem for path in (CONFIG_DIR / "world").glob("*.yaml"))
+
+
+def written(file: Path) -> dict[str, Any]:
+    """What stands in one file; PyYAML alone would read 5e-4 as a word."""
+    content = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / file))
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
 
 
 def targets(node: Any):
@@ -31,10 +46,14 @@ def check(config: Any) -> None:
     for target, arguments in found:
         if "genesis" in target:
             continue  # importing it starts the simulator; test_genesis.py builds it
-        signature = inspect.signature(get_object(target))
-        takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
-        unknown = [] if takes_any else [name for name in arguments if name not in signature.parameters]
+        known = accepted(get_object(target))
+        unknown = [name for name in arguments if name not in known]
         assert not unknown, f"{target} does not take {unknown}"
+
+
+def accepted(target: Any) -> list[str]:
+    """Parameters of a class or of a function that makes one."""
+    return parameters(target) if inspect.isclass(target) else list(inspect.signature(target).parameters)
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "fit"])
@@ -53,6 +72,78 @@ def test_experiments(experiment: str) -> None:
 @pytest.mark.parametrize("world", WORLDS)
 def test_worlds(world: str) -> None:
     check(compose_config("rollout", [f"world={world}"]))
+
+
+@pytest.mark.parametrize("file", ALGORITHMS, ids=str)
+def test_an_algorithm_shows_all_its_numbers(file: Path) -> None:
+    """Each option that is a number by default stands in the YAML, and nothing that the class does not take."""
+    for target, arguments in targets(written(file)):
+        defaults = {name: p.default for name, p in inspect.signature(get_object(target)).parameters.items()}
+        assert set(arguments) <= set(parameters(get_object(target))), target
+        assert {name for name, value in defaults.items() if type(value) in (int, float)} <= set(arguments), target
+
+
+def test_no_two_algorithms_are_the_same() -> None:
+    contents = [str(written(file)) for file in ALGORITHMS]
+    assert len(set(contents)) == len(contents)
+
+
+@pytest.fixture
+def build(folders: dict[str, str], recorded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """A function that does all of `worldsim fit experiment=post_train_ppo ...` but the fitting and gives the learner."""
+    fitted = []
+    monkeypatch.setattr(Trainer, "fit", lambda trainer, model, **more: fitted.append(model))
+
+    def built(*overrides: str) -> Any:
+        models = [
+            f"model.policy={folders['policy']}",
+            *(f"model.arena.{name}={folders[name]}" for name in ("world_model", "reflector")),
+        ]
+        run = [f"run_dir={tmp_path / 'run'}", f"data.roots=[{recorded}]", "trainer.logger=null"]
+        config = OmegaConf.to_container(
+            compose_config("fit", ["experiment=post_train_ppo", *models, *run, *overrides]), resolve=True
+        )
+        run_fit(config)  # type: ignore[arg-type]
+        return fitted[-1]
+
+    return built
+
+
+@pytest.mark.parametrize("file", [file for file in ALGORITHMS if file.parent.name in ("chain", "advantage")], ids=str)
+def test_a_learner_is_built_as_its_yaml_says(build: Callable[..., Any], file: Path) -> None:
+    made = getattr(build(f"{file.parent.name}={file.stem}"), file.parent.name)
+
+    def check_values(made: Any, expected: dict[str, Any]) -> None:
+        assert type(made) is get_object(expected.pop("_target_"))
+        for name, value in expected.items():
+            if isinstance(value, dict):
+                check_values(getattr(made, name), value)
+            else:
+                assert getattr(made, name) == value, name
+
+    check_values(made, written(file))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (
+            "+model.chain.noise_lvl=0.3",
+            "model: training.chains.FlowSDE: Option 'noise_lvl' is not accepted. Did you mean 'noise_level'?",
+        ),
+        (
+            "+model.advantage.critic.per_actions=true",
+            "training.critic.OwnEncoder: Option 'per_actions' is not accepted. Did you mean 'per_action'?",
+        ),
+        ("+model.epoch=3", "training.ppo.PPOPostTraining: Option 'epoch' is not accepted. Did you mean 'epochs'?"),
+        ("+model.clip_hi=0.3", "training.ppo.PPOPostTraining: Option 'clip_hi' is not accepted. Did you mean 'clip_high'?"),
+    ],
+)
+def test_a_misspelt_option_is_refused_in_one_line(build: Callable[..., Any], override: str, words: str) -> None:
+    with pytest.raises(ValueError, match="is not accepted") as error:
+        build(override)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_configs_stay_few_and_small() -> None:

@@ -20,10 +20,17 @@ SIZES = {
     "reflector_steps": 4,
     "world_model_steps": 4,
     "iterations": 2,
-    "ppo_iterations": 2,
     "episodes": 8,
     "evaluation_envs": 8,
 }
+
+EVOLVE = [
+    "evolve.rounds=1",
+    "evolve.episodes=8",
+    "evolve.world_model_steps=2",
+    "evolve.reflector_steps=2",
+    "evolve.iterations=2",
+]
 
 pytestmark = [pytest.mark.slow, pytest.mark.genesis]
 
@@ -32,7 +39,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.genesis]
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pipeline") / "demo"
     sizes = [f"size.{name}={value}" for name, value in SIZES.items()]
-    assert cli.main(["demo", f"run={folder}", "seed=3", *sizes]) == 0
+    assert cli.main(["demo", f"run={folder}", "seed=3", *sizes, *EVOLVE]) == 0
     return folder
 
 
@@ -43,7 +50,9 @@ def test_summary_holds_everything(run: Path) -> None:
         assert summary["physics_success"][when]["episodes"] == 8
     assert set(summary["physics_success"]["paired_gain"]) == {"points", "ci95"}
     assert summary["physics_steps"]["post_train"] == 0
-    assert summary["physics_steps"]["post_train_ppo"] == 0
+    assert summary["physics_steps"]["post_train_1"] == 0
+    assert 8 * 5 < summary["physics_steps"]["collect_policy_1"] <= 8 * 40
+    assert set(summary["learners"]) == {"final", "no_fresh_data"}
     assert 8 * 5 < summary["physics_steps"]["collect_demos"] <= 8 * 40
     # Three policies on 8 starts, and two recordings of 40 steps in 8 environments.
     assert 2 * 8 * 40 < summary["physics_steps"]["evaluate"] <= 5 * 8 * 40
@@ -63,7 +72,7 @@ def test_finished_stages_are_skipped_and_a_lost_one_is_made_again(run: Path, cap
     before = {path: path.stat().st_mtime_ns for path in run.glob("stages/*/done.json")}
     (run / "stages" / "policy" / "done.json").unlink()
     sizes = [f"size.{name}={value}" for name, value in SIZES.items()]
-    assert cli.main(["demo", f"run={run}", "seed=3", *sizes]) == 0
+    assert cli.main(["demo", f"run={run}", "seed=3", *sizes, *EVOLVE]) == 0
     after = {path: path.stat().st_mtime_ns for path in run.glob("stages/*/done.json")}
     changed = {path.parent.name for path in after if after[path] != before[path]}
     assert changed == {"policy"}

@@ -76,12 +76,13 @@ def evolve_round(cfg: dict[str, Any], number: int) -> list[Stage]:
     fresh = f"{run}/data/policy_{number}"
     roots = [f"{run}/data/{name}" for name in ("demos", "play_a", "play_b", *(f"policy_{n}" for n in range(1, number + 1)))]
     every = f"data.roots=[{','.join(roots)}]"
+    refit_on = f"data.roots=[{','.join([*roots, fresh])}]"  # what the policy does now counts twice
     names = {key: f"{key}_{number}" for key in ("collect", "world_model", "reflector", "post_train")}
     actor = (f"actor.folder={run}/{before['policy']}", "+world.success_steps=4")
 
     def refit(experiment: str, steps: int) -> Stage:
         weights = f"model.weights={run}/{before[experiment]}"
-        command = fit_command(cfg, experiment, names[experiment], every, weights, f"trainer.max_steps={steps}")
+        command = fit_command(cfg, experiment, names[experiment], refit_on, weights, f"trainer.max_steps={steps}")
         return Stage(names[experiment], command, (names["collect"],))
 
     models = learner_inputs(run, before["policy"], names["world_model"], names["reflector"])
@@ -92,7 +93,7 @@ def evolve_round(cfg: dict[str, Any], number: int) -> list[Stage]:
         Stage(names["collect"], collect_command(cfg, fresh, "policy", evolve["episodes"], 2 + number, *actor), (before["policy"],)),
         refit("world_model", evolve["world_model_steps"]),
         refit("reflector", evolve["reflector_steps"]),
-        Stage(names["post_train"], learn, (names["world_model"], names["reflector"])),
+        Stage(names["post_train"], learn, (names["world_model"], names["reflector"]), alone=True),
     ]
 
 
@@ -111,9 +112,6 @@ def stages(cfg: dict[str, Any]) -> list[Stage]:
     def fit(experiment: str, *more: str) -> tuple[str, ...]:
         return fit_command(cfg, experiment, experiment, *more)
 
-    def post_train(experiment: str, iterations: int) -> tuple[str, ...]:
-        return fit(experiment, every, *models, f"trainer.limit_train_batches={iterations}")
-
     learned = ("world_model", "policy", "reflector")
     loop = [
         Stage("collect_demos", collect(demos, "expert", size["demos"], 0)),
@@ -123,8 +121,12 @@ def stages(cfg: dict[str, Any]) -> list[Stage]:
         Stage("world_model", fit("world_model", every, f"trainer.max_steps={size['world_model_steps']}"), both),
         Stage("policy", fit("policy", f"data.roots=[{demos}]", f"trainer.max_steps={size['policy_steps']}"), ("collect_demos",)),
         Stage("reflector", fit("reflector", every, f"trainer.max_steps={size['reflector_steps']}"), both),
-        Stage("post_train", post_train("post_train", size["iterations"]), learned),
-        Stage("post_train_ppo", post_train("post_train_ppo", size["ppo_iterations"]), learned),
+        Stage(
+            "post_train",
+            fit("post_train", every, *models, f"trainer.limit_train_batches={size['iterations']}"),
+            learned,
+            alone=True,
+        ),
     ]
     for number in range(1, cfg["evolve"]["rounds"] + 1):
         loop += evolve_round(cfg, number)
@@ -132,7 +134,7 @@ def stages(cfg: dict[str, Any]) -> list[Stage]:
     evaluation = (
         f"policy={run}/{last['policy']}",
         f"baseline={run}/policy",
-        f"+others.ppo={run}/post_train_ppo",
+        *((f"+others.first={run}/post_train",) if cfg["evolve"]["rounds"] else ()),
         f"world_model={run}/{last['world_model']}",
         f"reflector={run}/{last['reflector']}",
         f"episodes={size['episodes']}",
@@ -140,7 +142,7 @@ def stages(cfg: dict[str, Any]) -> list[Stage]:
         "world.phrasings=eval",
         f"out={run}",
     )
-    return [*loop, Stage("evaluate", ("evaluate", *evaluation), (last["policy"], "post_train_ppo"), alone=True)]
+    return [*loop, Stage("evaluate", ("evaluate", *evaluation), (last["policy"],), alone=True)]
 
 
 def final_names(cfg: dict[str, Any]) -> dict[str, str]:
@@ -162,7 +164,7 @@ def run_demo(cfg: dict[str, Any]) -> None:
         raise ValueError(f"{run} was made with another configuration ({saved}); choose another folder (run=...) or delete it")
     saved.write_text(yaml.safe_dump(cfg, sort_keys=False))
     print(
-        f"worldsim demo, seed {cfg['seed']}, in {run}: about 15 minutes on 2 cores. Ctrl-C is safe, finished stages are kept.",
+        f"worldsim demo, seed {cfg['seed']}, in {run}: about 18 minutes on 2 cores. Ctrl-C is safe, finished stages are kept.",
         flush=True,
     )
     began, clock = time.monotonic(), run / "loop.json"
@@ -178,7 +180,8 @@ def run_demo(cfg: dict[str, Any]) -> None:
     interval = f"95 % interval {gain['ci95'][0]:.1f} to {gain['ci95'][1]:.1f}"
     print(f"physics success {100 * before['rate']:.1f} % -> {100 * after['rate']:.1f} % on {after['episodes']} held-out starts")
     print(
-        f"gain {gain['points']:.1f} points ({interval}); post-training took {summary['physics_steps']['post_train']} physics steps"
+        f"gain {gain['points']:.1f} points ({interval}); learning took {summary['physics_steps']['post_train']} physics steps, "
+        f"recording fresh data {sum(v for k, v in summary['physics_steps'].items() if k.startswith('collect_policy'))}"
     )
     print(f"Read {page}")
 
@@ -230,10 +233,13 @@ def summarise(cfg: dict[str, Any]) -> dict[str, Any]:
     def success(name: str) -> dict[str, Any]:
         return {key: policies[name][key] for key in ("rate", "ci95", "episodes")}
 
-    def learner(name: str, stage: str) -> dict[str, Any]:
+    def learner(name: str, *trained: str) -> dict[str, Any]:
         more = {key: policies[name][key] for key in ("paired_gain", "imagined_rate")}
-        return {**success(name), **more, "wall_s": done[stage]["wall_s"]}
+        return {**success(name), **more, "wall_s": sum(done[stage]["wall_s"] for stage in trained)}
 
+    learners = {"final": learner("policy", *(stage for stage in done if stage.startswith("post_train")))}
+    if "first" in policies:
+        learners["no_fresh_data"] = learner("first", "post_train")
     calibration = json.loads((run / last["reflector"] / "calibration.json").read_text())
     return {
         "seed": cfg["seed"],
@@ -242,7 +248,7 @@ def summarise(cfg: dict[str, Any]) -> dict[str, Any]:
             "after": success("policy"),
             "paired_gain": policies["policy"]["paired_gain"],
         },
-        "learners": {"analytic": learner("policy", "post_train"), "ppo": learner("ppo", "post_train_ppo")},
+        "learners": learners,
         "physics_steps": {**steps, "evaluate": evaluation["physics_steps"]},
         "imagination": policies["policy"]["imagination"],
         "imagination_before": policies["baseline"]["imagination"],

@@ -56,6 +56,8 @@ class RolloutLearner(PostTraining, ABC):
         anchor: weight of the squared distance to the starting policy's velocity at pure noise.
         clip: largest gradient norm.
         ema_decay: of the policy that is shipped; 0 ships the last iterate.
+        expert_only: the policy's encoder is frozen and each observation is encoded once, when it is seen (pi_RL trains pi0 like
+            this); updates then cost as much as the action expert alone.
         sampling, early_stop, starts, buffer: rollout economy, each null if not wanted.
     """
 
@@ -72,6 +74,7 @@ class RolloutLearner(PostTraining, ABC):
         anchor: float = 0.02,
         clip: float = 0.5,
         ema_decay: float = 0.9,
+        expert_only: bool = False,
         sampling: DynamicSampling | None = None,
         early_stop: EarlyStop | None = None,
         starts: BetaStarts | None = None,
@@ -82,7 +85,7 @@ class RolloutLearner(PostTraining, ABC):
         self.chain.build(self.policy)
         self.advantage.build(self.policy, arena.reflector)
         self.chunks, self.epochs, self.minibatch, self.lr = chunks, epochs, minibatch, lr
-        self.anchor, self.clip = anchor, clip
+        self.anchor, self.clip, self.expert_only = anchor, clip, expert_only
         self.sampling, self.early_stop, self.starts, self.buffer = sampling, early_stop, starts, buffer
 
     @property
@@ -136,15 +139,16 @@ class RolloutLearner(PostTraining, ABC):
             found = sum(len(some.group) for some in kept)
             if found >= part * self.advantage.group_size:
                 break
-        if (
-            found == 0
-        ):  # nothing to learn from: keep the last rollout, whose advantages vanish, so that the run goes on and is counted
+        if found == 0:  # the last rollout, whose advantages vanish: the run goes on, and an alarm may count this
             return rollout, torch.zeros(())
         share = usable.float().mean() if self.sampling is None else torch.tensor(found / played)
         return kept[0] if len(kept) == 1 else join(kept), share
 
     def _play(self, batch: Batch, generator: torch.Generator) -> Rollout:
         if self.starts is not None:
+            if "start" not in batch:
+                pool = len(self.starts.successes)
+                raise ValueError(f"model.starts.pool={pool} needs a pool of starts in the data; set data.pool={pool}")
             chosen = self.starts.choose(batch["start"], generator)
             batch = {key: _take(value, chosen) for key, value in batch.items()}
         world, obs, group = self.arena.begin(batch, self.advantage.group_size, generator)
@@ -184,7 +188,7 @@ class RolloutLearner(PostTraining, ABC):
         frames, state = rollout.images[rows], rollout.state[rows]
         sentences = tuple(rollout.instruction[i] for i in rows[0].tolist())
         obs = Observation({self.policy.camera: frames}, state, sentences)
-        features = self.policy.encode(obs)
+        features = rollout.features[rows] if self.expert_only else self.policy.encode(obs)
         logs = {}
         critic_loss = self.advantage.loss(
             self.advantage.value(frames, sentences, features.detach()), target[rows], rollout.value[rows]
@@ -211,13 +215,22 @@ class RolloutLearner(PostTraining, ABC):
         imitation = None if self.buffer is None else self.buffer.loss(self.policy, self.policy.camera, generator)
         if imitation is not None:
             total, logs["imitation_loss"] = total + imitation, imitation
-        self._step(total, optimizer, [*self.policy.parameters(), *self.chain.parameters()], self.clip)
+        self._step(total, optimizer, self.learned_parameters(), self.clip)
         self.ema.step(self.policy.parameters())
         return {**logs, "policy_loss": loss, "anchor_gap": gap, **metrics}
 
-    def _anchor_gap(self, decisions: Decisions) -> Tensor:
+    def learned_parameters(self) -> list[nn.Parameter]:
+        """What the policy's optimiser moves."""
+        policy = self.policy.expert_parameters() if self.expert_only else list(self.policy.parameters())
+        return [*policy, *self.chain.parameters()]
+
+    def reference_features(self, decisions: Decisions) -> Tensor:
+        """Features of the starting policy; its encoder is the policy's own as long as that is frozen."""
         with torch.no_grad():
-            reference = self.reference.encode(decisions.obs)
+            return decisions.features if self.expert_only else self.reference.encode(decisions.obs)
+
+    def _anchor_gap(self, decisions: Decisions) -> Tensor:
+        reference = self.reference_features(decisions)
         noise = decisions.chain[:, 0]
         t = torch.ones(len(noise))
         return (self.policy.velocity(decisions.features, noise, t) - self.reference.velocity(reference, noise, t)).square().mean()
@@ -230,8 +243,7 @@ class RolloutLearner(PostTraining, ABC):
 
     def configure_optimizers(self) -> Any:
         iterations = int(self.trainer.estimated_stepping_batches)
-        parameters = [*self.policy.parameters(), *self.chain.parameters()]
-        optimizer, schedule = decayed_adamw(parameters, lr=self.lr, total_steps=iterations, floor=0.1)
+        optimizer, schedule = decayed_adamw(self.learned_parameters(), lr=self.lr, total_steps=iterations, floor=0.1)
         if not self.advantage.lr:
             return [optimizer], [schedule]
         return [optimizer, torch.optim.AdamW(self.advantage.parameters(), lr=self.advantage.lr)], [schedule]

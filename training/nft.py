@@ -47,7 +47,7 @@ class NFTPostTraining(RolloutLearner):
     def policy_loss(self, decisions: Decisions) -> tuple[Tensor, dict[str, Tensor]]:
         d, r = decisions, self.repeats
         with torch.no_grad():
-            old_features = self.old.encode(d.obs).repeat(r, 1)
+            old_features = (d.features if self.expert_only else self.old.encode(d.obs)).repeat(r, 1)
         features, chunk = d.features.repeat(r, 1), d.chain[:, -1].clamp(-1, 1).repeat(r, 1, 1)
         optimality = (0.5 + 0.5 * d.advantage.mean(-1) / self.spread).clamp(0, 1).repeat(r)
         t, noise = torch.rand(len(chunk)).clamp(min=1e-2), torch.randn_like(chunk)

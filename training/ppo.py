@@ -57,8 +57,8 @@ class PPOPostTraining(RolloutLearner):
         metrics["entropy"] = spread.detach()
         loss = loss - self.entropy * spread
         if self.kl:
+            features = self.reference_features(d)
             with torch.no_grad():
-                features = self.reference.encode(d.obs)
                 reference = chains.replay(self.chain.transition(self.reference, features), d.chain, stochastic=d.stochastic)
             divergence = chains.kl(steps, reference).sum((1, 2)).mean()
             loss, metrics["kl"] = loss + self.kl * divergence, divergence.detach()

@@ -14,7 +14,7 @@ import gymnasium as gym
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from jaxtyping import Bool, Float, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from worldsim.checkpoint import Configured
 from worldsim.flow import matching_loss
@@ -219,6 +219,10 @@ class Policy(Configured, ABC):
     @abstractmethod
     def velocity(self, features: Tensor, x_t: Float[Tensor, "b ah ad"], t: Float[Tensor, " b"]) -> Float[Tensor, "b ah ad"]:
         """The velocity of `worldsim.flow` at x_t and time t."""
+
+    def expert_parameters(self) -> list[nn.Parameter]:
+        """The parameters that `velocity` uses and `encode` does not; what learns when the encoder is frozen."""
+        raise NotImplementedError(f"{type(self).__name__} does not tell its action expert apart; set model.expert_only=false")
 
     def cloning_loss(self, features: Tensor, actions: Float[Tensor, "b ah ad"], mask: Bool[Tensor, "b ah 1"]) -> Float[Tensor, ""]:
         """What behaviour cloning minimises: flow matching of recorded chunks, counted where `mask` is True."""

@@ -36,7 +36,12 @@ _FACTS = {
     "threshold": ("Success threshold", "{:.3f}"),
     "ece": ("Expected calibration error", "{:.3f}"),
 }
-_NAMES = {"analytic": "Analytic gradient", "ppo": "PPO"}
+_NAMES = {
+    "analytic": "Analytic gradient",
+    "ppo": "PPO",
+    "final": "After, with fresh data",
+    "no_fresh_data": "After, without fresh data",
+}
 
 
 def write_report(run: Path) -> Path:
@@ -71,6 +76,7 @@ def write_report(run: Path) -> Path:
         "name": _name,
     }
     page = environment.get_template("report.html.j2").render(
+        fresh_steps=sum(n for key, n in summary.get("physics_steps", {}).items() if key.startswith("collect_policy")),
         s=summary,
         results=_results(summary),
         world_model=_facts(summary.get("world_model", {})),

@@ -159,6 +159,7 @@ class Rollout(TensorBatch):
     Attributes:
         images: RGB uint8 before each decision.
         state: proprioception before each decision.
+        features: `Policy.encode` of both under the policy that acted.
         instruction: one sentence per trajectory.
         chain: noisy action chunks, noise first, the executed chunk last.
         stochastic: which denoising steps were stochastic.
@@ -173,6 +174,7 @@ class Rollout(TensorBatch):
 
     images: Shaped[Tensor, "b t h w 3"]
     state: Float[Tensor, "b t s"]
+    features: Float[Tensor, "b t f"]
     instruction: tuple[str, ...]
     chain: Float[Tensor, "b t k1 ah ad"]
     stochastic: Bool[Tensor, "b t k"]

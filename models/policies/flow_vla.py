@@ -77,6 +77,9 @@ class FlowVLA(Policy):
         """`encode` of tensors alone, with the instruction `tokenize`d: what `worldsim.export` traces."""
         return self._join(self.trunk.see(image, self.trunk.text.pool(tokens)), state)
 
+    def expert_parameters(self) -> list[nn.Parameter]:
+        return [*self.expert_in.parameters(), *self.expert.parameters()]
+
     def _join(self, features: Tensor, state: Tensor) -> Tensor:
         normalised = (state - self.state_mean) / self.state_std
         return torch.cat([features.float(), normalised[:, self.state_used]], dim=-1)

@@ -7,10 +7,8 @@ import torch
 from lightning import Trainer
 from torch.utils.data import DataLoader
 
-from models.policies.flow_vla import FlowVLA
-from models.world.latent_flow import LatentFlowWorldModel
 from reflectors.instant import InstantReflector
-from training.advantage import GAE, GRPO, RLOO, Advantage
+from training.advantage import GAE, GRPO, RLOO, Advantage, Assessment
 from training.algorithms.chain import chain_logprob, replay
 from training.analytic import AnalyticPostTraining
 from training.arena import DreamArena
@@ -23,27 +21,11 @@ from training.ppo import PPOPostTraining
 from training.prdp import PRDPPostTraining
 from training.rollout import collect_rollout
 from worldsim import checkpoint
+from worldsim.flow import interpolate, velocity_target
 from worldsim.interfaces import Policy
 from worldsim.types import Observation, Rollout
 
 SENTENCES = ("push the red block onto the green disc", "push the red block onto the blue disc")
-
-
-@pytest.fixture
-def folders(tmp_path: Path) -> dict[str, str]:
-    torch.manual_seed(0)
-    world_model = LatentFlowWorldModel(channels=(8, 16), layers=(1, 1))
-    world_model.fit_statistics(torch.randint(0, 256, (8, 64, 64, 3), dtype=torch.uint8), torch.randn(50, 4))
-    for parameter in world_model.net.parameters():
-        if not parameter.any():  # what starts at zero would make the dream deaf to actions
-            torch.nn.init.normal_(parameter, std=0.1)
-    models = {
-        "policy": FlowVLA(width=32, channels=8, blocks=1, num_steps=3),
-        "world_model": world_model,
-        "reflector": InstantReflector(features=32, channels=8, blocks=1),
-    }
-    models["reflector"].threshold.fill_(0.99)  # an untrained judge would end most dreams at once
-    return {name: str(checkpoint.save(model, tmp_path / name)) for name, model in models.items()}
 
 
 def starts(batch: int) -> dict:
@@ -173,6 +155,64 @@ def test_learner_moves_the_policy_and_nothing_else(folders, tmp_path: Path, modu
     chosen = {**CHAINS, "deterministic": Deterministic}[chain]()
     learner = module(folders["policy"], arena(folders), chosen, ADVANTAGES[advantage](), chunks=2, minibatch=4)
     check_learner(learner, learner.arena.world_model, learner.arena.reflector, folders, tmp_path)
+
+
+@pytest.mark.parametrize("module", [PPOPostTraining, NFTPostTraining])
+def test_expert_only_leaves_the_encoder_alone(folders: dict[str, str], tmp_path: Path, module) -> None:
+    """Nothing of the encoder moves, and while it is frozen the kept features are those of the reference and of a fresh pass."""
+    learner = module(folders["policy"], arena(folders), FlowSDE(), GAE(warmup=0), chunks=2, minibatch=4, expert_only=True)
+    _, rollout = play(folders, FlowSDE(), GAE())
+    obs = Observation({"front": rollout.images[:, 0]}, rollout.state[:, 0], rollout.instruction)
+    torch.testing.assert_close(rollout.features[:, 0], learner.reference.encode(obs), rtol=0, atol=1e-5)
+    check_learner(learner, learner.arena.world_model, learner.arena.reflector, folders, tmp_path)
+    before, after = checkpoint.load(folders["policy"]).state_dict(), checkpoint.load(tmp_path / "run").state_dict()
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"expert_in", "expert"}
+
+
+class OddAndEven(GRPO):
+    """Pairs of dreams from one start; by decree the first of each is the better one."""
+
+    def assess(self, rollout: Rollout) -> Assessment:
+        self.seen = rollout
+        better = 1.0 - 2.0 * (torch.arange(len(rollout.group)) % 2)
+        advantage = better[:, None, None].expand(*rollout.decided.shape, 1)
+        return Assessment(advantage, torch.zeros_like(advantage))
+
+
+@pytest.mark.parametrize(
+    ("module", "chain"),
+    [(PPOPostTraining, FlowSDE), (PPOPostTraining, FlowNoise), (PRDPPostTraining, Diffusion), (NFTPostTraining, Deterministic)],
+)
+def test_what_turned_out_better_becomes_likelier(folders: dict[str, str], tmp_path: Path, module, chain: type[Chain]) -> None:
+    """By the chain's log-probability, or without one by a likelihood bound, the cloning loss with equal noise."""
+    advantage = OddAndEven(2)
+    more = {"chunks": 2, "epochs": 6, "lr": 3e-3, "anchor": 0.0, "ema_decay": 0.0}
+    learner = module(folders["policy"], arena(folders), chain(), advantage, **more)
+    before = checkpoint.load(folders["policy"], Policy)
+    fit(learner, starts(6), tmp_path / "run", iterations=1)
+    after, rollout = checkpoint.load(tmp_path / "run", Policy), advantage.seen
+    rows = rollout.decided.nonzero(as_tuple=True)
+    sentences = tuple(rollout.instruction[i] for i in rows[0].tolist())
+    obs = Observation({"front": rollout.images[rows]}, rollout.state[rows], sentences)
+
+    @torch.no_grad()
+    def likelihood(policy: Policy) -> torch.Tensor:
+        features, path, stochastic = policy.encode(obs), rollout.chain[rows], rollout.stochastic[rows]
+        if stochastic.any():
+            return chain_logprob(replay(learner.chain.transition(policy, features), path, stochastic=stochastic), path).sum((1, 2))
+        noise, action = torch.randn(200, 1, 4, 2, generator=torch.Generator().manual_seed(0)), path[:, -1].clamp(-1, 1)
+        t = torch.linspace(0.05, 1, 200)
+        errors = [
+            policy.velocity(features, interpolate(action, x.expand_as(action), u.expand(len(action))), u.expand(len(action)))
+            - velocity_target(action, x.expand_as(action))
+            for x, u in zip(noise, t, strict=True)
+        ]
+        return -torch.stack(errors).square().mean((0, 2, 3))
+
+    change = likelihood(after) - likelihood(before)
+    first = rows[0] % 2 == 0
+    assert change[first].mean() > change[~first].mean()
 
 
 def test_economy_objects_work_together(folders: dict[str, str], tmp_path: Path) -> None:

@@ -131,6 +131,14 @@ def test_post_training_without_physics_is_highlighted(run):
     assert "no step of physics" not in page
 
 
+def test_fresh_data_is_counted_in_the_first_paragraph(run):
+    assert "recording fresh episodes" not in write_report(run).read_text()
+    summary = json.loads((run / "summary.json").read_text())
+    summary["physics_steps"] |= {"collect_policy_1": 9000, "collect_policy_2": 345}
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert "took 9,345." in " ".join(write_report(run).read_text().split())
+
+
 def test_is_self_contained(run):
     page = write_report(run).read_text()
     assert not re.findall(r"https?://[^\s]{0,40}", page)
