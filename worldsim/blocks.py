@@ -22,7 +22,7 @@ MAX_TOKENS = 32
 
 @cache
 def tokenizer() -> Tokenizer:
-    """The byte-level BPE tokenizer in `sim_assets/tokenizer.json`; any sentence has an encoding (`sim_assets/README.md`)."""
+    """The first 6,000 merges of CLIP's byte-level BPE (arXiv:2103.00020); any sentence has an encoding (`sim_assets/README.md`)."""
     loaded = Tokenizer.from_file(str(ASSETS / "tokenizer.json"))
     loaded.enable_truncation(MAX_TOKENS)
     loaded.enable_padding(length=MAX_TOKENS, pad_id=0, pad_token="<pad>")
