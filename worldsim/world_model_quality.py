@@ -4,6 +4,7 @@ Pictures are compared by PSNR; positions by tracking the block's colour in both 
 ground truth. The reflector's verdicts on the dreamed frames are compared with what happened in physics."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Shaped, UInt8
@@ -12,8 +13,10 @@ from torch import Tensor
 from worldsim.collect import Actor
 from worldsim.interfaces import Reflector, WorldModel
 from worldsim.metrics import auc, psnr
-from worldsim.sim.genesis import GenesisWorld
 from worldsim.types import float_image
+
+if TYPE_CHECKING:
+    from worldsim.sim.genesis import GenesisWorld  # importing Genesis takes seconds, and most verbs need none
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Recording:
     instruction: tuple[str, ...]
 
 
-def record(world: GenesisWorld, actor: Actor, *, steps: int, seed: int) -> Recording:
+def record(world: "GenesisWorld", actor: Actor, *, steps: int, seed: int) -> Recording:
     """Play every environment of a physics world for `steps` control steps; the world must not end episodes earlier.
 
     Raises:
