@@ -127,6 +127,8 @@ class LatentFlowWorldModel(WorldModel):
         sampling_steps: denoising steps per call.
         unroll: chunks per training window; from the second on the context is the model's own prediction.
         state_weight: weight of the proprioception loss.
+        context_noise: while training, noise of a standard deviation drawn from [0, context_noise] is added to the context latents,
+            so that a long dream is not thrown off by its own small errors (GameNGen, arXiv:2408.14837).
         image: (height, width) of the frames, multiples of 8.
     """
 
@@ -146,11 +148,13 @@ class LatentFlowWorldModel(WorldModel):
         sampling_steps: int = 1,
         unroll: int = 2,
         state_weight: float = 0.1,
+        context_noise: float = 0.3,
         image: tuple[int, int] = (64, 64),
     ):
         super().__init__()
         self.camera, self.context, self.action_horizon, self.action_dim = camera, context, action_horizon, action_dim
         self.sampling_steps, self.unroll, self.state_weight = sampling_steps, unroll, state_weight
+        self.context_noise = context_noise
         self.codec = PatchCodec(channels=latent_channels)
         self.grid = (image[0] // self.codec.patch, image[1] // self.codec.patch)
         condition = context * state_dim + action_horizon * (action_dim + 1)
@@ -210,7 +214,10 @@ class LatentFlowWorldModel(WorldModel):
         """
         horizon, b = self.action_horizon, batch["frames"].shape[0]
         latents = self.codec.encode(batch["frames"])
-        state = LatentState(latents[:, : self.context], batch["state"][:, : self.context])
+        context = latents[:, : self.context]
+        spread = self.context_noise * torch.rand(b, 1, 1, 1, 1, generator=generator, device=latents.device)
+        disturbed = context + spread * torch.randn(context.shape, generator=generator, device=latents.device)
+        state = LatentState(disturbed, batch["state"][:, : self.context])
         image_loss, state_loss = latents.new_zeros(()), latents.new_zeros(())
         for chunk in range(self.unroll):
             span = slice(chunk * horizon, (chunk + 1) * horizon)

@@ -55,6 +55,18 @@ def start(model):
     return model.init(frames, torch.randn(3, 2, 4, generator=g)), actions, model.noise(3, g)
 
 
+def test_context_noise_is_what_a_model_of_standstill_gets_wrong():
+    """A new model predicts its last context frame; where nothing moves its only error is the noise: E[spread^2] = 0.3^2 / 3."""
+    frames = scenes(64, 3)[:, None].expand(-1, 10, -1, -1, -1)
+    still = {"frames": frames, "state": torch.zeros(64, 10, 4), "action": torch.zeros(64, 8, 2), "valid": torch.ones(64, 8) > 0}
+    for largest in (0.0, 0.3):
+        model = LatentFlowWorldModel(latent_channels=4, channels=(8, 8), layers=(1, 1), context_noise=largest)
+        torch.nn.init.zeros_(model.net.last.bias)
+        model.fit_statistics(frames[:, 0], torch.randn(50, 4))
+        _, scalars = model.loss(still, torch.Generator().manual_seed(0))
+        assert scalars["image_loss"] == pytest.approx(largest**2 / 3, rel=0.2, abs=1e-6)
+
+
 def test_codec_reproduces_unseen_frames():
     """Discs with sharp edges are hard for patches: 30 dB is an error of 3 % of the range, 8 of 255."""
     codec = PatchCodec()
