@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
-from training import cli
+from training import bench, cli, exploitation
 from worldsim.data.lerobot import Dataset
 
 SIZES = {
@@ -108,6 +109,52 @@ def test_export_of_the_trained_policy(run: Path, tmp_path: Path) -> None:
     assert cli.main(arguments) == 0
     parity = json.loads((tmp_path / "bundle" / "bundle.json").read_text())["parity"]
     assert parity["max_abs_difference"] <= 1e-4
+
+
+def suite(name: str, **values: object) -> dict:
+    """The configuration of a benchmark suite with other values."""
+    config = OmegaConf.to_container(cli.compose_config("bench", [f"suite={name}"]), resolve=True)
+    assert isinstance(config, dict)
+    return config | values
+
+
+def test_bench_of_algorithms_gives_each_cell_its_time_and_its_own_start(run: Path, tmp_path: Path) -> None:
+    config = suite("algorithms", runs={3: str(run)}, seeds=[3], seconds=2, calibration_seconds=4, episodes=8, policy_steps=2)
+    names = ("analytic", "grpo_diffusion", "physics_ppo_flow_sde")
+    config |= {"out": str(tmp_path), "envs": 8, "cells": {name: config["cells"][name] for name in names}}
+    for name in names[1:]:
+        config["cells"][name] += ["data.batch_size=4"]
+    config["cells"]["physics_ppo_flow_sde"] += ["model.arena.world.num_envs=4"]
+    bench.run_bench(config)
+    rows = {row["cell"]: row for row in json.loads((tmp_path / "algorithms.json").read_text())["rows"]}
+    assert set(rows) == set(names)
+    assert [row["physics_steps"] > 0 for row in (rows[name] for name in names)] == [False, False, True]
+    outcomes = json.loads((tmp_path / "evaluation_3" / "evaluation.json").read_text())["policies"]
+    assert rows["analytic"]["before"]["rate"] == outcomes["baseline"]["rate"]
+    assert rows["grpo_diffusion"]["before"]["rate"] == outcomes["policy"]["rate"]
+    assert all(row["iterations"] >= 2 for row in rows.values())
+    assert all(name in (tmp_path / "algorithms.md").read_text() for name in names)
+    assert (tmp_path / "algorithms.png").stat().st_size > 1000
+
+
+def test_bench_of_exploitation_follows_both_runs(run: Path, tmp_path: Path) -> None:
+    config = suite("exploitation", run=str(run), seed=3, iterations=4, every=2, episodes=8, out=str(tmp_path), envs=8)
+    judge = "trainer.callbacks.guard.judge"
+    config["guards"]["guarded"] = [
+        "guard=physics",
+        "trainer.callbacks.guard.every=2",
+        f"{judge}.episodes=4",
+        f"{judge}.world.num_envs=4",
+    ]
+    exploitation.run_exploitation(config)
+    curves = json.loads((tmp_path / "exploitation.json").read_text())["curves"]
+    assert [point["iteration"] for point in curves["unguarded"]] == [0, 2, 4]
+    assert curves["guarded"][-1]["iteration"] == 4
+    assert curves["guarded"][0] == curves["unguarded"][0]
+    verdicts = json.loads((tmp_path / "guarded" / "guard.json").read_text())["verdicts"]
+    assert [verdict["step"] for verdict in verdicts] == [0, 2, 4]
+    assert "| unguarded | 4 |" in (tmp_path / "exploitation.md").read_text()
+    assert (tmp_path / "exploitation.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
 """`worldsim bench algorithms`: every learner, chain and advantage on one task, for the same wall-clock time, measured in physics.
 
 All cells of a seed start from one behaviour-cloned policy and one learned world; each gets the same seconds on the same threads, in
-imagination or (one cell) in the simulator itself. Cells are plain `worldsim fit` commands, listed in `configs/bench.yaml`.
+imagination or (one cell) in the simulator itself. Cells are plain `worldsim fit` commands; see `configs/suite/algorithms.yaml`.
 """
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -22,8 +23,6 @@ from worldsim.metrics import paired_difference, success_rate
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt  # noqa: E402
-
-CALIBRATION_S = 20
 
 
 class Pace(Callback):
@@ -99,7 +98,7 @@ def policy(cfg: dict[str, Any], cell: str, seed: int) -> str:
 
 def calibration(cfg: dict[str, Any], cell: str) -> Stage:
     """A few seconds of a cell, to know how many iterations fit into the time."""
-    limit = f"+trainer.max_time={{seconds: {CALIBRATION_S}}}"
+    limit = f"+trainer.max_time={{seconds: {cfg['calibration_seconds']}}}"
     folder = f"{cfg['out']}/pace/{cell}"
     return Stage(f"pace_{cell}", learner_command(cfg, cell, cfg["seeds"][0], folder, limit, "trainer.limit_train_batches=100000"))
 
@@ -119,7 +118,12 @@ def evaluation(cfg: dict[str, Any], seed: int) -> Stage:
         f"evaluate_{seed}",
         (
             *("evaluate", f"policy={cfg['out']}/diffusion_{seed}", f"baseline={cfg['runs'][seed]}/policy", *others),
-            *(f"episodes={cfg['episodes']}", "world.num_envs=128", "world.phrasings=eval", f"out={cfg['out']}/evaluation_{seed}"),
+            *(
+                f"episodes={cfg['episodes']}",
+                f"world.num_envs={cfg['envs']}",
+                "world.phrasings=eval",
+                f"out={cfg['out']}/evaluation_{seed}",
+            ),
         ),
     )
 
@@ -128,13 +132,15 @@ def summarise(cfg: dict[str, Any]) -> list[dict[str, Any]]:
     """One row per cell, best gain per minute first; gains are paired over all starts of all seeds."""
     rows = []
     for cell in cfg["cells"]:
-        before, after, seconds, per_seed = [], [], [], []
+        before, after, seconds, per_seed, steps = [], [], [], [], []
         for seed in cfg["seeds"]:
             results = json.loads((Path(cfg["out"]) / f"evaluation_{seed}" / "evaluation.json").read_text())["policies"]
             start = results["policy" if cell in cfg["diffusion_cells"] else "baseline"]
             before.append(_outcomes(start))
             after.append(_outcomes(results[cell]))
-            pace = json.loads((Path(cfg["out"]) / f"{cell}_{seed}" / "pace.json").read_text())
+            folder = Path(cfg["out"]) / f"{cell}_{seed}"
+            pace = json.loads((folder / "pace.json").read_text())
+            steps.append(json.loads((folder / "physics_steps.json").read_text())["physics_steps"])
             seconds.append(pace["seconds"])
             per_seed.append(paired_difference(before[-1], after[-1])["points"])
         gain = paired_difference(torch.cat(before), torch.cat(after))
@@ -149,7 +155,7 @@ def summarise(cfg: dict[str, Any]) -> list[dict[str, Any]]:
                 "seconds": 60 * minutes,
                 "iterations": pace["iterations"],
                 "points_per_minute": gain["points"] / minutes,
-                "physics": any(part == "arena=physics" for part in cfg["cells"][cell]),
+                "physics_steps": sum(steps) // len(steps),
             }
         )
     return sorted(rows, key=lambda row: -row["points_per_minute"])
@@ -171,12 +177,29 @@ def table(cfg: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     for row in rows:
         before, after, gain = row["before"], row["after"], row["gain"]
         lines.append(
-            f"| {row['cell']} | {'yes' if row['physics'] else '0'} | {100 * before['rate']:.1f} | "
+            f"| {row['cell']} | {row['physics_steps']} | {100 * before['rate']:.1f} | "
             f"{100 * after['rate']:.1f} [{100 * after['ci95'][0]:.1f}, {100 * after['ci95'][1]:.1f}] | "
             f"{gain['points']:+.1f} [{gain['ci95'][0]:+.1f}, {gain['ci95'][1]:+.1f}] | {row['points_per_minute']:+.1f} | "
             f"{row['seconds']:.0f} | {', '.join(f'{points:+.1f}' for points in row['gain_per_seed'])} |"
         )
+    lines += ["", *verdict(rows)]
     return "\n".join(lines) + "\n"
+
+
+def verdict(rows: list[dict[str, Any]]) -> list[str]:
+    """The best learner per minute, against those that learn in physics."""
+    best, low = rows[0], rows[0]["gain"]["ci95"][0]
+    lines = [f"Best per minute: {best['cell']}, {best['points_per_minute']:+.1f} points per minute."]
+    for row in rows:
+        if row["physics_steps"] and row is not best:
+            rate, most = row["points_per_minute"], 60 * row["gain"]["ci95"][1] / row["seconds"]
+            ratio = best["points_per_minute"] / rate if rate > 0 else math.inf
+            least = 60 * low / best["seconds"] / max(most, 1e-9)
+            lines.append(
+                f"{row['cell']} ({row['physics_steps']} steps of physics): {rate:+.1f} points per minute, {ratio:.1f} times "
+                f"less; at the unfavourable ends of both intervals {least:.1f} times."
+            )
+    return lines
 
 
 def plot(cfg: dict[str, Any], rows: list[dict[str, Any]], path: Path) -> None:
@@ -185,7 +208,7 @@ def plot(cfg: dict[str, Any], rows: list[dict[str, Any]], path: Path) -> None:
     for y, row in enumerate(reversed(rows)):
         points, (low, high) = row["gain"]["points"], row["gain"]["ci95"]
         axes.errorbar(
-            points, y, xerr=[[points - low], [high - points]], fmt="o", color="tab:orange" if row["physics"] else "tab:blue"
+            points, y, xerr=[[points - low], [high - points]], fmt="o", color="tab:orange" if row["physics_steps"] else "tab:blue"
         )
         axes.scatter(row["gain_per_seed"], [y] * len(row["gain_per_seed"]), marker="|", color="grey")
     axes.set_yticks(range(len(rows)), [row["cell"] for row in reversed(rows)])
@@ -204,7 +227,7 @@ def _run(todo: list[Stage], out: Path, jobs: int) -> None:
 def _iterations(cfg: dict[str, Any], cell: str) -> int:
     pace = json.loads((Path(cfg["out"]) / "pace" / cell / "pace.json").read_text())
     if pace["iterations"] < 2:
-        raise ValueError(f"{cell} made {pace['iterations']} iteration in {CALIBRATION_S} s; it is too slow for this comparison")
+        raise ValueError(f"{cell} made {pace['iterations']} iteration in {cfg['calibration_seconds']} s; raise calibration_seconds")
     return max(4, round(cfg["seconds"] * (pace["iterations"] - 1) / pace["seconds"]))
 
 

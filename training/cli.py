@@ -60,7 +60,7 @@ VERBS = {
     "export": Verb("training.verbs:export", "write a robot bundle and check its parity", "policy=runs/policy format=onnx"),
     "report": Verb("training.verbs:report", "write one self-contained HTML page about a run", "run=runs/demo"),
     "demo": Verb("training.verbs:demo", "all of the above on the embedded default", ""),
-    "bench": Verb("training.verbs:bench", "compare all learners at equal wall-clock time", "suite=algorithms seconds=60"),
+    "bench": Verb("training.verbs:bench", "compare learners, or show what guards are for", "algorithms seconds=60"),
     "doctor": Verb("training.verbs:doctor", "say what this machine can run and what is missing", ""),
 }
 

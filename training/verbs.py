@@ -15,6 +15,7 @@ from rich.progress import track
 
 from training.bench import run_bench
 from training.demo import run_demo
+from training.exploitation import run_exploitation
 from training.fit import run_fit
 from worldsim import checkpoint, video
 from worldsim.collect import PlayActor, PolicyActor
@@ -206,10 +207,8 @@ def demo(cfg: Config) -> None:
 
 
 def bench(cfg: Config) -> None:
-    """Learners compared at equal wall-clock time."""
-    if cfg["suite"] != "algorithms":
-        raise ValueError(f"no benchmark suite {cfg['suite']!r}; there is: worldsim bench algorithms")
-    run_bench(cfg)
+    """A suite of comparisons: learners at equal wall-clock time, or a learner with and without a guard."""
+    {"algorithms": run_bench, "exploitation": run_exploitation}[cfg["suite"]](cfg)
 
 
 def doctor(cfg: Config) -> None:
