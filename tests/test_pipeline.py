@@ -9,7 +9,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from training import bench, cli, exploitation
+from training import bench, cli
 from worldsim.data.lerobot import Dataset
 
 SIZES = {
@@ -125,7 +125,7 @@ def test_bench_of_algorithms_gives_each_cell_its_time_and_its_own_start(run: Pat
     for name in names[1:]:
         config["cells"][name] += ["data.batch_size=4"]
     config["cells"]["physics_ppo_flow_sde"] += ["model.arena.world.num_envs=4"]
-    bench.run_bench(config)
+    bench.bench(config)
     rows = {row["cell"]: row for row in json.loads((tmp_path / "algorithms.json").read_text())["rows"]}
     assert set(rows) == set(names)
     assert [row["physics_steps"] > 0 for row in (rows[name] for name in names)] == [False, False, True]
@@ -146,7 +146,7 @@ def test_bench_of_exploitation_follows_both_runs(run: Path, tmp_path: Path) -> N
         f"{judge}.episodes=4",
         f"{judge}.world.num_envs=4",
     ]
-    exploitation.run_exploitation(config)
+    bench.bench(config)
     curves = json.loads((tmp_path / "exploitation.json").read_text())["curves"]
     assert [point["iteration"] for point in curves["unguarded"]] == [0, 2, 4]
     assert curves["guarded"][-1]["iteration"] == 4

@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from training.demo import Stage, execute
+from training.exploitation import run_exploitation
 from worldsim.files import write_json
 from worldsim.metrics import paired_difference, success_rate
 
@@ -40,7 +41,12 @@ class Pace(Callback):
         write_json(Path(trainer.default_root_dir) / "pace.json", pace)
 
 
-def run_bench(cfg: dict[str, Any]) -> None:
+def bench(cfg: dict[str, Any]) -> None:
+    """The verb: run the suite that was asked for."""
+    {"algorithms": run_algorithms, "exploitation": run_exploitation}[cfg["suite"]](cfg)
+
+
+def run_algorithms(cfg: dict[str, Any]) -> None:
     """Calibrate the cells, train them, evaluate them on the same held-out starts, and write table, plot and JSON.
 
     Raises:

@@ -54,13 +54,13 @@ class Verb(NamedTuple):
 
 VERBS = {
     "collect": Verb("training.verbs:collect", "record demonstrations as a LeRobot v3 dataset", "world=push_block episodes=50"),
-    "fit": Verb("training.verbs:fit", "train one module with Lightning", "experiment=world_model trainer.max_steps=2000"),
+    "fit": Verb("training.fit:fit", "train one module with Lightning", "experiment=world_model trainer.max_steps=2000"),
     "rollout": Verb("training.verbs:rollout", "imagine episodes: video, dataset, statistics", "policy=runs/policy world=dream"),
     "evaluate": Verb("training.verbs:evaluate", "measure success with confidence intervals", "policy=runs/policy world=push_block"),
     "export": Verb("training.verbs:export", "write a robot bundle and check its parity", "policy=runs/policy format=onnx"),
     "report": Verb("training.verbs:report", "write one self-contained HTML page about a run", "run=runs/demo"),
-    "demo": Verb("training.verbs:demo", "all of the above on the embedded default", ""),
-    "bench": Verb("training.verbs:bench", "compare learners, or show what guards are for", "algorithms seconds=60"),
+    "demo": Verb("training.demo:run_demo", "all of the above on the embedded default", ""),
+    "bench": Verb("training.bench:bench", "compare learners, or show what guards are for", "algorithms seconds=60"),
     "doctor": Verb("training.verbs:doctor", "say what this machine can run and what is missing", ""),
 }
 

@@ -90,7 +90,12 @@ def evolve_round(cfg: dict[str, Any], number: int) -> list[Stage]:
         cfg, "post_train", names["post_train"], every, *models, f"trainer.limit_train_batches={evolve['iterations']}"
     )
     return [
-        Stage(names["collect"], collect_command(cfg, fresh, "policy", evolve["episodes"], 2 + number, *actor), (before["policy"],)),
+        Stage(
+            names["collect"],
+            collect_command(cfg, fresh, "policy", evolve["episodes"], 2 + number, *actor),
+            (before["policy"],),
+            alone=True,
+        ),
         refit("world_model", evolve["world_model_steps"]),
         refit("reflector", evolve["reflector_steps"]),
         Stage(names["post_train"], learn, (names["world_model"], names["reflector"]), alone=True),

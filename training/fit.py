@@ -26,8 +26,16 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from worldsim.device import precision
+from worldsim.files import write_json
+from worldsim.interfaces import World
 
 CONFIG_FILE = "config.yaml"
+
+
+def fit(config: dict[str, Any]) -> None:
+    """The verb: `run_fit`, and beside the model how many physics steps that took."""
+    run_fit(config)
+    write_json(Path(config["run_dir"]) / "physics_steps.json", {"physics_steps": World.physics_steps_of_process})
 
 
 def run_fit(config: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""The verbs of the `worldsim` command, one function each: a resolved configuration in, files out.
+"""The shorter verbs of the `worldsim` command, one function each: a resolved configuration in, files out.
 
-They only put parts together; read the parts themselves: `worldsim/collect.py`, `training/fit.py`, `worldsim/evaluate.py`,
-`worldsim/export.py`, `worldsim/report.py`, `training/demo.py`."""
+They only put parts together; read the parts themselves: `worldsim/collect.py`, `worldsim/evaluate.py`, `worldsim/export.py`,
+`worldsim/report.py`. The longer verbs live in `training/fit.py`, `training/demo.py` and `training/bench.py`."""
 
 import json
 from itertools import islice
@@ -13,10 +13,6 @@ import torch
 from hydra.utils import instantiate
 from rich.progress import track
 
-from training.bench import run_bench
-from training.demo import run_demo
-from training.exploitation import run_exploitation
-from training.fit import run_fit
 from worldsim import checkpoint, video
 from worldsim.collect import PlayActor, PolicyActor
 from worldsim.collect import collect as record_episodes
@@ -70,12 +66,6 @@ def _store(
     steps = before + world.physics_steps
     print(f"{root}: {episodes} episodes, {len(done)} new with {100 * rate:.0f} % success, {steps} physics steps")
     return done
-
-
-def fit(cfg: Config) -> None:
-    """Train one module with Lightning, and leave beside it how many physics steps that took."""
-    run_fit(cfg)
-    write_json(Path(cfg["run_dir"]) / "physics_steps.json", {"physics_steps": World.physics_steps_of_process})
 
 
 def rollout(cfg: Config) -> None:
@@ -199,16 +189,6 @@ def _example(policy: Policy, data: str | None) -> Observation:
 def report(cfg: Config) -> None:
     """One self-contained HTML page about a run."""
     print(write_report(Path(cfg["run"])))
-
-
-def demo(cfg: Config) -> None:
-    """The whole loop on the embedded default."""
-    run_demo(cfg)
-
-
-def bench(cfg: Config) -> None:
-    """A suite of comparisons: learners at equal wall-clock time, or a learner with and without a guard."""
-    {"algorithms": run_bench, "exploitation": run_exploitation}[cfg["suite"]](cfg)
 
 
 def doctor(cfg: Config) -> None:

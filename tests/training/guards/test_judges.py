@@ -1,0 +1,190 @@
+"""What judges measure and what it costs, and how a configuration chooses a guard."""
+
+import inspect
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from guarding import (
+    CHUNK,
+    EPISODES,
+    Recorder,
+    Scripted,
+    fit,
+    read,
+    same,
+    shipped,
+)
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from reflectors.instant import InstantReflector
+from training.cli import compose_config
+from training.fit import run_fit
+from training.guards import (
+    Guard,
+    JudgeFalls,
+)
+from training.judges import HELD_OUT_SEED, PhysicsCheck, SecondReflector, Verdict
+from worldsim import checkpoint
+from worldsim.data.windows import FrameTable
+from worldsim.dream import DreamWorld, Starts
+from worldsim.interfaces import Policy, Reflector, WorldModel
+
+# Judges -----------------------------------------------------------------------------------------------------------------------
+
+
+def dream(folders: dict[str, str], data: list[str], cls: type[DreamWorld] = DreamWorld) -> DreamWorld:
+    """A dream in the place of physics: any world will do."""
+    model = checkpoint.load(folders["world_model"], WorldModel)
+    judge = checkpoint.load(folders["reflector"], Reflector)
+    return cls(model, judge, Starts.first_frames(FrameTable.read(data, "front"), model.context), num_envs=4, max_episode_steps=6)
+
+
+class CountedDream(DreamWorld):
+    """Counts its steps as physics would."""
+
+    def step_chunk(self, actions: Tensor) -> Any:
+        result = super().step_chunk(actions)
+        self.physics_steps += int(result.valid.sum())  # of this world alone, not of the process
+        return result
+
+
+def test_second_reflector_judges_the_same_dreams_differently(folders: dict[str, str], data: list[str], tmp_path: Path) -> None:
+    """The two reflectors disagree on every frame. In dreams of one chunk ended by the first success, 1 - judged is the share of
+    dreams with successes only."""
+    policy = checkpoint.load(folders["policy"], Policy)
+    three = (folders["world_model"], folders["reflector"], folders["second_reflector"])
+    judge = SecondReflector(*three, data, episodes=EPISODES, max_episode_steps=CHUNK)
+    verdict = judge.measure(policy)
+    assert verdict == judge.measure(policy)
+    twin = str(checkpoint.save(checkpoint.load(folders["reflector"], Reflector), tmp_path / "twin"))
+    equal = SecondReflector(*three[:2], twin, data, episodes=EPISODES, max_episode_steps=CHUNK).measure(policy)
+    assert equal.imagined == equal.judged == verdict.imagined
+    assert verdict.judged != verdict.imagined and verdict.imagined + verdict.judged >= 1  # every dream pleases one of the two
+    swapped = SecondReflector(three[0], three[2], three[1], data, episodes=EPISODES, max_episode_steps=CHUNK).measure(policy)
+    assert (swapped.imagined, swapped.judged) == (verdict.judged, verdict.imagined)
+
+
+def test_second_reflector_chooses_episodes_by_its_seed(folders: dict[str, str], data: list[str]) -> None:
+    three = (folders["world_model"], folders["reflector"], folders["second_reflector"])
+    a, b, again = (SecondReflector(*three, data, episodes=4, seed=seed).starts for seed in (0, 1, 0))
+    assert len(a) == 4 and torch.equal(a.state, again.state) and not torch.equal(a.state, b.state)
+    with pytest.raises(ValueError, match=r"episodes must be in \[1, 8\]"):
+        SecondReflector(*three, data, episodes=9)
+    with pytest.raises(ValueError, match="second_reflector must differ from reflector"):
+        SecondReflector(*three[:2], three[1] + "/.", data, episodes=4)
+
+
+def test_physics_check_measures_both_on_the_same_starts(folders: dict[str, str], data: list[str]) -> None:
+    """The same world model in the place of physics predicts the same from the same starts: with one sampling step it does not
+    depend on its noise, and the policy's noise has the check's seed in both."""
+    policy = checkpoint.load(folders["policy"], Policy)
+    world = dream(folders, data)
+    verdicts = []
+    for seed in range(800_000_000, 800_000_048, 8):
+        verdict = PhysicsCheck(world, folders["world_model"], folders["reflector"], episodes=8, seed=seed).measure(policy)
+        assert verdict is not None and verdict.step == verdict.physics_steps == 0
+        assert verdict.imagined == verdict.judged
+        verdicts.append(verdict.judged)
+    assert len(set(verdicts)) > 1
+    # Imagination is judged by the reflector, physics by itself.
+    never = checkpoint.load(folders["reflector"], InstantReflector)
+    never.threshold.fill_(1.0)
+    checkpoint.save(never, folders["reflector"])
+    judge = PhysicsCheck(world, folders["world_model"], folders["reflector"], episodes=8)
+    assert judge.measure(policy) == judge.measure(policy) == Verdict(0, imagined=0.0, judged=verdicts[0], physics_steps=0)
+
+
+def test_physics_check_stays_within_its_budget(folders: dict[str, str], data: list[str], tmp_path: Path) -> None:
+    """A check of 4 episodes of at most 6 steps, in chunks of 4, takes up to 4 * 8 = 32 steps."""
+    policy, world = checkpoint.load(folders["policy"], Policy), dream(folders, data, CountedDream)
+    judge = PhysicsCheck(world, folders["world_model"], folders["reflector"], episodes=4, budget=80)
+    spent = 0
+    while spent + 32 <= 80:
+        verdict = judge.measure(policy)
+        assert verdict is not None and 0 < verdict.physics_steps <= 32
+        spent += verdict.physics_steps
+        assert judge.physics_steps == world.physics_steps == spent
+    assert judge.measure(policy) is None
+    assert world.physics_steps == spent <= 80
+    # A run goes on without it, and still ships the best of what was measured only if the last measured was clearly worse.
+    recorder, guard = Recorder(), Guard([JudgeFalls(margin=1)], judge, every=1)
+    fit(Scripted(folders["policy"]), tmp_path / "run", 3, recorder, guard)
+    assert guard.history == [] and same(shipped(tmp_path / "run"), recorder.weights[-1])
+
+
+def test_physics_check_refuses_starts_of_training_and_of_the_final_evaluation(folders: dict[str, str], data: list[str]) -> None:
+    three = (dream(folders, data), folders["world_model"], folders["reflector"])
+    for seed in (0, 799_999_999, HELD_OUT_SEED, HELD_OUT_SEED + 5, HELD_OUT_SEED - 63):  # the last one reaches into them
+        with pytest.raises(ValueError, match=r"seed must be in \[800000000, 899999936\]"):
+            PhysicsCheck(*three, episodes=64, seed=seed)
+    PhysicsCheck(*three, episodes=64, seed=HELD_OUT_SEED - 64)
+
+
+# Configuration ----------------------------------------------------------------------------------------------------------------
+
+
+def configured(folders: dict[str, str], data: list[str], run: Path, guard: str, *overrides: str) -> dict[str, Any]:
+    roots = f"[{data[0]}]"
+    models = [f"model.{name}={folders[name]}" for name in ("policy", "world_model", "reflector")]
+    small = ["data.batch_size=4", "trainer.limit_train_batches=2", "trainer.accelerator=cpu", f"data.roots={roots}"]
+    named = ["experiment=post_train", f"guard={guard}", f"run_dir={run}"]
+    config = OmegaConf.to_container(compose_config("fit", [*named, *models, *small, *overrides]), resolve=True)
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
+
+
+def test_guards_are_chosen_by_configuration(folders: dict[str, str], data: list[str], tmp_path: Path) -> None:
+    assert "guard" not in configured(folders, data, tmp_path, "none")["trainer"]["callbacks"]
+    assert "judge" not in configured(folders, data, tmp_path, "alarms")["trainer"]["callbacks"]["guard"]
+    judge = "trainer.callbacks.guard.judge"
+    overrides = [f"{judge}.{name}={folders[name]}" for name in ("world_model", "reflector", "second_reflector")]
+    overrides += [f"{judge}.data=[{data[0]}]", f"{judge}.episodes=4", f"{judge}.max_episode_steps=4"]
+    run_fit(configured(folders, data, tmp_path / "run", "second_reflector", *overrides))
+    steps = [verdict["step"] for verdict in read(tmp_path / "run" / "guard.json")["verdicts"]]
+    assert steps == [0, 2]
+    assert "judge/gap" in next((tmp_path / "run" / "csv").rglob("metrics.csv")).read_text()
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]["Guard"]
+    assert [Verdict(**verdict).step for verdict in saved["history"]][0] == 0 and saved["good"]["step"] == 0
+
+
+@pytest.mark.parametrize("guard", ["alarms", "second_reflector", "physics"])
+def test_a_guard_shows_all_its_numbers(guard: str) -> None:
+    """What stands in the YAML are the defaults of the code, but for the interval and the check's world."""
+
+    def compare(node: Any) -> None:
+        parameters = inspect.signature(get_object(node["_target_"])).parameters
+        numbers = {name: p.default for name, p in parameters.items() if type(p.default) in (int, float)}
+        written = {name: value for name, value in node.items() if name in numbers}
+        if node["_target_"] != "training.guards.Guard":
+            assert written == numbers, node
+        else:
+            assert numbers["margin"] == written.get("margin", numbers["margin"])
+        for child in [node.get("judge"), *node.get("alarms", [])]:
+            if child is not None:
+                compare(child)
+
+    compare(OmegaConf.to_container(compose_config("fit", ["experiment=post_train", f"guard={guard}"]).trainer.callbacks.guard))
+
+
+def test_every_experiment_of_post_training_is_guarded() -> None:
+    for name in ("post_train", "post_train_ppo", "post_train_grpo", "post_train_nft", "post_train_prdp"):
+        config = compose_config("fit", [f"experiment={name}"])
+        assert config.trainer.callbacks.guard._target_ == "training.guards.Guard"
+
+
+@pytest.mark.slow
+@pytest.mark.genesis
+def test_physics_guard_of_the_configuration(folders: dict[str, str], data: list[str], tmp_path: Path) -> None:
+    judge = "trainer.callbacks.guard.judge"
+    overrides = [f"{judge}.{name}={folders[name]}" for name in ("world_model", "reflector")]
+    overrides += [f"{judge}.world.num_envs=2", f"{judge}.episodes=2", f"{judge}.budget=200"]
+    run_fit(configured(folders, data, tmp_path / "run", "physics", *overrides))
+    verdicts = [Verdict(**verdict) for verdict in read(tmp_path / "run" / "guard.json")["verdicts"]]
+    assert [verdict.step for verdict in verdicts] == [0, 2]
+    assert all(0 < verdict.physics_steps <= 80 for verdict in verdicts)
+    assert asdict(verdicts[0])["step"] == 0
