@@ -53,9 +53,8 @@ class Intrinsics:
         """Unit vectors through the pixels' centres, in OpenGL's camera axes."""
         columns, rows = np.meshgrid(np.arange(self.width) + 0.5, np.arange(self.height) + 0.5)
         pixels = np.stack([columns, rows], axis=-1).reshape(-1, 1, 2)
-        flat = cv2.undistortPointsIter(
-            pixels, self.matrix, np.array(self.distortion), None, None, (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 50, 1e-10)
-        )
+        steps = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 50, 1e-10)
+        flat = cv2.undistortPointsIter(pixels, self.matrix, np.array(self.distortion), np.eye(3), np.eye(3), steps)
         x, y = flat.reshape(self.height, self.width, 2).transpose(2, 0, 1)
         rays = np.stack([x, -y, -np.ones_like(x)], axis=-1)
         return rays / np.linalg.norm(rays, axis=-1, keepdims=True)

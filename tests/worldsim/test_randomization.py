@@ -1,0 +1,162 @@
+"""Randomised worlds keep the contract of a world, see what they should, and meet the same conditions under the same seed."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from worldsim import checkpoint
+from worldsim.cameras import Intrinsics, look_at
+from worldsim.checks import check_world
+from worldsim.dream import DreamWorld, Starts
+from worldsim.effects import Distractors, Light, LogUniform, Normal, Sensor, Uniform, View
+from worldsim.interfaces import Reflector, WorldModel
+from worldsim.randomization import Latency, RandomizedWorld
+
+NOTHING = {
+    "view": View(Uniform(0, 0), Uniform(0, 0), Uniform(0, 0), Uniform(1, 1)),
+    "light": Light(Uniform(1, 1), Uniform(1, 1), Uniform(1, 1), Uniform(0, 0), Uniform(0, 0)),
+    "sensor": Sensor(Uniform(1, 1), Uniform(0, 0), Uniform(0, 0)),
+    "distractors": Distractors(Uniform(0, 0), Uniform(0, 0), Uniform(0, 0)),
+}
+SOMETHING = {
+    "view": View(Uniform(-3, 3), Uniform(-3, 3), Uniform(-3, 3), LogUniform(0.95, 1.05)),
+    "light": Light(LogUniform(0.7, 1.4), LogUniform(0.9, 1.1), LogUniform(0.9, 1.1), Uniform(0, 0.4), Uniform(0, 360)),
+    "distractors": Distractors(Uniform(0, 3), Uniform(0.02, 0.06), Uniform(0, 1000)),
+    "sensor": Sensor(LogUniform(0.8, 1.2), Uniform(0, 1), Uniform(0, 0.05)),
+}
+
+
+def dream(folders: dict[str, str], num_envs: int = 3) -> DreamWorld:
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.randint(0, 256, (5, 2, 64, 64, 3), generator=generator, dtype=torch.uint8)
+    starts = Starts(frames, 0.1 * torch.randn(5, 2, 4, generator=generator), ("push the red block onto the green disc",) * 5)
+    model, reflector = checkpoint.load(folders["world_model"], WorldModel), checkpoint.load(folders["reflector"], Reflector)
+    return DreamWorld(model, reflector, starts, num_envs=num_envs, max_episode_steps=9)
+
+
+def test_a_randomised_world_is_a_world(folders: dict[str, str]):
+    latency = Latency(Uniform(0.01, 0.05), Normal(0, 0.005))
+    check_world(RandomizedWorld(dream(folders), dict(SOMETHING), latency), chunk=4)
+
+
+def test_effects_of_nothing_change_nothing(folders: dict[str, str]):
+    plain, wrapped = dream(folders), RandomizedWorld(dream(folders), dict(NOTHING), Latency(Uniform(0, 0), Uniform(0, 0)))
+    actions = torch.rand(3, 4, 2) - 0.5
+    (a, _), (b, _) = plain.reset(seed=3), wrapped.reset(seed=3)
+    for first, second in ((a, b), (plain.step_chunk(actions).obs, wrapped.step_chunk(actions).obs)):
+        difference = first.images["front"].int() - second.images["front"].int()
+        assert difference.abs().max() <= 1  # resampling in single precision
+        assert torch.equal(first.state, second.state)
+
+
+def test_conditions_belong_to_a_seed_and_an_effect(folders: dict[str, str]):
+    world = RandomizedWorld(dream(folders), dict(SOMETHING))
+    obs, info = world.reset(seed=[5, 6, 5])
+    values = info["randomization"]
+    assert all(value[0] == value[2] != value[1] for value in values.values())
+    assert torch.equal(obs.images["front"][0], obs.images["front"][2])
+    alone = RandomizedWorld(dream(folders), {"light": SOMETHING["light"]})
+    _, other = alone.reset(seed=[5, 6, 5])
+    assert all(torch.equal(value, values[name]) for name, value in other["randomization"].items())
+    _, again = world.reset()
+    assert not torch.equal(again["randomization"]["light.exposure"], values["light.exposure"])
+
+
+def test_noise_is_new_in_every_frame_and_the_rest_stays(folders: dict[str, str]):
+    world = RandomizedWorld(
+        dream(folders), {"light": SOMETHING["light"], "sensor": Sensor(Uniform(1, 1), Uniform(0, 0), Uniform(0.2, 0.2))}
+    )
+    world.reset(seed=0)
+    before = world.snapshot()
+    first, again = world.restore(before), world.restore(before)
+    assert torch.equal(first.images["front"], again.images["front"])
+    _, _, _, _, info = world.step(torch.zeros(3, 2))
+    assert torch.equal(info["randomization"]["light.exposure"], world.parameters()["light.exposure"])
+    grey = torch.full((1, 3, 64, 64), 0.5)
+    values = {"contrast": torch.ones(1), "blur": torch.zeros(1), "noise": torch.full((1,), 0.05)}
+    noisy = SOMETHING["sensor"].apply(grey, values, [torch.Generator().manual_seed(0)])
+    assert noisy.std() == pytest.approx(0.05, rel=0.03)
+
+
+def pattern(directions: np.ndarray) -> np.ndarray:
+    """A smooth picture on the sphere of directions, so that a camera that turns sees it without parallax."""
+    x, y, z = directions[..., 0], directions[..., 1], directions[..., 2]
+    return np.stack([0.5 + 0.4 * np.sin(9 * x + 2), 0.5 + 0.4 * np.cos(8 * z - 1), 0.5 + 0.4 * np.sin(7 * y + 5 * z)], axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("pan", "tilt", "roll", "zoom"), [(6, 0, 0, 1), (0, 5, 0, 1), (0, 0, 10, 1), (0, 0, 0, 1.2), (4, -3, 5, 1.1)]
+)
+def test_a_view_is_what_a_turned_camera_with_that_lens_sees(pan: float, tilt: float, roll: float, zoom: float):
+    """Against cameras of `cameras.py`: pan turns to the right, tilt up, roll clockwise; away from the border, where both see."""
+    lens = Intrinsics.from_fov(40, width=96, height=64)
+    straight = look_at([0, 0, 0], [0, 1, 0])[:3, :3]
+
+    def about(axis: int, degrees: float) -> np.ndarray:
+        angle, (i, j) = math.radians(degrees), [k for k in range(3) if k != axis]
+        turn = np.eye(3)
+        turn[i, i] = turn[j, j] = math.cos(angle)
+        turn[i, j], turn[j, i] = -math.sin(angle), math.sin(angle)
+        return turn
+
+    # OpenGL's camera axes: x right, y up, z back. Right-handed turns about y go left, about x go up, about z anticlockwise;
+    # `about(1)` has the opposite sign because of the order (x, z).
+    turned = straight @ about(1, pan) @ about(0, tilt) @ about(2, -roll)
+    zoomed = Intrinsics(zoom * lens.fx, zoom * lens.fy, lens.cx, lens.cy, 96, 64)
+    expected = pattern(zoomed.directions() @ turned.T)
+    picture = torch.from_numpy(pattern(lens.directions() @ straight.T)).float().permute(2, 0, 1)[None]
+    names = dict(zip(("pan", "tilt", "roll", "zoom"), (pan, tilt, roll, zoom), strict=True))
+    seen = (
+        SOMETHING["view"]
+        .apply(picture, {name: torch.tensor([float(v)]) for name, v in names.items()}, [])[0]
+        .permute(1, 2, 0)
+        .numpy()
+    )
+    inner = (slice(18, -18), slice(26, -26))
+    assert np.abs(seen - expected)[inner].max() < 0.01
+    assert np.abs(picture[0].permute(1, 2, 0).numpy() - expected)[inner].max() > 0.02
+
+
+def test_light_and_blur_do_what_their_names_say():
+    picture = torch.full((1, 3, 8, 8), 0.4)
+    values = {"exposure": 1.5, "red": 1.2, "blue": 0.5, "slope": 0.4, "direction": 0.0}
+    lit = SOMETHING["light"].apply(picture, {name: torch.tensor([value]) for name, value in values.items()}, [])
+    assert lit[0, 1].mean() == pytest.approx(0.6, abs=1e-5) and lit[0, 2].mean() == pytest.approx(0.3, abs=1e-5)
+    assert lit[0, 1, 0, 7] / lit[0, 1, 0, 0] == pytest.approx((1 + 0.2 * 7 / 8) / (1 - 0.2 * 7 / 8), abs=1e-5)
+    point = torch.zeros(1, 3, 15, 15)
+    point[..., 7, 7] = 1
+    values = {"contrast": torch.ones(1), "blur": torch.ones(1), "noise": torch.zeros(1)}
+    spread = SOMETHING["sensor"].apply(point, values, [torch.Generator()])[0, 0]
+    assert spread.sum() == pytest.approx(1, abs=1e-5)
+    offsets = torch.arange(15.0) - 7
+    assert (spread.sum(0) * offsets.square()).sum() == pytest.approx(1, abs=0.1)  # a variance of one pixel
+
+
+def test_late_actions_are_mixed_with_the_ones_before(folders: dict[str, str]):
+    """30 ms of a control step of 100 ms: 0.3 of the previous action."""
+    world = RandomizedWorld(dream(folders), {}, Latency(Uniform(0.03, 0.03), Uniform(0, 0)))
+    world.reset(seed=0)
+    taken = []
+    step_chunk = world.world.step_chunk
+    world.world.step_chunk = lambda actions: taken.append(actions) or step_chunk(actions)  # type: ignore[method-assign]
+    actions = torch.tensor([0.5, -0.5, 1.0, 0.0])[None, :, None].expand(3, 4, 2)
+    world.step_chunk(actions)
+    expected = torch.tensor([0.35, -0.2, 0.55, 0.3])[None, :, None].expand(3, 4, 2)
+    assert torch.allclose(taken[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [lambda: Uniform(2, 1), lambda: LogUniform(0, 1), lambda: Normal(0, -1)])
+def test_impossible_distributions_are_refused(make):
+    with pytest.raises(ValueError, match="distribution needs"):
+        make()
+
+
+def test_distributions_have_their_moments():
+    rng = np.random.default_rng(0)
+    draws = {d: np.array([d.sample(rng) for _ in range(20_000)]) for d in (Uniform(-1, 3), LogUniform(0.5, 2), Normal(1, 2))}
+    uniform, factor, normal = draws.values()
+    assert uniform.mean() == pytest.approx(1, abs=0.03) and uniform.min() >= -1 and uniform.max() <= 3
+    assert np.log(factor).mean() == pytest.approx(0, abs=0.02) and factor.min() >= 0.5 and factor.max() <= 2
+    assert normal.mean() == pytest.approx(1, abs=0.05) and normal.std() == pytest.approx(2, abs=0.05)
