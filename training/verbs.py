@@ -34,7 +34,7 @@ Config = dict[str, Any]
 
 def collect(cfg: Config) -> None:
     """Record episodes of an actor; an interrupted dataset is continued, and counted physics steps are kept beside it."""
-    world = instantiate(cfg["world"])
+    world = instantiate(cfg["world"], _convert_="all")
     _store(world, instantiate(cfg["actor"]), Path(cfg["root"]), episodes=cfg["episodes"], seed=cfg["seed"], storage=cfg["storage"])
 
 
@@ -71,7 +71,7 @@ def _store(
 def rollout(cfg: Config) -> None:
     """Play a policy, in a dream unless told otherwise: a video grid, a LeRobot dataset and statistics."""
     policy, out = checkpoint.load(cfg["policy"], Policy), Path(cfg["out"])
-    world: World = instantiate(cfg["world"])
+    world: World = instantiate(cfg["world"], _convert_="all")
     if cfg["episodes"] % world.num_envs:
         raise ValueError(f"episodes must be a multiple of world.num_envs={world.num_envs}, got {cfg['episodes']}")
     with torch.autocast("cpu", torch.bfloat16, enabled=precision() == "bf16-mixed"):
@@ -98,7 +98,7 @@ def evaluate(cfg: Config) -> None:
     models = None
     if cfg["world_model"] and cfg["reflector"]:
         models = checkpoint.load(cfg["world_model"], WorldModel), checkpoint.load(cfg["reflector"], Reflector)
-    world = instantiate(cfg["world"])
+    world = instantiate(cfg["world"], _convert_="all")
     with torch.autocast("cpu", torch.bfloat16, enabled=precision() == "bf16-mixed"):
         outcomes = {name: play_episodes(world, policy, episodes=cfg["episodes"], seed=seed) for name, policy in policies.items()}
         result: Config = {"policies": {}, "seed": seed, "world": cfg["world"]}
