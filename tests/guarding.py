@@ -21,7 +21,9 @@ from training.judges import Judge, Verdict
 from training.post_training import PostTraining
 from training.ppo import PPOPostTraining
 from worldsim import checkpoint
-from worldsim.interfaces import Policy
+from worldsim.data.windows import FrameTable
+from worldsim.dream import DreamWorld, Starts
+from worldsim.interfaces import Policy, Reflector, WorldModel
 
 SENTENCES = ("push the red block onto the green disc", "push the red block onto the blue disc")
 EPISODES, CHUNK = 8, 4
@@ -150,3 +152,19 @@ def ppo(folders: dict[str, str], **changes: Any) -> PPOPostTraining:
 def analytic(folders: dict[str, str], **changes: Any) -> AnalyticPostTraining:
     three = {name: folders[name] for name in ("policy", "world_model", "reflector")}
     return AnalyticPostTraining(**three, **{"chunks": 1, "critic_warmup": 0, "judged": (1, 3), **changes})
+
+
+def dream(folders: dict[str, str], data: list[str], cls: type[DreamWorld] = DreamWorld) -> DreamWorld:
+    """A dream in the place of physics: any world will do."""
+    model = checkpoint.load(folders["world_model"], WorldModel)
+    judge = checkpoint.load(folders["reflector"], Reflector)
+    return cls(model, judge, Starts.first_frames(FrameTable.read(data, "front"), model.context), num_envs=4, max_episode_steps=6)
+
+
+class CountedDream(DreamWorld):
+    """Counts its steps as physics would."""
+
+    def step_chunk(self, actions: Tensor) -> Any:
+        result = super().step_chunk(actions)
+        self.physics_steps += int(result.valid.sum())  # of this world alone, not of the process
+        return result

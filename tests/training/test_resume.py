@@ -55,7 +55,9 @@ def nft(folders: Folders) -> LightningModule:
 def arena(folders: Folders) -> DreamArena:
     """A judge that is content with something now and then, or nothing would be kept."""
     reflector = checkpoint.load(folders["reflector"], InstantReflector)
-    reflector.threshold.fill_(0.5)
+    frames = torch.randint(0, 256, (32, 64, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    p_success = reflector.judge(frames, ("push the red block onto the green disc",) * 32).p_success
+    reflector.threshold.fill_(p_success.quantile(0.6).item())
     return DreamArena(folders["world_model"], str(checkpoint.save(reflector, folders["reflector"])))
 
 

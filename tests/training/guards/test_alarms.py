@@ -80,7 +80,7 @@ def test_ppo_that_stops_exploring(folders: dict[str, str], tmp_path: Path) -> No
 def deceive(folders: dict[str, str]) -> None:
     """Replace the models: actions show in the frames, and the reflector takes one certain action for success.
 
-    A linear probe of its features tells dreams of action 1 (y = 1) from those of action -1 (y = -1); p > 1/2 where y > 1/2. The
+    A linear probe of its features reads the action off the dream (y = -1, 0, 1); p > 1/2 where y > 1/2. The
     second reflector's p is 1 - p. An untrained policy's actions are near 0, so that the second one is content and the first is not.
     """
     torch.manual_seed(0)
@@ -90,13 +90,13 @@ def deceive(folders: dict[str, str]) -> None:
     sentences = [sentence for sentence in batch["instruction"] for _ in range(CHUNK)]
     with torch.no_grad():
         for parameter in world_model.net.parameters():
-            parameter.mul_(3)
+            parameter.mul_(2)
         state, noise = (
             world_model.init(batch["frames"], batch["state"]),
             world_model.noise(EPISODES, torch.Generator().manual_seed(0)),
         )
-        features, y = [], torch.tensor([-1.0, 1.0]).repeat_interleave(EPISODES * CHUNK)
-        for action in (-1.0, 1.0):
+        features, y = [], torch.tensor([-1.0, 0.0, 1.0]).repeat_interleave(EPISODES * CHUNK)
+        for action in (-1.0, 0.0, 1.0):
             frames = world_model.step(state, torch.full((EPISODES, CHUNK, 2), action), noise)[1].clamp(0, 1)
             features.append(judge.trunk(frames.flatten(0, 1), sentences))
         design = torch.nn.functional.pad(torch.cat(features), (0, 1), value=1.0)

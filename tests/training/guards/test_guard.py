@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from guarding import CHUNK, Recorder, Scripted, ScriptedJudge, analytic, fit, guarded, ppo, read, same, shipped
+from guarding import CHUNK, Recorder, Scripted, ScriptedJudge, analytic, dream, fit, guarded, ppo, read, same, shipped
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 

@@ -10,8 +10,10 @@ import torch
 from guarding import (
     CHUNK,
     EPISODES,
+    CountedDream,
     Recorder,
     Scripted,
+    dream,
     fit,
     read,
     same,
@@ -19,7 +21,6 @@ from guarding import (
 )
 from hydra.utils import get_object
 from omegaconf import OmegaConf
-from torch import Tensor
 
 from reflectors.instant import InstantReflector
 from training.cli import compose_config
@@ -30,27 +31,9 @@ from training.guards import (
 )
 from training.judges import HELD_OUT_SEED, PhysicsCheck, SecondReflector, Verdict
 from worldsim import checkpoint
-from worldsim.data.windows import FrameTable
-from worldsim.dream import DreamWorld, Starts
-from worldsim.interfaces import Policy, Reflector, WorldModel
+from worldsim.interfaces import Policy, Reflector
 
 # Judges -----------------------------------------------------------------------------------------------------------------------
-
-
-def dream(folders: dict[str, str], data: list[str], cls: type[DreamWorld] = DreamWorld) -> DreamWorld:
-    """A dream in the place of physics: any world will do."""
-    model = checkpoint.load(folders["world_model"], WorldModel)
-    judge = checkpoint.load(folders["reflector"], Reflector)
-    return cls(model, judge, Starts.first_frames(FrameTable.read(data, "front"), model.context), num_envs=4, max_episode_steps=6)
-
-
-class CountedDream(DreamWorld):
-    """Counts its steps as physics would."""
-
-    def step_chunk(self, actions: Tensor) -> Any:
-        result = super().step_chunk(actions)
-        self.physics_steps += int(result.valid.sum())  # of this world alone, not of the process
-        return result
 
 
 def test_second_reflector_judges_the_same_dreams_differently(folders: dict[str, str], data: list[str], tmp_path: Path) -> None:
