@@ -104,7 +104,7 @@ class View(Effect):
     def apply(self, frames: Frames, values: Values, generators: Sequence[torch.Generator]) -> Frames:
         height, width = frames.shape[-2:]
         edge = math.tan(math.radians(self.fov) / 2)
-        y, x = torch.meshgrid(_centres(height), _centres(width), indexing="ij")
+        y, x = _grid(height, width)
         rays = torch.stack([x * edge * width / height, y * edge, torch.ones_like(x)], dim=-1)  # OpenCV's axes: right, down, ahead
         rays = rays / torch.stack([values["zoom"], values["zoom"], torch.ones_like(values["zoom"])], dim=-1)[:, None, None]
         turned = torch.einsum("bij,bhwj->bhwi", _rotation(*(values[name].deg2rad() for name in ("pan", "tilt", "roll"))), rays)
@@ -131,7 +131,7 @@ class Light(Effect):
 
     def apply(self, frames: Frames, values: Values, generators: Sequence[torch.Generator]) -> Frames:
         height, width = frames.shape[-2:]
-        y, x = torch.meshgrid(_centres(height), _centres(width), indexing="ij")
+        y, x = _grid(height, width)
         angle = values["direction"].deg2rad()[:, None, None]
         ramp = 1 + values["slope"][:, None, None] / 2 * (angle.cos() * x + angle.sin() * y)
         tint = torch.stack([values["red"], torch.ones_like(values["red"]), values["blue"]], dim=1)
@@ -180,7 +180,7 @@ class Distractors(Effect):
 
     def apply(self, frames: Frames, values: Values, generators: Sequence[torch.Generator]) -> Frames:
         height, width = frames.shape[-2:]
-        y, x = torch.meshgrid(_centres(height), _centres(width), indexing="ij")
+        y, x = _grid(height, width)
         changed = frames.clone()
         for i, (number, size, place) in enumerate(zip(*(values[k].tolist() for k in ("number", "size", "place")), strict=True)):
             rng = np.random.default_rng(int(abs(place) * 1e6))
@@ -191,9 +191,10 @@ class Distractors(Effect):
         return changed
 
 
-def _centres(number: int) -> Float[Tensor, " number"]:
-    """Centres of pixels between -1 and 1."""
-    return (torch.arange(number) + 0.5) / number * 2 - 1
+def _grid(height: int, width: int) -> tuple[Float[Tensor, "h w"], Float[Tensor, "h w"]]:
+    """y and x of the centres of all pixels, between -1 and 1."""
+    y, x = ((torch.arange(number) + 0.5) / number * 2 - 1 for number in (height, width))
+    return torch.meshgrid(y, x, indexing="ij")  # type: ignore[return-value]
 
 
 def _rotation(pan: Tensor, tilt: Tensor, roll: Tensor) -> Float[Tensor, "b 3 3"]:

@@ -221,8 +221,12 @@ class Policy(Configured, ABC):
         """The velocity of `worldsim.flow` at x_t and time t."""
 
     def expert_parameters(self) -> list[nn.Parameter]:
-        """The parameters that `velocity` uses and `encode` does not; what learns when the encoder is frozen."""
-        raise NotImplementedError(f"{type(self).__name__} does not tell its action expert apart; set model.expert_only=false")
+        """The parameters that `velocity` uses and `encode` does not; what learns when the encoder is frozen.
+
+        Raises:
+            ValueError: if the policy does not tell them apart, unless it overrides this.
+        """
+        raise ValueError(f"{type(self).__name__} does not tell its action expert apart; set model.expert_only=false")
 
     def cloning_loss(self, features: Tensor, actions: Float[Tensor, "b ah ad"], mask: Bool[Tensor, "b ah 1"]) -> Float[Tensor, ""]:
         """What behaviour cloning minimises: flow matching of recorded chunks, counted where `mask` is True."""

@@ -170,6 +170,11 @@ def test_expert_only_leaves_the_encoder_alone(folders: dict[str, str], tmp_path:
     assert changed == {"expert_in", "expert"}
 
 
+def test_a_policy_without_an_expert_of_its_own_says_so(folders: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="FlowVLA does not tell its action expert apart; set model.expert_only=false"):
+        Policy.expert_parameters(checkpoint.load(folders["policy"], Policy))
+
+
 class OddAndEven(GRPO):
     """Pairs of dreams from one start; by decree the first of each is the better one."""
 
