@@ -82,14 +82,14 @@ def base(cfg: dict[str, Any], seed: int) -> list[Stage]:
 def learner_command(cfg: dict[str, Any], cell: str, seed: int, folder: str, *more: str) -> tuple[str, ...]:
     """The `worldsim fit` command of one cell."""
     run, overrides = cfg["runs"][seed], cfg["cells"][cell]
-    models = f"{run}/world_model", f"{run}/reflector"
+    models = f"{run}/{cfg['world_model']}", f"{run}/{cfg['reflector']}"
     if any(part == "experiment=post_train" for part in overrides):
         where = (f"model.world_model={models[0]}", f"model.reflector={models[1]}")
     elif any(part == "arena=physics" for part in overrides):
         where = ()
     else:
         where = (f"model.arena.world_model={models[0]}", f"model.arena.reflector={models[1]}")
-    roots = ",".join(f"{run}/data/{name}" for name in ("demos", "play_a", "play_b"))
+    roots = ",".join(f"{run}/data/{name}" for name in cfg["data"])
     return (
         *("fit", *overrides, f"name={cell}", f"run_dir={folder}", f"model.policy={policy(cfg, cell, seed)}", *where),
         *(f"data.roots=[{roots}]", f"seed_everything={seed}", f"data.seed={seed}"),
