@@ -184,31 +184,24 @@ class ReflectorData(TableData):
         self.calibration = held_out
 
     def draw(self, generator: torch.Generator) -> Batch:
-        rows = self.rows(torch.arange(len(self.table.success)), generator)
-        chosen = torch.rand(len(rows), generator=generator) < self.success_share
-        rows = torch.where(chosen, self.rows(self.successes, generator), rows)
+        rows = self.enriched(len(self.table.success), self.successes, generator)
+        return self.labelled(self.table.frames[rows], rows, generator)
+
+    def enriched(self, number: int, successes: Tensor, generator: torch.Generator) -> Tensor:
+        """`batch_size` indices below `number`, a share of them from `successes`."""
+        anywhere = self.rows(torch.arange(number), generator)
+        chosen = torch.rand(self.batch_size, generator=generator) < self.success_share
+        return torch.where(chosen, self.rows(successes, generator), anywhere)
+
+    def labelled(self, frames: Tensor, rows: Tensor, generator: torch.Generator) -> Batch:
+        """Augmented frames with what was recorded at `rows`."""
         down, right = torch.randint(-self.max_shift, self.max_shift + 1, (2,), generator=generator).tolist()
-        batch = {
-            "frames": shift(self.table.frames[rows], (down, right)),
-            "instruction": self.sentences(rows),
-            "success": self.table.success[rows],
-            "progress": self.table.progress[rows],
-        }
-        return self.augmented(batch, generator)
+        return self.augmented({**labels(self.table, rows), "frames": shift(frames, (down, right))}, generator)
 
     def val_dataloader(self) -> DataLoader:
         """The held-out episodes, 256 frames a batch; the calibration needs them all."""
-        table = self.calibration
-        batches = [
-            {
-                "frames": table.frames[rows],
-                "instruction": tuple(table.instruction[i] for i in table.episode[rows].tolist()),
-                "success": table.success[rows],
-                "progress": table.progress[rows],
-            }
-            for rows in torch.arange(len(table.success)).split(256)
-        ]
-        return whole_batches(batches)
+        rows = torch.arange(len(self.calibration.success))
+        return whole_batches([{**labels(self.calibration, r), "frames": self.calibration.frames[r]} for r in rows.split(256)])
 
 
 class DemonstrationData(TableData):
@@ -331,6 +324,12 @@ class KeyframeStarts(StartData):
         first = torch.rand(number, generator=generator) < self.first_share
         rows = torch.where(first, self.table.first[rows], rows)
         return rows, torch.randint(len(self.instructions), (number,), generator=generator)
+
+
+def labels(table: FrameTable, rows: Tensor) -> Batch:
+    """Instruction, success and progress of some rows."""
+    sentences = tuple(table.instruction[i] for i in table.episode[rows].tolist())
+    return {"instruction": sentences, "success": table.success[rows], "progress": table.progress[rows]}
 
 
 def whole_batches(batches: list[Batch]) -> DataLoader:

@@ -68,15 +68,21 @@ def learner_inputs(run: str, policy: str, world_model: str, reflector: str) -> t
     return (f"model.policy={run}/{policy}", f"model.world_model={run}/{world_model}", f"model.reflector={run}/{reflector}")
 
 
+def roots(cfg: dict[str, Any], rounds: int, *more: str) -> str:
+    """Override that names all data up to a round, and `more` of it."""
+    names = ("demos", "play_a", "play_b", *(f"policy_{n}" for n in range(1, rounds + 1)), *more)
+    folders = (f"{cfg['run']}/data/{name}" for name in names)
+    return f"data.roots=[{','.join(folders)}]"
+
+
 def evolve_round(cfg: dict[str, Any], number: int) -> list[Stage]:
     """Fresh data of the current policy, then world model and reflector are refitted and the policy learns on (WoVR's PACE,
     arXiv:2602.13977). The physics steps are counted like all others."""
     run, evolve = cfg["run"], cfg["evolve"]
     before = final_names({"evolve": {"rounds": number - 1}})
     fresh = f"{run}/data/policy_{number}"
-    roots = [f"{run}/data/{name}" for name in ("demos", "play_a", "play_b", *(f"policy_{n}" for n in range(1, number + 1)))]
-    every = f"data.roots=[{','.join(roots)}]"
-    refit_on = f"data.roots=[{','.join([*roots, fresh])}]"  # what the policy does now counts twice
+    every = roots(cfg, number)
+    refit_on = roots(cfg, number, f"policy_{number}")  # what the policy does now counts twice
     names = {key: f"{key}_{number}" for key in ("collect", "world_model", "reflector", "post_train")}
     actor = (f"actor.folder={run}/{before['policy']}", "+world.success_steps=4")
 
@@ -106,7 +112,7 @@ def stages(cfg: dict[str, Any]) -> list[Stage]:
     """The loop: collect, learn, post-train in imagination, evaluate in physics."""
     run, size = cfg["run"], cfg["size"]
     demos, play = f"{run}/data/demos", [f"{run}/data/play_a", f"{run}/data/play_b"]
-    every = f"data.roots=[{','.join([demos, *play])}]"
+    every = roots(cfg, 0)
 
     both = ("collect_play_a", "collect_play_b")
     models = learner_inputs(run, "policy", "world_model", "reflector")
@@ -135,19 +141,31 @@ def stages(cfg: dict[str, Any]) -> list[Stage]:
     ]
     for number in range(1, cfg["evolve"]["rounds"] + 1):
         loop += evolve_round(cfg, number)
+    loop.insert(-1, judge(cfg))
     last = final_names(cfg)
     evaluation = (
         f"policy={run}/{last['policy']}",
         f"baseline={run}/policy",
         *((f"+others.first={run}/post_train",) if cfg["evolve"]["rounds"] else ()),
         f"world_model={run}/{last['world_model']}",
-        f"reflector={run}/{last['reflector']}",
+        f"reflector={run}/judge",
         f"episodes={size['episodes']}",
         f"world.num_envs={size['evaluation_envs']}",
         "world.phrasings=eval",
         f"out={run}",
     )
     return [*loop, Stage("evaluate", ("evaluate", *evaluation), (last["policy"],), alone=True)]
+
+
+def judge(cfg: dict[str, Any]) -> Stage:
+    """The last reflector, taught with dreams, for the evaluation. Policies do not learn from it. With rounds it dreams in the world
+    model before the last, so that it learns while that one does."""
+    run, rounds = cfg["run"], cfg["evolve"]["rounds"]
+    reflector = final_names(cfg)["reflector"]
+    world_model = final_names({"evolve": {"rounds": max(0, rounds - 1)}})["world_model"]
+    models = (f"data.world_model={run}/{world_model}", f"model.weights={run}/{reflector}")
+    command = fit_command(cfg, "judge", "judge", roots(cfg, rounds), *models, f"trainer.max_steps={cfg['size']['judge_steps']}")
+    return Stage("judge", command, (world_model, reflector))
 
 
 def final_names(cfg: dict[str, Any]) -> dict[str, str]:
@@ -245,7 +263,7 @@ def summarise(cfg: dict[str, Any]) -> dict[str, Any]:
     learners = {"final": learner("policy", *(stage for stage in done if stage.startswith("post_train")))}
     if "first" in policies:
         learners["no_fresh_data"] = learner("first", "post_train")
-    calibration = json.loads((run / last["reflector"] / "calibration.json").read_text())
+    calibration = {name: json.loads((run / name / "calibration.json").read_text()) for name in (last["reflector"], "judge")}
     return {
         "seed": cfg["seed"],
         "physics_success": {
@@ -257,7 +275,8 @@ def summarise(cfg: dict[str, Any]) -> dict[str, Any]:
         "physics_steps": {**steps, "evaluate": evaluation["physics_steps"]},
         "imagination": policies["policy"]["imagination"],
         "imagination_before": policies["baseline"]["imagination"],
-        "reflector": {**calibration, **evaluation["reflector"]},
+        "reflector": calibration[last["reflector"]],
+        "judge": {**calibration["judge"], **evaluation["reflector"]},
         "world_model": {"frames_per_s": policies["policy"]["frames_per_s"], **evaluation["world_model"]},
         "wall_s": {name: round(record["wall_s"], 1) for name, record in done.items()},
         "loop_s": round(json.loads((run / "loop.json").read_text())["loop_s"], 1),

@@ -23,7 +23,7 @@ HELD_OUT_SEED = 900_000_000  # starts of the final evaluation (configs/evaluate.
 
 @dataclass(frozen=True)
 class Verdict:
-    """Success of the policy that would be shipped after `step` iterations, in [0, 1]: in dreams by the reflector that trains
+    """Success of the policy that would be shipped after `step` iterations, in [0, 1]: in dreams by the first reflector
     (`imagined`) and on the same starts by the held-out judge (`judged`), which took `physics_steps` control steps of physics."""
 
     step: int
@@ -39,7 +39,7 @@ class Judge(ABC):
 
     Args:
         world_model: folder of the model that training uses.
-        reflectors: folders of the one that training uses, and of others.
+        reflectors: folders; the first one gives the imagined success.
         seed: of the episodes and of the policy's noise.
     """
 
@@ -104,7 +104,8 @@ class PhysicsCheck(Judge):
 
     Args:
         world: physics; `episodes` is a multiple of its `num_envs`.
-        world_model, reflector: folders of the models that training uses.
+        world_model: folder of the model that training uses.
+        reflector: folder of the one whose imagined success is compared: the one that training uses, or one that knows dreams.
         seed: episode i starts from stream seed + i, above those of training and below those of the final evaluation.
         budget: control steps of the whole run. No check begins that could exceed it, and a check takes up to `episodes` times the
             world's `max_episode_steps`, so choose `Guard.every` to match: what follows the last check is not measured.
@@ -115,9 +116,9 @@ class PhysicsCheck(Judge):
         world: World,
         world_model: str,
         reflector: str,
-        episodes: int = 64,
+        episodes: int = 128,
         seed: int = LAST_TRAINING_SEED,
-        budget: int = 20_000,
+        budget: int = 40_000,
     ):
         if not LAST_TRAINING_SEED <= seed <= HELD_OUT_SEED - episodes:
             allowed = f"in [{LAST_TRAINING_SEED}, {HELD_OUT_SEED - episodes}]"

@@ -98,6 +98,9 @@ def evaluate(cfg: Config) -> None:
     models = None
     if cfg["world_model"] and cfg["reflector"]:
         models = checkpoint.load(cfg["world_model"], WorldModel), checkpoint.load(cfg["reflector"], Reflector)
+    if cfg["judge"] and not models:
+        raise ValueError("judge needs the dreams of a world_model and a reflector beside it; give all three")
+    judge = checkpoint.load(cfg["judge"], Reflector) if cfg["judge"] else None
     world = instantiate(cfg["world"], _convert_="all")
     with torch.autocast("cpu", torch.bfloat16, enabled=precision() == "bf16-mixed"):
         outcomes = {name: play_episodes(world, policy, episodes=cfg["episodes"], seed=seed) for name, policy in policies.items()}
@@ -110,6 +113,8 @@ def evaluate(cfg: Config) -> None:
                 entry["paired_gain"] = paired_difference(baseline.success, outcome.success)
             if models:
                 entry |= _imagined(policies[name], models, outcome, world, seed)
+            if models and judge:
+                entry["judged_rate"] = _imagined(policies[name], (models[0], judge), outcome, world, seed)["imagined_rate"]
             result["policies"][name] = entry
             low, high = entry["ci95"]
             print(f"{name}: {100 * entry['rate']:.1f} % [{100 * low:.1f}, {100 * high:.1f}] in physics", flush=True)

@@ -81,6 +81,7 @@ def write_report(run: Path) -> Path:
         results=_results(summary),
         world_model=_facts(summary.get("world_model", {})),
         reflector=_facts(summary.get("reflector", {})),
+        judge=_facts(summary.get("judge", {})),
         psnr_curve=_psnr_curve(summary.get("world_model", {}).get("psnr_by_step", [])),
         media=_media(run / "media"),
         stages=_stages(run / "stages"),

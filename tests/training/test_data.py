@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from training import dreamed
 from training.data import BatchStream, DemonstrationData, KeyframeStarts, ReflectorData, StartData, TableData, WorldModelData
 from worldsim.data.lerobot import DatasetWriter
 from worldsim.data.windows import Mirror
+from worldsim.interfaces import WorldModel
 from worldsim.types import Episode
 
 EPISODES, HELD_OUT, LENGTH = 10, 0.2, 6
@@ -144,6 +146,57 @@ def test_reflector_batches_hold_their_share_of_successes(root):
     # 0.5 + 0.5 * 1/7, the natural share; the standard deviation over 640 rows is 0.02.
     share = torch.cat([b["success"] for b in batches]).float().mean().item()
     assert share == pytest.approx(0.5 + 0.5 / 7, abs=0.1)
+
+
+class Counting(WorldModel):
+    """Dreams two frames a call whose blue is 77 and whose green goes on counting, as the recorded one does."""
+
+    camera, context, action_horizon, action_dim = "front", 2, 2, 2
+
+    def fit_statistics(self, frames, state):
+        raise AssertionError("a judge does not train the world model")
+
+    def init(self, frames, state):
+        return frames[:, -1].float() / 255
+
+    def noise(self, batch, generator):
+        return torch.zeros(batch)
+
+    def step(self, state, actions, noise, known=None):
+        frames = state[:, None].repeat(1, 2, 1, 1, 1)
+        frames[..., 1] += torch.tensor([1, 2])[:, None, None] / 255
+        frames[..., 2] = 77 / 255
+        return frames[:, -1], frames, torch.zeros(len(state), 2, 2)
+
+    def loss(self, batch, generator):
+        return self.fit_statistics(batch["frames"], batch["state"])
+
+
+def test_a_judge_learns_from_dreams_with_what_happened_in_physics(root, monkeypatch):
+    monkeypatch.setattr(dreamed.checkpoint, "load", lambda folder, kind: Counting())
+    settings = {"batch_size": 32, "held_out": HELD_OUT, "max_shift": 0, "dreams": 64, "chunks": 2}
+    data = dreamed.DreamedReflectorData([str(root)], "runs/world_model", **settings)
+    data.setup("fit")
+    episodes, depths, imagined = set(), set(), []
+    for batch in islice(data.train_dataloader(), 20):
+        number, step, blue = batch["frames"][:, 0, 0].unbind(-1)
+        assert torch.equal(batch["success"], step == LENGTH)
+        torch.testing.assert_close(batch["progress"], step / LENGTH)
+        assert list(batch["instruction"]) == [f"sentence {n % 3}" for n in number.tolist()]
+        episodes |= set(number.tolist())
+        depths |= set(step[blue == 77].tolist())
+        imagined.append(blue == 77)
+    assert episodes == set(range(8)), "the held-out ones stay out"
+    assert depths == set(range(1, LENGTH + 1)), "no frame from beyond an episode's end, and none that was not dreamed"
+    assert 0.4 < torch.cat(imagined).float().mean().item() < 0.6
+    held_out = list(data.val_dataloader())
+    assert {n for batch in held_out for n in batch["frames"][:, 0, 0, 0].tolist()} == {8, 9}
+    assert all((batch["frames"][..., 2] == 77).all() for batch in held_out)
+
+
+def test_a_judge_without_dreams_is_refused(root):
+    with pytest.raises(ValueError, match="needs dreams >= 8 and chunks >= 1, got 0 and 10"):
+        dreamed.DreamedReflectorData([str(root)], "runs/world_model", dreams=0)
 
 
 def test_starts_draw_instructions_and_first_frames(root):
