@@ -22,6 +22,7 @@ SIZES = {
     "world_model_steps": 4,
     "iterations": 2,
     "judge_steps": 2,
+    "more_steps": 2,
     "episodes": 8,
     "evaluation_envs": 8,
 }
@@ -32,6 +33,7 @@ EVOLVE = [
     "evolve.world_model_steps=2",
     "evolve.reflector_steps=2",
     "evolve.iterations=2",
+    "evolve.more_steps=2",
 ]
 
 pytestmark = [pytest.mark.slow, pytest.mark.genesis]

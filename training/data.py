@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from worldsim.data.windows import FrameTable, Mirror, shift
+from worldsim.sim.scene import Paraphrases
 from worldsim.types import Observation
 
 Batch = dict[str, Any]
@@ -157,6 +158,7 @@ class ReflectorData(TableData):
     Args:
         success_share: share of successful frames in a batch.
         max_shift: the batch is moved by up to so many pixels in each direction, for more layouts than were recorded.
+        paraphrases: each sentence is heard in one of its wordings; null for the recorded one.
     """
 
     def __init__(
@@ -169,9 +171,10 @@ class ReflectorData(TableData):
         mirror: Mirror | None = None,
         success_share: float = 0.25,
         max_shift: int = 4,
+        paraphrases: Paraphrases | None = None,
     ):
         super().__init__(roots, camera, batch_size, held_out, seed, mirror)
-        self.success_share, self.max_shift = success_share, max_shift
+        self.success_share, self.max_shift, self.paraphrases = success_share, max_shift, paraphrases
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -196,7 +199,8 @@ class ReflectorData(TableData):
     def labelled(self, frames: Tensor, rows: Tensor, generator: torch.Generator) -> Batch:
         """Augmented frames with what was recorded at `rows`."""
         down, right = torch.randint(-self.max_shift, self.max_shift + 1, (2,), generator=generator).tolist()
-        return self.augmented({**labels(self.table, rows), "frames": shift(frames, (down, right))}, generator)
+        batch = self.augmented({**labels(self.table, rows), "frames": shift(frames, (down, right))}, generator)
+        return batch if self.paraphrases is None else batch | {"instruction": self.paraphrases(batch["instruction"], generator)}
 
     def val_dataloader(self) -> DataLoader:
         """The held-out episodes, 256 frames a batch; the calibration needs them all."""
@@ -211,6 +215,7 @@ class DemonstrationData(TableData):
         action_horizon: length of a chunk; beyond an episode's end `valid` is False.
         max_shift: the images of a batch are moved by up to so many pixels in each direction. A shift of the scene leaves the action
             as it is, but not an absolute position: the policy must not read one (`FlowVLA.state_used`).
+        paraphrases: each sentence is heard in one of its wordings; null for the recorded one.
     """
 
     def __init__(
@@ -223,15 +228,19 @@ class DemonstrationData(TableData):
         mirror: Mirror | None = None,
         action_horizon: int = 4,
         max_shift: int = 0,
+        paraphrases: Paraphrases | None = None,
     ):
         super().__init__(roots, camera, batch_size, held_out, seed, mirror)
-        self.action_horizon, self.max_shift = action_horizon, max_shift
+        self.action_horizon, self.max_shift, self.paraphrases = action_horizon, max_shift, paraphrases
 
     def draw(self, generator: torch.Generator) -> Batch:
         rows = self.rows(self.table.acting_rows, generator)
         window = self.augmented(self.table.window(rows, context=1, horizon=self.action_horizon), generator)
         down, right = torch.randint(-self.max_shift, self.max_shift + 1, (2,), generator=generator).tolist()
-        obs = Observation({self.camera: shift(window["frames"][:, 0], (down, right))}, window["state"][:, 0], self.sentences(rows))
+        sentences = self.sentences(rows)
+        if self.paraphrases is not None:
+            sentences = self.paraphrases(sentences, generator)
+        obs = Observation({self.camera: shift(window["frames"][:, 0], (down, right))}, window["state"][:, 0], sentences)
         return {"obs": obs, "action": window["action"], "valid": window["valid"]}
 
 

@@ -57,10 +57,11 @@ def collect_command(cfg: dict[str, Any], root: str, actor: str, episodes: int, s
     )
 
 
-def fit_command(cfg: dict[str, Any], experiment: str, name: str, *more: str) -> tuple[str, ...]:
-    """`worldsim fit` into the folder `name` of the run; continues if it was interrupted."""
-    where = (f"experiment={experiment}", f"name={name}", f"run_dir={cfg['run']}/{name}")
-    return ("fit", *where, f"seed_everything={cfg['seed']}", f"data.seed={cfg['seed']}", "resume=true", *more)
+def fit_command(cfg: dict[str, Any], experiment: str, name: str, *more: str, stream: int = 0) -> tuple[str, ...]:
+    """`worldsim fit` into the folder `name` of the run; continues if it was interrupted. Fits of one model on the same data need
+    streams of their own, or they would see the same batches."""
+    where, seed = (f"experiment={experiment}", f"name={name}", f"run_dir={cfg['run']}/{name}"), cfg["seed"] + 1000 * stream
+    return ("fit", *where, f"seed_everything={seed}", f"data.seed={seed}", "resume=true", *more)
 
 
 def learner_inputs(run: str, policy: str, world_model: str, reflector: str) -> tuple[str, ...]:
@@ -77,7 +78,8 @@ def roots(cfg: dict[str, Any], rounds: int, *more: str) -> str:
 
 def evolve_round(cfg: dict[str, Any], number: int) -> list[Stage]:
     """Fresh data of the current policy, then world model and reflector are refitted and the policy learns on (WoVR's PACE,
-    arXiv:2602.13977). The physics steps are counted like all others."""
+    arXiv:2602.13977). The physics steps are counted like all others. Before the last round the world model learns on beside the
+    policy, and the next round goes on from there."""
     run, evolve = cfg["run"], cfg["evolve"]
     before = final_names({"evolve": {"rounds": number - 1}})
     fresh = f"{run}/data/policy_{number}"
@@ -86,26 +88,29 @@ def evolve_round(cfg: dict[str, Any], number: int) -> list[Stage]:
     names = {key: f"{key}_{number}" for key in ("collect", "world_model", "reflector", "post_train")}
     actor = (f"actor.folder={run}/{before['policy']}", "+world.success_steps=4")
 
-    def refit(experiment: str, steps: int) -> Stage:
-        weights = f"model.weights={run}/{before[experiment]}"
-        command = fit_command(cfg, experiment, names[experiment], refit_on, weights, f"trainer.max_steps={steps}")
-        return Stage(names[experiment], command, (names["collect"],))
+    def refit(experiment: str, weights: str, steps: int) -> Stage:
+        settings = (refit_on, f"model.weights={run}/{weights}", f"trainer.max_steps={steps}")
+        return Stage(names[experiment], fit_command(cfg, experiment, names[experiment], *settings), (names["collect"], weights))
 
     models = learner_inputs(run, before["policy"], names["world_model"], names["reflector"])
     learn = fit_command(
         cfg, "post_train", names["post_train"], every, *models, f"trainer.limit_train_batches={evolve['iterations']}"
     )
+    last, models_ready = number == evolve["rounds"], (names["world_model"], names["reflector"])
+    collect = collect_command(cfg, fresh, "policy", evolve["episodes"], 2 + number, *actor)
     return [
-        Stage(
-            names["collect"],
-            collect_command(cfg, fresh, "policy", evolve["episodes"], 2 + number, *actor),
-            (before["policy"],),
-            alone=True,
-        ),
-        refit("world_model", evolve["world_model_steps"]),
-        refit("reflector", evolve["reflector_steps"]),
-        Stage(names["post_train"], learn, (names["world_model"], names["reflector"]), alone=True),
+        Stage(names["collect"], collect, (before["policy"],), alone=True),
+        refit("world_model", f"{before['world_model']}_more", evolve["world_model_steps"]),
+        refit("reflector", before["reflector"], evolve["reflector_steps"]),
+        Stage(names["post_train"], learn, models_ready, alone=last),
+        *([] if last else [learn_beside(cfg, names["world_model"], number, evolve["more_steps"], models_ready)]),
     ]
+
+
+def learn_beside(cfg: dict[str, Any], world_model: str, number: int, steps: int, needs: tuple[str, ...]) -> Stage:
+    """The world model learns on from the data so far, on the core that the policy's learner leaves free."""
+    settings = (roots(cfg, number), f"model.weights={cfg['run']}/{world_model}", f"trainer.max_steps={steps}")
+    return Stage(f"{world_model}_more", fit_command(cfg, "world_model", f"{world_model}_more", *settings, stream=1), needs)
 
 
 def stages(cfg: dict[str, Any]) -> list[Stage]:
@@ -136,9 +141,11 @@ def stages(cfg: dict[str, Any]) -> list[Stage]:
             "post_train",
             fit("post_train", every, *models, f"trainer.limit_train_batches={size['iterations']}"),
             learned,
-            alone=True,
+            alone=not cfg["evolve"]["rounds"],
         ),
     ]
+    if cfg["evolve"]["rounds"]:
+        loop.append(learn_beside(cfg, "world_model", 0, size["more_steps"], learned))
     for number in range(1, cfg["evolve"]["rounds"] + 1):
         loop += evolve_round(cfg, number)
     loop.insert(-1, judge(cfg))
@@ -162,7 +169,7 @@ def judge(cfg: dict[str, Any]) -> Stage:
     model before the last, so that it learns while that one does."""
     run, rounds = cfg["run"], cfg["evolve"]["rounds"]
     reflector = final_names(cfg)["reflector"]
-    world_model = final_names({"evolve": {"rounds": max(0, rounds - 1)}})["world_model"]
+    world_model = final_names({"evolve": {"rounds": rounds - 1}})["world_model"] + "_more" if rounds else "world_model"
     models = (f"data.world_model={run}/{world_model}", f"model.weights={run}/{reflector}")
     command = fit_command(cfg, "judge", "judge", roots(cfg, rounds), *models, f"trainer.max_steps={cfg['size']['judge_steps']}")
     return Stage("judge", command, (world_model, reflector))

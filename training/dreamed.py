@@ -14,6 +14,7 @@ from training.data import Batch, ReflectorData, labels, whole_batches
 from worldsim import checkpoint
 from worldsim.data.windows import FrameTable, Mirror
 from worldsim.interfaces import WorldModel
+from worldsim.sim.scene import Paraphrases
 
 
 class DreamedReflectorData(ReflectorData):
@@ -39,12 +40,13 @@ class DreamedReflectorData(ReflectorData):
         mirror: Mirror | None = None,
         success_share: float = 0.25,
         max_shift: int = 4,
+        paraphrases: Paraphrases | None = None,
         dreams: int = 1500,
         chunks: int = 10,
         first_share: float = 0.3,
         dreamed_share: float = 0.5,
     ):
-        super().__init__(roots, camera, batch_size, held_out, seed, mirror, success_share, max_shift)
+        super().__init__(roots, camera, batch_size, held_out, seed, mirror, success_share, max_shift, paraphrases)
         if dreams < 8 or chunks < 1:
             raise ValueError(f"a judge needs dreams >= 8 and chunks >= 1, got {dreams} and {chunks}; 1500 and 10 are usual")
         self.world_model, self.dreams, self.chunks = world_model, dreams, chunks

@@ -4,12 +4,14 @@ A scene names the robot, blocks, goal discs, camera, success radius and phrasing
 here imports a simulator. Read `genesis.py` next: it builds a scene in Genesis.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 
 ASSETS = Path(__file__).resolve().parents[2] / "sim_assets"
@@ -102,3 +104,24 @@ class Scene:
         yaw = [np.deg2rad(rng.uniform(*box["yaw"])) for box in data["blocks"].values()]
         block, goal, phrasing = (int(rng.integers(len(x))) for x in (self.block_names, self.goal_names, self.templates))
         return Layout(np.column_stack([np.stack(blocks), yaw]), np.stack(goals), pusher, block, goal, phrasing)
+
+
+class Paraphrases:
+    """Says the same in other words: language augmentation with a scene's training sentences.
+
+    Args:
+        scene: name or path of the scene, as for `Scene`.
+    """
+
+    def __init__(self, scene: str = "push_block"):
+        speaker = Scene(scene)
+        self.same: dict[str, list[str]] = {}
+        for block, goal in product(range(len(speaker.block_names)), range(len(speaker.goal_names))):
+            group = [speaker.sentence(block, goal, phrasing) for phrasing in range(len(speaker.templates))]
+            self.same |= dict.fromkeys(group, group)
+
+    def __call__(self, sentences: Sequence[str], generator: torch.Generator) -> tuple[str, ...]:
+        """Each sentence in one of its wordings, drawn uniformly; one that the scene does not speak stays as it is."""
+        draws = torch.rand(len(sentences), generator=generator).tolist()
+        groups = (self.same.get(sentence, [sentence]) for sentence in sentences)
+        return tuple(group[int(draw * len(group))] for group, draw in zip(groups, draws, strict=True))
