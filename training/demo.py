@@ -166,13 +166,24 @@ def stages(cfg: dict[str, Any]) -> list[Stage]:
 
 def judge(cfg: dict[str, Any]) -> Stage:
     """The last reflector, taught with dreams, for the evaluation. Policies do not learn from it. With rounds it dreams in the world
-    model before the last, so that it learns while that one does."""
+    model before the last, so that it learns while that one does, and the last recording sets its threshold."""
     run, rounds = cfg["run"], cfg["evolve"]["rounds"]
-    reflector = final_names(cfg)["reflector"]
-    world_model = final_names({"evolve": {"rounds": rounds - 1}})["world_model"] + "_more" if rounds else "world_model"
-    models = (f"data.world_model={run}/{world_model}", f"model.weights={run}/{reflector}")
-    command = fit_command(cfg, "judge", "judge", roots(cfg, rounds), *models, f"trainer.max_steps={cfg['size']['judge_steps']}")
-    return Stage("judge", command, (world_model, reflector))
+    reflector, before = final_names(cfg)["reflector"], final_names({"evolve": {"rounds": rounds - 1}})
+    world_model = f"{before['world_model']}_more" if rounds else "world_model"
+    threshold = "trainer.callbacks.threshold"
+    recorded = (
+        f"{threshold}.policy={run}/{before['policy']}",
+        f"{threshold}.world_model={run}/{world_model}",
+        f"{threshold}.recording={run}/data/policy_{rounds}",
+    )
+    settings = (
+        roots(cfg, rounds),
+        f"data.world_model={run}/{world_model}",
+        f"model.weights={run}/{reflector}",
+        f"trainer.max_steps={cfg['size']['judge_steps']}",
+        *(recorded if rounds else (f"{threshold}=null",)),
+    )
+    return Stage("judge", fit_command(cfg, "judge", "judge", *settings), (world_model, reflector))
 
 
 def final_names(cfg: dict[str, Any]) -> dict[str, str]:

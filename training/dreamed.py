@@ -1,20 +1,30 @@
 """Data for a judge of dreams: frames that a world model dreamed along recorded actions, with what physics recorded at that moment.
 
-A reflector that has seen real frames only takes a near miss in a blurred dream for a hit. One that also learned from such frames
-says how much a dreamed success is worth. Read `judges.py` next."""
+A reflector that has seen real frames only takes a near miss in a blurred dream for a hit. One that also learned from such frames,
+and whose threshold lets as many dreams succeed as episodes did, says how much a dreamed success is worth. Read `judges.py` next."""
 
+import json
+import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from training.data import Batch, ReflectorData, labels, whole_batches
+from training.reflector import ReflectorTraining
 from worldsim import checkpoint
 from worldsim.data.windows import FrameTable, Mirror
-from worldsim.interfaces import WorldModel
+from worldsim.dream import DreamWorld, Starts
+from worldsim.evaluate import play
+from worldsim.files import write_json
+from worldsim.interfaces import Policy, Reflector, WorldModel
 from worldsim.sim.scene import Paraphrases
+from worldsim.types import Reflection
 
 
 class DreamedReflectorData(ReflectorData):
@@ -100,3 +110,75 @@ class DreamedReflectorData(ReflectorData):
                 frames.append((255 * predicted.float().clamp(0, 1)).round().byte()[valid])
                 moments.append((part[:, None] + first + torch.arange(1, horizon + 1))[valid])
         return torch.cat(frames), torch.cat(moments)
+
+
+class DreamThreshold(Callback):
+    """After training sets the threshold at which as many dreams of a policy succeed as its recorded episodes did.
+
+    The dreams start where the episodes did, and the policy acts in them itself: what makes closed-loop dreams optimistic, which
+    frames along recorded actions do not show, is counted too. Writes `dream_threshold` and the recorded success into
+    `calibration.json`.
+
+    Args:
+        policy: folder of the policy that was recorded.
+        world_model: folder of the world model that dreams.
+        recording: dataset of its episodes in physics.
+        max_episode_steps: as in physics.
+    """
+
+    def __init__(self, policy: str, world_model: str, recording: str, max_episode_steps: int = 40):
+        self.policy, self.world_model = checkpoint.load(policy, Policy), checkpoint.load(world_model, WorldModel)
+        table = FrameTable.read([recording], self.world_model.camera)
+        self.starts = Starts.first_frames(table, self.world_model.context)
+        self.success = torch.zeros(len(self.starts), dtype=torch.bool).index_put(
+            (table.episode[table.success],), torch.tensor(True)
+        )
+        self.max_episode_steps = max_episode_steps
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Dream, set the threshold and export the reflector again."""
+        assert isinstance(pl_module, ReflectorTraining)
+        reflector = pl_module.reflector.cpu().eval()
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            highest = highest_success(self.policy, self.world_model, reflector, self.starts, self.max_episode_steps)
+        threshold = matching_threshold(highest, self.success)
+        if threshold is None:
+            warnings.warn("all or none of the recorded episodes succeeded: the threshold stays as frames suggest", stacklevel=2)
+            return
+        reflector.threshold.fill_(threshold)
+        checkpoint.save(reflector, trainer.default_root_dir)
+        scores = Path(trainer.default_root_dir) / "calibration.json"
+        rate = float(self.success.float().mean())
+        write_json(scores, {**json.loads(scores.read_text()), "dream_threshold": threshold, "recorded_success": rate})
+
+
+class _Witness(Reflector):
+    """Notes the highest success probability of each dream and never ends one."""
+
+    def __init__(self, reflector: Reflector, dreams: int):
+        super().__init__()
+        self.reflector, self.highest = reflector, torch.zeros(dreams)
+        self.threshold, self.consecutive, self.window = torch.tensor(1.0), reflector.consecutive, reflector.window
+
+    def judge(self, frames: Shaped[Tensor, "b h w 3"], instruction: Sequence[str]) -> Reflection:
+        seen = self.reflector.judge(frames, instruction)
+        if frames.is_floating_point():  # a recorded frame, from which the next dream starts, is not dreamed
+            self.highest = self.highest.maximum(seen.p_success.float().reshape(len(self.highest), -1).amax(dim=1))
+        return Reflection(torch.zeros_like(seen.p_success), seen.progress, seen.uncertainty)
+
+
+def highest_success(
+    policy: Policy, world_model: WorldModel, reflector: Reflector, starts: Starts, max_episode_steps: int
+) -> Float[Tensor, " n"]:
+    """The highest success probability in each of n dreams, one from every start, of a policy that acts until time is up."""
+    witness = _Witness(reflector, len(starts))
+    world = DreamWorld(world_model, witness, starts, num_envs=len(starts), max_episode_steps=max_episode_steps)
+    obs, _ = world.reset(seed=0, options={"start": torch.arange(len(starts))})
+    play(world, policy, obs, seed=0)
+    return witness.highest
+
+
+def matching_threshold(highest: Float[Tensor, " n"], success: Bool[Tensor, " n"]) -> float | None:
+    """A threshold that as many of `highest` exceed as there are successes; None if all or none succeeded."""
+    number, ordered = int(success.sum()), highest.sort(descending=True).values
+    return None if number in (0, len(success)) else float(ordered[number - 1 : number + 1].mean())

@@ -14,6 +14,7 @@ from training.data import BatchStream, DemonstrationData, KeyframeStarts, Reflec
 from worldsim.data.lerobot import DatasetWriter
 from worldsim.data.windows import Mirror
 from worldsim.interfaces import WorldModel
+from worldsim.sim.scene import Paraphrases
 from worldsim.types import Episode
 
 EPISODES, HELD_OUT, LENGTH = 10, 0.2, 6
@@ -146,6 +147,21 @@ def test_reflector_batches_hold_their_share_of_successes(root):
     # 0.5 + 0.5 * 1/7, the natural share; the standard deviation over 640 rows is 0.02.
     share = torch.cat([b["success"] for b in batches]).float().mean().item()
     assert share == pytest.approx(0.5 + 0.5 / 7, abs=0.1)
+
+
+@pytest.mark.parametrize("name", ["ReflectorData", "DemonstrationData"])
+def test_each_sentence_is_heard_in_all_its_wordings(name, root):
+    """and stays with its frames: both wordings of sentence 0 go with episodes 0, 3 and 6 only."""
+    wordings = Paraphrases()
+    wordings.same = dict.fromkeys(("sentence 0", "wish 0"), ["sentence 0", "wish 0"])
+    heard = set()
+    for batch in islice(build(name, root, paraphrases=wordings).train_dataloader(), 10):
+        frames = batch["frames"] if name == "ReflectorData" else batch["obs"].images["front"]
+        said = batch["instruction"] if name == "ReflectorData" else batch["obs"].instruction
+        for number, sentence in zip(frames[:, 0, 0, 0].tolist(), said, strict=True):
+            assert sentence.endswith(str(number % 3))
+            heard.add(sentence)
+    assert heard == {"sentence 0", "wish 0", "sentence 1", "sentence 2"}
 
 
 class Counting(WorldModel):

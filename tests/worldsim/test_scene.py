@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
-from worldsim.sim.scene import ASSETS, Scene
+from worldsim.sim.scene import ASSETS, Paraphrases, Scene
 
 SCENES = ("push_block", "push_block_hard")
 
@@ -39,7 +40,7 @@ def test_same_seed_and_episode_give_the_same_layout_and_others_another():
 
 @pytest.mark.parametrize("name", SCENES)
 def test_every_instruction_is_drawn(name):
-    """2 discs x 6 phrasings x the blocks: 400 draws miss one of 24 with a chance of 24 * (23/24)^400 = 1e-6."""
+    """2 discs x the blocks x the phrasings, up to 36: 400 draws miss one of 36 with a chance of 36 * (35/36)^400 = 5e-4."""
     scene = Scene(name)
     drawn = {scene.sentence(layout.block, layout.goal, layout.phrasing) for layout in (scene.draw(1, e) for e in range(400))}
     assert drawn == set(scene.sentences())
@@ -56,6 +57,16 @@ def test_evaluation_phrasings_are_never_trained(name):
                 words = scene.sentence(block, goal, phrasing)
                 assert scene.block_names[block] in words
                 assert [colour for colour in scene.goal_names if colour in words] == [scene.goal_names[goal]]
+
+
+def test_paraphrases_keep_the_meaning_and_use_every_wording():
+    """400 draws miss one of 18 wordings with a chance of 2e-9."""
+    scene, generator = Scene("push_block"), torch.Generator().manual_seed(0)
+    blue = scene.goal_names.index("blue")
+    wordings = {scene.sentence(0, blue, phrasing) for phrasing in range(len(scene.templates))}
+    spoken = Paraphrases("push_block")([scene.sentence(0, blue, 3)] * 400 + ["fold the towel"], generator)
+    assert set(spoken[:400]) == wordings
+    assert spoken[400] == "fold the towel", "what the scene does not speak stays as it is"
 
 
 def test_unknown_scene_lists_the_known_ones():

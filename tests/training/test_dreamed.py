@@ -1,0 +1,78 @@
+"""The judge's threshold: as many dreams succeed as episodes did."""
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from training.dreamed import DreamThreshold, matching_threshold
+from training.reflector import ReflectorTraining
+from worldsim import checkpoint
+from worldsim.data.lerobot import DatasetWriter
+from worldsim.evaluate import imagine_outcomes
+from worldsim.types import Episode
+
+STEPS = 8
+
+
+def test_as_many_exceed_the_threshold_as_succeeded() -> None:
+    highest = torch.tensor([0.1, 0.9, 0.5, 0.7])
+    assert matching_threshold(highest, torch.tensor([True, False, True, False])) == pytest.approx(0.6)
+    assert matching_threshold(highest, torch.tensor([True, False, False, False])) == pytest.approx(0.8)
+    assert matching_threshold(highest, torch.ones(4, dtype=torch.bool)) is None
+    assert matching_threshold(highest, torch.zeros(4, dtype=torch.bool)) is None
+
+
+def recording(folder: Path, successes: list[bool]) -> str:
+    generator = torch.Generator().manual_seed(3)
+    names = {"state_names": ["x", "y", "vx", "vy"], "action_names": ["dx", "dy"], "robot_type": "test"}
+    with DatasetWriter(folder, fps=10, cameras={"front": (64, 64)}, storage="image", **names) as writer:
+        for success in successes:
+            frames = torch.randint(0, 256, (4, 64, 64, 3), generator=generator, dtype=torch.uint8)
+            writer.add(
+                [
+                    Episode(
+                        images={"front": frames},
+                        state=torch.randn(4, 4, generator=generator),
+                        action=torch.zeros(3, 2),
+                        reward=torch.zeros(3),
+                        success=torch.tensor([False, False, success, False]),
+                        progress=torch.zeros(4),
+                        instruction="push the red block onto the green disc",
+                        source="policy",
+                    )
+                ]
+            )
+    return str(folder)
+
+
+@pytest.mark.parametrize("successes", [[True, False, False, True, False], [False, False, False, True, False]])
+def test_dreams_of_the_recorded_policy_succeed_as_often_as_its_episodes(
+    folders: dict[str, str], tmp_path: Path, successes: list[bool]
+) -> None:
+    callback = DreamThreshold(folders["policy"], folders["world_model"], recording(tmp_path / "data", successes), STEPS)
+    assert callback.success.tolist() == successes
+    module = ReflectorTraining(checkpoint.load(folders["reflector"]))
+    (tmp_path / "calibration.json").write_text('{"auc": 0.5}')
+    trainer = SimpleNamespace(default_root_dir=tmp_path, precision_plugin=SimpleNamespace(forward_context=nullcontext))
+    callback.on_fit_end(trainer, module)  # type: ignore[arg-type]
+    judge = checkpoint.load(tmp_path)
+    size = {"max_episode_steps": STEPS, "batch": len(successes), "seed": 0}
+    imagined = imagine_outcomes(callback.policy, callback.world_model, judge, callback.starts, **size)
+    assert int(imagined.success.sum()) == sum(successes)
+    scores = json.loads((tmp_path / "calibration.json").read_text())
+    assert scores["auc"] == 0.5 and scores["dream_threshold"] == pytest.approx(float(judge.threshold))
+    assert scores["recorded_success"] == pytest.approx(sum(successes) / len(successes))
+
+
+def test_without_successes_the_threshold_stays(folders: dict[str, str], tmp_path: Path) -> None:
+    callback = DreamThreshold(folders["policy"], folders["world_model"], recording(tmp_path / "data", [False, False]), STEPS)
+    module = ReflectorTraining(checkpoint.load(folders["reflector"]))
+    before = float(module.reflector.threshold)
+    trainer = SimpleNamespace(default_root_dir=tmp_path, precision_plugin=SimpleNamespace(forward_context=nullcontext))
+    with pytest.warns(UserWarning, match="all or none of the recorded episodes succeeded"):
+        callback.on_fit_end(trainer, module)  # type: ignore[arg-type]
+    assert float(module.reflector.threshold) == before
