@@ -51,8 +51,12 @@ class PatchCodec(nn.Module):
         self.decoder.copy_((vectors * spread).T)
 
     def encode(self, frames: Shaped[Tensor, "*b h w 3"]) -> Float[Tensor, "*b c y x"]:
-        """Frames (uint8 or float 0..1) to latents."""
-        return torch.einsum("...yxp,pc->...cyx", self._patches(float_image(frames)) - self.mean, self.encoder)
+        """Frames (uint8 or float 0..1) to latents: a convolution over patches, in single precision."""
+        kernel = rearrange(self.encoder, "(p q k) c -> c k p q", p=self.patch, q=self.patch)
+        pixels = rearrange(float_image(frames), "... y x k -> (...) k y x")
+        with torch.autocast(frames.device.type, enabled=False):
+            latents = nn.functional.conv2d(pixels.to(kernel.dtype), kernel, -(self.mean @ self.encoder), stride=self.patch)
+        return latents.unflatten(0, frames.shape[:-3])
 
     def decode(self, latents: Float[Tensor, "*b c y x"]) -> Float[Tensor, "*b h w 3"]:
         """Latents to float frames, not clamped, so that gradients pass."""
