@@ -16,6 +16,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install -qq -c constraints.txt
 PACKAGES := worldsim models reflectors training
+define WARM_UP
+from worldsim.sim.genesis import GenesisWorld
+world = GenesisWorld(num_envs=64)
+world.step_chunk(world.goals[:, :1])
+endef
+export WARM_UP
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
@@ -25,13 +31,15 @@ setup: $(VENV)/.stamp  ## create .venv and install everything (again only when p
 $(VENV)/.stamp: pyproject.toml constraints.txt
 	@[ -n "$(PYTHON)" ] || { echo "error: no Python 3.11 or 3.12 with venv found (constraints.txt fits no other); install one (Debian: apt-get install python3 python3-venv) or pass PYTHON=..." >&2; exit 1; }
 	@start=$$SECONDS; took() { echo "      $$(( (SECONDS - start) / 60 )) min $$(( (SECONDS - start) % 60 )) s so far"; }; \
-	echo "[1/3] virtual environment in $(VENV) ($$($(PYTHON) --version))"; \
+	echo "[1/4] virtual environment in $(VENV) ($$($(PYTHON) --version))"; \
 	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV); took; \
-	echo "[2/3] torch (the largest download)"; \
+	echo "[2/4] torch (the largest download)"; \
 	$(PIP) "$$(grep '^torch==' constraints.txt)" $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)); took; \
-	echo "[3/3] worldsim and its dependencies (a few minutes)"; \
-	$(PIP) -e '.[dev,export]'; took
-	@.ci/system_libraries || true
+	echo "[3/4] worldsim and its dependencies (a few minutes)"; \
+	$(PIP) -e '.[dev,export]'; took; \
+	.ci/system_libraries || true; \
+	echo "[4/4] the simulator's kernels (compiled and cached once, about a minute)"; \
+	$(BIN)/python -W ignore -c "$$WARM_UP" || echo "      left for later: no physics world can be built here"; took
 	@touch $@
 
 demo: setup  ## the whole pipeline on the embedded default; options in ARGS

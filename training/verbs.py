@@ -33,7 +33,16 @@ Config = dict[str, Any]
 
 
 def collect(cfg: Config) -> None:
-    """Record episodes of an actor; an interrupted dataset is continued, and counted physics steps are kept beside it."""
+    """Record episodes of an actor; an interrupted dataset is continued, and counted physics steps are kept beside it.
+
+    With `capture=orbit` the scene is photographed instead.
+    """
+    if cfg["capture"]:
+        scene = cfg["world"].get("scene")
+        if scene is None:
+            raise ValueError(f"a capture needs a world with a scene, such as world=push_block, got {cfg['world']['_target_']}")
+        print(instantiate(cfg["capture"], root=cfg["root"], scene=scene, _convert_="all"))
+        return
     world = instantiate(cfg["world"], _convert_="all")
     _store(world, instantiate(cfg["actor"]), Path(cfg["root"]), episodes=cfg["episodes"], seed=cfg["seed"], storage=cfg["storage"])
 

@@ -104,12 +104,22 @@ def orbit(
     return np.stack([look_at(np.asarray(target) + d * offset, target) for d, offset in zip(distance, around, strict=True)])
 
 
-def write_transforms(folder: Path, intrinsics: Intrinsics, poses: Float[np.ndarray, "n 4 4"], files: Sequence[str]) -> Path:
-    """nerfstudio's `transforms.json` for images with one lens; `files` are relative to `folder`."""
+def write_transforms(
+    folder: Path,
+    intrinsics: Intrinsics,
+    poses: Float[np.ndarray, "n 4 4"],
+    files: Sequence[str],
+    depth: Sequence[str] | None = None,
+) -> Path:
+    """nerfstudio's `transforms.json` for images with one lens; `files` and `depth` (16 bit, mm) are relative to `folder`."""
     lens = {"fl_x": intrinsics.fx, "fl_y": intrinsics.fy, "cx": intrinsics.cx, "cy": intrinsics.cy}
     lens |= {"w": intrinsics.width, "h": intrinsics.height, "camera_model": "OPENCV"}
     lens |= dict(zip(("k1", "k2", "p1", "p2"), intrinsics.distortion, strict=True))
-    frames = [{"file_path": str(file), "transform_matrix": pose.tolist()} for file, pose in zip(files, poses, strict=True)]
+    frames: list[dict[str, Any]] = [
+        {"file_path": str(file), "transform_matrix": pose.tolist()} for file, pose in zip(files, poses, strict=True)
+    ]
+    for frame, file in zip(frames, depth or (), strict=depth is not None):
+        frame["depth_file_path"] = str(file)
     write_json(folder / "transforms.json", {**lens, "frames": frames})
     return folder / "transforms.json"
 

@@ -59,6 +59,27 @@ def init_genesis() -> None:
         torch.set_num_threads(threads)
 
 
+def vis_options(data: dict[str, Any]) -> Any:
+    """How a scene is lit and rendered; one picture per environment."""
+    light = data["light"]
+    return gs.options.VisOptions(
+        split_envs=True,
+        shadow=False,
+        plane_reflection=False,
+        ambient_light=(light["ambient"],) * 3,
+        lights=[{"type": "directional", "dir": light["direction"], "color": (1.0, 1.0, 1.0), "intensity": light["intensity"]}],
+    )
+
+
+def add_static(scene: Any, data: dict[str, Any]) -> None:
+    """The bodies of a scene that never move."""
+    size = data["table"]["size"]
+    scene.add_entity(
+        gs.morphs.Box(size=size, pos=(0, 0, -size[2] / 2), fixed=True),
+        surface=gs.surfaces.Rough(color=tuple(data["table"]["color"])),
+    )
+
+
 class GenesisWorld(World):
     """`num_envs` copies of a table-top scene under rigid-body physics.
 
@@ -111,25 +132,13 @@ class GenesisWorld(World):
     def _build(self) -> None:
         init_genesis()
         data = self.scene.data
-        physics, robot, light, camera = data["physics"], data["robot"], data["light"], data["camera"]
+        physics, robot, camera = data["physics"], data["robot"], data["camera"]
         self._scene = gs.Scene(
             sim_options=gs.options.SimOptions(dt=physics["dt"], substeps=physics["substeps"]),
-            vis_options=gs.options.VisOptions(
-                split_envs=True,
-                shadow=False,
-                plane_reflection=False,
-                ambient_light=(light["ambient"],) * 3,
-                lights=[
-                    {"type": "directional", "dir": light["direction"], "color": (1.0, 1.0, 1.0), "intensity": light["intensity"]}
-                ],
-            ),
+            vis_options=vis_options(data),
             show_viewer=False,
         )
-        size = data["table"]["size"]
-        self._scene.add_entity(
-            gs.morphs.Box(size=size, pos=(0, 0, -size[2] / 2), fixed=True),
-            surface=gs.surfaces.Rough(color=tuple(data["table"]["color"])),
-        )
+        add_static(self._scene, data)
         self._goal_entities = [
             self._scene.add_entity(
                 gs.morphs.Cylinder(radius=goal["radius"], height=0.002, pos=(0, 0, 0.001), fixed=True, collision=False),
