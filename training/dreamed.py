@@ -122,7 +122,7 @@ class DreamThreshold(Callback):
     Args:
         policy: folder of the policy that was recorded.
         world_model: folder of the world model that dreams.
-        recording: dataset of its episodes in physics.
+        recording: dataset of its episodes in physics; a little noise on their actions does no harm.
         max_episode_steps: as in physics.
     """
 
