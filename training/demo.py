@@ -81,7 +81,7 @@ def evolve_round(cfg: dict[str, Any], number: int) -> list[Stage]:
     arXiv:2602.13977). The physics steps are counted like all others. Before the last round the world model learns on beside the
     policy, and the next round goes on from there."""
     run, evolve = cfg["run"], cfg["evolve"]
-    before = final_names({"evolve": {"rounds": number - 1}})
+    before = names_of_round(number - 1)
     fresh = f"{run}/data/policy_{number}"
     every = roots(cfg, number)
     refit_on = roots(cfg, number, f"policy_{number}")  # what the policy does now counts twice
@@ -93,14 +93,14 @@ def evolve_round(cfg: dict[str, Any], number: int) -> list[Stage]:
         return Stage(names[experiment], fit_command(cfg, experiment, names[experiment], *settings), (names["collect"], weights))
 
     models = learner_inputs(run, before["policy"], names["world_model"], names["reflector"])
-    learn = fit_command(
-        cfg, "post_train", names["post_train"], every, *models, f"trainer.limit_train_batches={evolve['iterations']}"
-    )
     last, models_ready = number == evolve["rounds"], (names["world_model"], names["reflector"])
+    iterations = f"trainer.limit_train_batches={cfg['size']['iterations'] if last else evolve['iterations']}"
+    learn = fit_command(cfg, "post_train", names["post_train"], every, *models, iterations)
+    goes_on_from = f"{before['world_model']}_more" if number > 1 else before["world_model"]
     collect = collect_command(cfg, fresh, "policy", evolve["episodes"], 2 + number, *actor)
     return [
         Stage(names["collect"], collect, (before["policy"],), alone=True),
-        refit("world_model", f"{before['world_model']}_more", evolve["world_model_steps"]),
+        refit("world_model", goes_on_from, evolve["world_model_steps"]),
         refit("reflector", before["reflector"], evolve["reflector_steps"]),
         Stage(names["post_train"], learn, models_ready, alone=last),
         *([] if last else [learn_beside(cfg, names["world_model"], number, evolve["more_steps"], models_ready)]),
@@ -120,7 +120,6 @@ def stages(cfg: dict[str, Any]) -> list[Stage]:
     every = roots(cfg, 0)
 
     both = ("collect_play_a", "collect_play_b")
-    models = learner_inputs(run, "policy", "world_model", "reflector")
 
     def collect(root: str, actor: str, episodes: int, stream: int, *more: str) -> tuple[str, ...]:
         return collect_command(cfg, root, actor, episodes, stream, *more)
@@ -128,7 +127,6 @@ def stages(cfg: dict[str, Any]) -> list[Stage]:
     def fit(experiment: str, *more: str) -> tuple[str, ...]:
         return fit_command(cfg, experiment, experiment, *more)
 
-    learned = ("world_model", "policy", "reflector")
     loop = [
         Stage("collect_demos", collect(demos, "expert", size["demos"], 0)),
         # Play goes on for a moment after a success, so that the reflector also sees blocks well inside a disc.
@@ -137,23 +135,18 @@ def stages(cfg: dict[str, Any]) -> list[Stage]:
         Stage("world_model", fit("world_model", every, f"trainer.max_steps={size['world_model_steps']}"), both),
         Stage("policy", fit("policy", f"data.roots=[{demos}]", f"trainer.max_steps={size['policy_steps']}"), ("collect_demos",)),
         Stage("reflector", fit("reflector", every, f"trainer.max_steps={size['reflector_steps']}"), both),
-        Stage(
-            "post_train",
-            fit("post_train", every, *models, f"trainer.limit_train_batches={size['iterations']}"),
-            learned,
-            alone=not cfg["evolve"]["rounds"],
-        ),
     ]
-    if cfg["evolve"]["rounds"]:
-        loop.append(learn_beside(cfg, "world_model", 0, size["more_steps"], learned))
     for number in range(1, cfg["evolve"]["rounds"] + 1):
         loop += evolve_round(cfg, number)
+    if not cfg["evolve"]["rounds"]:
+        models = learner_inputs(run, "policy", "world_model", "reflector")
+        learn = fit("post_train", every, *models, f"trainer.limit_train_batches={size['iterations']}")
+        loop.append(Stage("post_train", learn, ("world_model", "policy", "reflector"), alone=True))
     loop.insert(-1, judge(cfg))
     last = final_names(cfg)
     evaluation = (
         f"policy={run}/{last['policy']}",
         f"baseline={run}/policy",
-        *((f"+others.first={run}/post_train",) if cfg["evolve"]["rounds"] else ()),
         f"world_model={run}/{last['world_model']}",
         f"reflector={run}/judge",
         f"episodes={size['episodes']}",
@@ -168,8 +161,8 @@ def judge(cfg: dict[str, Any]) -> Stage:
     """The last reflector, taught with dreams, for the evaluation. Policies do not learn from it. With rounds it dreams in the world
     model before the last, so that it learns while that one does, and the last recording sets its threshold."""
     run, rounds = cfg["run"], cfg["evolve"]["rounds"]
-    reflector, before = final_names(cfg)["reflector"], final_names({"evolve": {"rounds": rounds - 1}})
-    world_model = f"{before['world_model']}_more" if rounds else "world_model"
+    reflector, before = final_names(cfg)["reflector"], names_of_round(max(0, rounds - 1))
+    world_model = f"{before['world_model']}_more" if rounds > 1 else "world_model"
     threshold = "trainer.callbacks.threshold"
     recorded = (
         f"{threshold}.policy={run}/{before['policy']}",
@@ -186,10 +179,17 @@ def judge(cfg: dict[str, Any]) -> Stage:
     return Stage("judge", fit_command(cfg, "judge", "judge", *settings), (world_model, reflector))
 
 
+def names_of_round(number: int) -> dict[str, str]:
+    """Stages whose models a round leaves behind; round 0 is what was learned from demonstrations and play."""
+    if number == 0:
+        return {name: name for name in ("policy", "world_model", "reflector")}
+    return {"policy": f"post_train_{number}", "world_model": f"world_model_{number}", "reflector": f"reflector_{number}"}
+
+
 def final_names(cfg: dict[str, Any]) -> dict[str, str]:
     """Stages whose models are evaluated: those of the last round."""
-    suffix = f"_{cfg['evolve']['rounds']}" if cfg["evolve"]["rounds"] else ""
-    return {"policy": f"post_train{suffix}", "world_model": f"world_model{suffix}", "reflector": f"reflector{suffix}"}
+    rounds = cfg["evolve"]["rounds"]
+    return names_of_round(rounds) if rounds else {**names_of_round(0), "policy": "post_train"}
 
 
 def run_demo(cfg: dict[str, Any]) -> None:
@@ -221,8 +221,8 @@ def run_demo(cfg: dict[str, Any]) -> None:
     interval = f"95 % interval {gain['ci95'][0]:.1f} to {gain['ci95'][1]:.1f}"
     print(f"physics success {100 * before['rate']:.1f} % -> {100 * after['rate']:.1f} % on {after['episodes']} held-out starts")
     print(
-        f"gain {gain['points']:.1f} points ({interval}); learning took {summary['physics_steps']['post_train']} physics steps, "
-        f"recording fresh data {sum(v for k, v in summary['physics_steps'].items() if k.startswith('collect_policy'))}"
+        f"gain {gain['points']:.1f} points ({interval}); learning took {_total(summary, 'post_train')} physics steps, "
+        f"recording fresh data {_total(summary, 'collect_policy')}"
     )
     print(f"Read {page}")
 
@@ -279,8 +279,6 @@ def summarise(cfg: dict[str, Any]) -> dict[str, Any]:
         return {**success(name), **more, "wall_s": sum(done[stage]["wall_s"] for stage in trained)}
 
     learners = {"final": learner("policy", *(stage for stage in done if stage.startswith("post_train")))}
-    if "first" in policies:
-        learners["no_fresh_data"] = learner("first", "post_train")
     calibration = {name: json.loads((run / name / "calibration.json").read_text()) for name in (last["reflector"], "judge")}
     return {
         "seed": cfg["seed"],
@@ -306,6 +304,10 @@ def summarise(cfg: dict[str, Any]) -> dict[str, Any]:
         },
         "command": f"worldsim demo seed={cfg['seed']}",
     }
+
+
+def _total(summary: dict[str, Any], stages: str) -> int:
+    return sum(steps for name, steps in summary["physics_steps"].items() if name.startswith(stages))
 
 
 def _start(stage: Stage, run: Path, threads: int) -> subprocess.Popen:

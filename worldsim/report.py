@@ -40,7 +40,6 @@ _NAMES = {
     "analytic": "Analytic gradient",
     "ppo": "PPO",
     "final": "After, with fresh data",
-    "no_fresh_data": "After, without fresh data",
 }
 
 
@@ -75,8 +74,10 @@ def write_report(run: Path) -> Path:
         "seconds": _formatter("{:,.1f} s"),
         "name": _name,
     }
+    steps = summary.get("physics_steps", {})
     page = environment.get_template("report.html.j2").render(
-        fresh_steps=sum(n for key, n in summary.get("physics_steps", {}).items() if key.startswith("collect_policy")),
+        learning_steps=sum(n for key, n in steps.items() if key.startswith("post_train")),
+        fresh_steps=sum(n for key, n in steps.items() if key.startswith("collect_policy")),
         s=summary,
         results=_results(summary),
         world_model=_facts(summary.get("world_model", {})),
