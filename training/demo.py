@@ -154,7 +154,7 @@ def stages(cfg: dict[str, Any]) -> list[Stage]:
         "world.phrasings=eval",
         f"out={run}",
     )
-    return [*loop, Stage("evaluate", ("evaluate", *evaluation), (last["policy"],), alone=True)]
+    return [*loop, Stage("evaluate", ("evaluate", *evaluation), (last["policy"], "judge"), alone=True)]
 
 
 def judge(cfg: dict[str, Any]) -> Stage:
