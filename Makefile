@@ -36,19 +36,24 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 	echo "[2/4] torch (the largest download)"; \
 	$(PIP) "$$(grep '^torch==' constraints.txt)" $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)); took; \
 	echo "[3/4] worldsim and its dependencies (a few minutes)"; \
-	$(PIP) -e '.[dev,export]'; took; \
+	rm -rf worldsim.egg-info; $(PIP) -e '.[dev,export]'; took; \
 	.ci/system_libraries || true; \
 	echo "[4/4] the simulator's kernels (compiled and cached once, about a minute)"; \
 	$(BIN)/python -W ignore -c "$$WARM_UP" || echo "      left for later: no physics world can be built here"; took
 	@touch $@
 
+$(VENV)/.nerf: $(VENV)/.stamp
+	@echo "nerfstudio, for tests and checks of the NeRF path (a few minutes)"
+	@$(PIP) -e '.[dev,export,nerf]'
+	@touch $@
+
 demo: setup  ## the whole pipeline on the embedded default; options in ARGS
 	$(BIN)/worldsim demo $(ARGS)
 
-test: setup  ## run the tests that need no GPU; options in ARGS
+test: $(VENV)/.nerf  ## run the tests that need no GPU; options in ARGS
 	$(BIN)/python -m pytest $(ARGS)
 
-check: setup  ## formatting, lint, types and the dependency rule
+check: $(VENV)/.nerf  ## formatting, lint, types and the dependency rule
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright

@@ -41,43 +41,17 @@ class BatchStream(IterableDataset):
             number += 1
 
 
-class TableData(LightningDataModule):
-    """What the data modules share: the datasets, the held-out share and the stream of batches.
+class StreamData(LightningDataModule):
+    """A stream of training batches that knows its place, so that a resumed run goes on with the next one.
 
     Args:
-        roots: LeRobot datasets to learn from.
-        camera: which camera to read.
-        batch_size: rows per batch.
-        held_out: share of each dataset's episodes, its last ones, that training never sees.
         seed: of the batches.
-        mirror: the scene's left-right symmetry; half of all rows are mirrored. Null if it has none.
     """
 
-    def __init__(
-        self,
-        roots: list[str],
-        camera: str = "front",
-        batch_size: int = 64,
-        held_out: float = 0.05,
-        seed: int = 0,
-        mirror: Mirror | None = None,
-    ):
+    def __init__(self, seed: int):
         super().__init__()
-        if not 0 <= held_out < 1:
-            raise ValueError(f"held_out must be in [0, 1), got {held_out}; 0.05 keeps every twentieth episode for validation")
-        self.roots, self.camera, self.batch_size, self.held_out, self.seed, self.mirror = (
-            roots,
-            camera,
-            batch_size,
-            held_out,
-            seed,
-            mirror,
-        )
+        self.seed = seed
         self._resumed = 0  # number of the batch with which a resumed run begins
-
-    def setup(self, stage: str) -> None:
-        self.table = FrameTable.read(self.roots, self.camera, fraction=(0.0, 1.0 - self.held_out))
-        self.instructions = sorted(set(self.table.instruction))
 
     def draw(self, generator: torch.Generator) -> Batch:
         """One training batch."""
@@ -101,6 +75,37 @@ class TableData(LightningDataModule):
         self._resumed = state_dict["next_batch"]
         # Lightning looks for the place in the loader and warns of unreliable results if it is not there.
         warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
+
+
+class TableData(StreamData):
+    """What the data modules of episodes share: the datasets, the held-out share and the stream of batches.
+
+    Args:
+        roots: LeRobot datasets to learn from.
+        camera: which camera to read.
+        batch_size: rows per batch.
+        held_out: share of each dataset's episodes, its last ones, that training never sees.
+        seed: of the batches.
+        mirror: the scene's left-right symmetry; half of all rows are mirrored. Null if it has none.
+    """
+
+    def __init__(
+        self,
+        roots: list[str],
+        camera: str = "front",
+        batch_size: int = 64,
+        held_out: float = 0.05,
+        seed: int = 0,
+        mirror: Mirror | None = None,
+    ):
+        super().__init__(seed)
+        if not 0 <= held_out < 1:
+            raise ValueError(f"held_out must be in [0, 1), got {held_out}; 0.05 keeps every twentieth episode for validation")
+        self.roots, self.camera, self.batch_size, self.held_out, self.mirror = roots, camera, batch_size, held_out, mirror
+
+    def setup(self, stage: str) -> None:
+        self.table = FrameTable.read(self.roots, self.camera, fraction=(0.0, 1.0 - self.held_out))
+        self.instructions = sorted(set(self.table.instruction))
 
     def augmented(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Half of the rows mirrored, if the scene has that symmetry."""

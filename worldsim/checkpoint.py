@@ -36,7 +36,8 @@ def save(model: Configured, folder: str | Path) -> Path:
     """Write a model's weights, class and constructor arguments, each file whole or not at all."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    # Cloned, as safetensors refuses tensors that two modules share.
+    weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / f"{WEIGHTS}.tmp")
     description = {"_target_": f"{type(model).__module__}.{type(model).__qualname__}", **model.arguments}
     (folder / f"{DESCRIPTION}.tmp").write_text(yaml.safe_dump(description, sort_keys=False))

@@ -73,7 +73,7 @@ class BakedField(Configured):
             ValueError: if a value is not finite or a density is negative.
         """
         z, y, x = self.grid.shape[2:]
-        axes = [(torch.arange(n) + 0.5) / n for n in (z, y, x)]
+        axes = [(torch.arange(n, device=self.low.device) + 0.5) / n for n in (z, y, x)]
         points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flip(-1).reshape(-1, 3) * self.size + self.low
         densities, colors = zip(*(query(part) for part in points.split(rows)), strict=True)
         values = torch.cat([torch.cat(densities)[:, None], torch.cat(colors)], dim=1)
@@ -95,7 +95,7 @@ class BakedField(Configured):
     ) -> tuple[Float[Tensor, "n 3"], Float[Tensor, " n"], Float[Tensor, " n"]]:
         """Colour, distance along the ray [m] (of the middle of what stops it) and accumulated opacity, by the quadrature of
         arXiv:2003.08934, equation 3. Directions are unit vectors; distance is infinite where there is nothing."""
-        enter, leave = self._box(origins, directions)
+        enter, leave = box_distances(origins, directions, self.low, self.size)
         pace = (leave - enter) / self.coarse
         t = enter[:, None] + pace[:, None] * (torch.arange(self.coarse, device=origins.device) + 0.5)
         least, largest = self._look(self.bounds, origins, directions, t, mode="nearest").unbind(1)
@@ -124,15 +124,18 @@ class BakedField(Configured):
         accumulation[rows] = opacity
         return color, distance, accumulation
 
-    def _box(self, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-        """Distances at which rays enter and leave the box; equal where they miss it."""
-        inverse = 1 / torch.where(directions.abs() < 1e-9, 1e-9, directions)
-        a, b = (self.low - origins) * inverse, (self.low + self.size - origins) * inverse
-        enter = torch.minimum(a, b).amax(dim=1).clamp(min=0)
-        return enter, torch.maximum(a, b).amin(dim=1).maximum(enter)
-
     def _look(self, grid: Tensor, origins: Tensor, directions: Tensor, t: Tensor, mode: str) -> Float[Tensor, "n c s"]:
         points = origins[:, None] + t[..., None] * directions[:, None]
         where = (points - self.low) / self.size * 2 - 1
         values = F.grid_sample(grid, where[None, :, :, None], mode=mode, padding_mode="border", align_corners=False)
         return values[0, ..., 0].transpose(0, 1)
+
+
+def box_distances(
+    origins: Float[Tensor, "n 3"], directions: Float[Tensor, "n 3"], low: Float[Tensor, " 3"], size: Float[Tensor, " 3"]
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """Distances at which rays enter and leave a box; equal where they miss it."""
+    inverse = 1 / torch.where(directions.abs() < 1e-9, 1e-9, directions)
+    a, b = (low - origins) * inverse, (low + size - origins) * inverse
+    enter = torch.minimum(a, b).amax(dim=1).clamp(min=0)
+    return enter, torch.maximum(a, b).amin(dim=1).maximum(enter)

@@ -4,43 +4,15 @@ import math
 
 import pytest
 import torch
+from traced_scene import CENTRE, FLOOR, HIGH, LOW, RADIUS, ball_and_floor, rays, traced
 
 from models.renderers.baked import BakedField
 from worldsim.cameras import Intrinsics, look_at
 
-CENTRE, RADIUS, FLOOR = torch.tensor([0.05, 0.0, 0.1]), 0.1, 0.0
-BOX = {"low": (-0.4, -0.4, -0.04), "high": (0.4, 0.4, 0.28), "resolution": (160, 160, 64)}
-
-
-def ball_and_floor(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Red ball, green floor; both are opaque within millimetres (400 / m)."""
-    ball = torch.sigmoid((RADIUS - (points - CENTRE).norm(dim=1)) / 0.002)
-    floor = torch.sigmoid((FLOOR - points[:, 2]) / 0.002)
-    nearer = ((points - CENTRE).norm(dim=1) - RADIUS < points[:, 2] - FLOOR)[:, None]
-    return 400 * torch.maximum(ball, floor), torch.where(nearer, torch.tensor([1.0, 0, 0]), torch.tensor([0, 1.0, 0]))
-
 
 @pytest.fixture(scope="module")
 def field() -> BakedField:
-    return BakedField(**BOX, background=(0.0, 0.0, 1.0)).bake(ball_and_floor)
-
-
-def rays(pose, lens: Intrinsics) -> tuple[torch.Tensor, torch.Tensor]:
-    directions = torch.from_numpy(lens.directions().reshape(-1, 3) @ pose[:3, :3].T).float()
-    return torch.from_numpy(pose[:3, 3]).float().expand_as(directions), directions
-
-
-def traced(origins: torch.Tensor, directions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Exact distance and what is hit: 0 ball, 1 floor within the box, 2 nothing."""
-    offset = origins - CENTRE
-    along = (offset * directions).sum(1)
-    root = along.square() - offset.square().sum(1) + RADIUS**2
-    ball = torch.where(root > 0, -along - root.clamp(min=0).sqrt(), torch.inf)
-    floor = (FLOOR - origins[:, 2]) / directions[:, 2]
-    place = origins + floor[:, None] * directions
-    floor = torch.where((floor > 0) & (place[:, :2].abs() < 0.4).all(1), floor, torch.inf)
-    distance = torch.minimum(ball, floor)
-    return distance, torch.where(distance.isinf(), 2, (floor < ball).long())
+    return BakedField(LOW, HIGH, (160, 160, 64), background=(0.0, 0.0, 1.0)).bake(ball_and_floor)
 
 
 @pytest.mark.parametrize("position", [(0.0, -0.7, 0.5), (0.5, 0.4, 0.3), (-0.3, -0.3, 0.25)])

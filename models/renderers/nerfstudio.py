@@ -1,0 +1,149 @@
+"""`RadianceField`: a NeRF of a captured scene inside a box, built from nerfstudio's fields, samplers and losses. Extra `nerf`.
+
+It is built from its arguments alone, so that rendering needs neither training images nor a downloaded network, and
+`worldsim.checkpoint` loads it without unpickling. Read `baked.py` next: it makes a copy that is fast on a CPU; `training/nerf.py`
+trains it.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from nerfstudio.cameras.rays import Frustums, RayBundle, RaySamples
+from nerfstudio.field_components.field_heads import FieldHeadNames
+from nerfstudio.fields.density_fields import HashMLPDensityField
+from nerfstudio.fields.nerfacto_field import NerfactoField
+from nerfstudio.model_components.losses import distortion_loss, interlevel_loss
+from nerfstudio.model_components.ray_samplers import ProposalNetworkSampler, UniformSampler
+from nerfstudio.model_components.renderers import DepthRenderer
+from torch import Tensor
+
+from models.renderers.baked import box_distances
+from worldsim.checkpoint import Configured
+
+Triple = tuple[float, float, float]
+Look = tuple[Float[Tensor, "n 3"], Float[Tensor, " n"], Float[Tensor, " n"]]
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What a bundle of n rays met.
+
+    Attributes:
+        color: 0..1, the background included, [n, 3].
+        distance: along the ray to where half of its light is stopped [m], [n]; not differentiable.
+        expected: mean distance of what stops the light [m], [n].
+        opacity: accumulated, 0..1, [n].
+        regularizer: interlevel loss (arXiv:2111.12077, equation 13) plus the weighted distortion loss (equation 15).
+    """
+
+    color: Float[Tensor, "n 3"]
+    distance: Float[Tensor, " n"]
+    expected: Float[Tensor, " n"]
+    opacity: Float[Tensor, " n"]
+    regularizer: Float[Tensor, ""]
+
+
+class RadianceField(Configured):
+    """Density and colour by a multiresolution hash grid (arXiv:2201.05989), with a proposal network that says where to look.
+
+    Args:
+        low, high: corners of the box that holds the scene [m]; rays see the background beyond it.
+        levels, max_resolution, log2_table, hidden: size of the hash grid and of its network.
+        proposal_samples, samples: per ray, of the proposal network and of the field.
+        distortion: weight of the loss that gathers a ray's density in one place.
+        background: colour 0..1 behind the box.
+        implementation: "torch", or "tcnn" where tiny-cuda-nn is installed; their weights do not fit each other.
+
+    Raises:
+        ValueError: if the box is empty or the implementation unknown.
+    """
+
+    bounds: Tensor
+    background: Tensor
+
+    def __init__(
+        self,
+        low: Triple,
+        high: Triple,
+        levels: int = 8,
+        max_resolution: int = 256,
+        log2_table: int = 15,
+        hidden: int = 32,
+        proposal_samples: int = 48,
+        samples: int = 24,
+        distortion: float = 0.002,
+        background: Triple = (0.0, 0.0, 0.0),
+        implementation: str = "torch",
+    ):
+        super().__init__()
+        if not all(a < b for a, b in zip(low, high, strict=True)):
+            raise ValueError(f"the box of a radiance field needs low < high, got {tuple(low)} and {tuple(high)}")
+        if implementation not in ("torch", "tcnn"):
+            raise ValueError(f"implementation must be torch or tcnn, got {implementation!r}")
+        box = torch.tensor([list(low), list(high)], dtype=torch.float)
+        common = {"log2_hashmap_size": log2_table, "hidden_dim": hidden, "average_init_density": 0.1}
+        self.field = NerfactoField(
+            box.clone(),
+            num_images=1,
+            num_levels=levels,
+            max_res=max_resolution,
+            hidden_dim_color=hidden,
+            appearance_embedding_dim=0,
+            implementation=implementation,  # type: ignore[arg-type]
+            **common,
+        )
+        self.proposal = HashMLPDensityField(
+            box.clone(),
+            num_levels=5,
+            max_res=max_resolution // 2,
+            implementation=implementation,  # type: ignore[arg-type]
+            **common,
+        )
+        self.sampler = ProposalNetworkSampler(
+            num_proposal_samples_per_ray=(proposal_samples,),
+            num_nerf_samples_per_ray=samples,
+            num_proposal_network_iterations=1,
+            single_jitter=True,
+            initial_sampler=UniformSampler(single_jitter=True),
+        )
+        self.median, self.mean = DepthRenderer("median"), DepthRenderer("expected")
+        self.distortion = distortion
+        self.register_buffer("bounds", box, persistent=False)
+        self.register_buffer("background", torch.tensor(list(background), dtype=torch.float), persistent=False)
+
+    def forward(self, origins: Float[Tensor, "n 3"], directions: Float[Tensor, "n 3"]) -> Traced:
+        """Follow rays through the box, by the quadrature of arXiv:2003.08934, equation 3. Directions are unit vectors."""
+        low, high = self.bounds
+        enter, leave = box_distances(origins, directions, low, high - low)
+        one = torch.ones_like(enter)[:, None]
+        rays = RayBundle(origins, directions, one, torch.zeros_like(one, dtype=torch.long), enter[:, None], leave[:, None])
+        samples, weights, rounds = self.sampler(rays, density_fns=[self.proposal.density_fn])
+        outputs = self.field(samples)
+        last = samples.get_weights(outputs[FieldHeadNames.DENSITY])
+        weights, rounds = [*weights, last], [*rounds, samples]
+        opacity = last.sum(dim=-2)
+        color = (last * outputs[FieldHeadNames.RGB]).sum(dim=-2) + (1 - opacity) * self.background
+        with torch.no_grad():
+            distance = self.median(last, samples)[:, 0]
+        regularizer = interlevel_loss(weights, rounds) + self.distortion * distortion_loss(weights, rounds)
+        return Traced(color, distance, self.mean(last, samples)[:, 0], opacity[:, 0], regularizer)
+
+    @torch.no_grad()
+    def render(self, origins: Float[Tensor, "n 3"], directions: Float[Tensor, "n 3"], rays_at_once: int = 4096) -> Look:
+        """Colour 0..1, distance along the ray [m] and accumulated opacity; meant for evaluation mode."""
+        parts = [self(*part) for part in zip(origins.split(rays_at_once), directions.split(rays_at_once), strict=True)]
+        color, distance, opacity = (torch.cat([getattr(part, key) for part in parts]) for key in ("color", "distance", "opacity"))
+        return color.clamp(0, 1), distance, opacity
+
+    @torch.no_grad()
+    def query(self, points: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 3"]]:
+        """Density [1/m] and mean colour seen from four sides, 45 degrees above, at points [m]: what `BakedField.bake` asks for."""
+        zero, colors = torch.zeros_like(points[:, :1]), []
+        for x, y in ((1, 0), (0, 1), (-1, 0), (0, -1)):
+            toward = torch.tensor([x, y, -1.0], device=points.device) / math.sqrt(2)
+            frustums = Frustums(points, toward.expand_as(points), zero, zero, torch.ones_like(zero))
+            outputs = self.field(RaySamples(frustums, camera_indices=zero.long()))
+            colors.append(outputs[FieldHeadNames.RGB])
+        return outputs[FieldHeadNames.DENSITY][:, 0], torch.stack(colors).mean(dim=0)
