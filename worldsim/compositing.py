@@ -28,17 +28,21 @@ class Backdrop:
         return cls(color, distance * planar_per_ray, accumulation)
 
 
-def composite(backdrop: Backdrop, color: Colors, depth: Depth, *, softness: float = 0.005) -> tuple[Colors, Depth]:
+def composite(
+    backdrop: Backdrop, color: Colors, depth: Depth, *, softness: float = 0.005, bias: float = 0.0
+) -> tuple[Colors, Depth]:
     """Bodies over the backdrop by depth.
 
     What the scene hides of a body is its opacity times a soft step of how far it lies in front: a = accumulation *
-    sigmoid((depth_body - depth_scene) / softness); the body's share of the pixel is 1 - a.
+    sigmoid((depth_body - depth_scene - bias) / softness); the body's share of the pixel is 1 - a.
 
     Args:
         backdrop: the captured scene.
         color: of the bodies; anything where there is none.
         depth: planar depth of the bodies [m], infinite where there is none.
         softness: [m]; two surfaces so close to each other are mixed.
+        bias: [m]; bodies are hidden only where they lie deeper than this behind the scene's surface. The error of its depth, so
+            that what lies flat on the surface does not sink into it.
 
     Returns:
         The picture, and the bodies' share of each pixel 0..1.
@@ -54,7 +58,7 @@ def composite(backdrop: Backdrop, color: Colors, depth: Depth, *, softness: floa
     if not softness > 0:
         raise ValueError(f"softness must be positive, got {softness} m; 0.005 is usual")
     present = depth.isfinite()
-    behind = torch.where(present, depth - backdrop.depth, 0.0)
+    behind = torch.where(present, depth - backdrop.depth - bias, 0.0)
     share = present * (1 - backdrop.accumulation * torch.sigmoid(behind / softness))
     return share[..., None] * color + (1 - share[..., None]) * backdrop.color, share
 

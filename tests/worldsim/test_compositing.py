@@ -42,6 +42,12 @@ def test_surfaces_at_one_depth_are_mixed_and_a_transparent_scene_hides_in_part()
     assert share[0, 3, 3] == pytest.approx(0.25, abs=1e-5)  # 1 - sigmoid(log 3)
 
 
+def test_what_lies_a_little_behind_an_uncertain_surface_is_seen_and_what_lies_far_behind_is_not():
+    for depth, expected in ((1.01, 1.0), (1.02, 0.5), (1.04, 0.0)):
+        _, share = composite(backdrop(1.0), *body(depth), softness=0.001, bias=0.02)
+        assert share[0, 3, 3] == pytest.approx(expected, abs=1e-3)
+
+
 def test_distances_along_rays_become_planar_depth():
     """A wall 2 m away is further along the rays to its corners; as planar depth it is flat again."""
     lens = Intrinsics.from_fov(90, width=8, height=8)

@@ -59,8 +59,8 @@ def init_genesis() -> None:
         torch.set_num_threads(threads)
 
 
-def vis_options(data: dict[str, Any]) -> Any:
-    """How a scene is lit and rendered; one picture per environment."""
+def vis_options(data: dict[str, Any], **more: Any) -> Any:
+    """How a scene is lit and rendered; one picture per environment. `more` are options of Genesis."""
     light = data["light"]
     return gs.options.VisOptions(
         split_envs=True,
@@ -68,16 +68,22 @@ def vis_options(data: dict[str, Any]) -> Any:
         plane_reflection=False,
         ambient_light=(light["ambient"],) * 3,
         lights=[{"type": "directional", "dir": light["direction"], "color": (1.0, 1.0, 1.0), "intensity": light["intensity"]}],
+        **more,
     )
 
 
-def add_static(scene: Any, data: dict[str, Any]) -> None:
+def add_static(scene: Any, data: dict[str, Any], *, visible: bool = True) -> None:
     """The bodies of a scene that never move."""
     size = data["table"]["size"]
     scene.add_entity(
-        gs.morphs.Box(size=size, pos=(0, 0, -size[2] / 2), fixed=True),
+        gs.morphs.Box(size=size, pos=(0, 0, -size[2] / 2), fixed=True, visualization=visible),
         surface=gs.surfaces.Rough(color=tuple(data["table"]["color"])),
     )
+
+
+def add_obstacles(scene: Any, file: str) -> None:
+    """A mesh [m, z up] that is bumped into and not seen."""
+    scene.add_entity(gs.morphs.Mesh(file=file, fixed=True, visualization=False, file_meshes_are_zup=True))
 
 
 class GenesisWorld(World):
@@ -135,10 +141,10 @@ class GenesisWorld(World):
         physics, robot, camera = data["physics"], data["robot"], data["camera"]
         self._scene = gs.Scene(
             sim_options=gs.options.SimOptions(dt=physics["dt"], substeps=physics["substeps"]),
-            vis_options=vis_options(data),
+            vis_options=self._looks(),
             show_viewer=False,
         )
-        add_static(self._scene, data)
+        self._add_static()
         self._goal_entities = [
             self._scene.add_entity(
                 gs.morphs.Cylinder(radius=goal["radius"], height=0.002, pos=(0, 0, 0.001), fixed=True, collision=False),
@@ -279,6 +285,12 @@ class GenesisWorld(World):
         return self._goals
 
     # Internals ----------------------------------------------------------------------------------------------------------
+
+    def _looks(self) -> Any:
+        return vis_options(self.scene.data)
+
+    def _add_static(self) -> None:
+        add_static(self._scene, self.scene.data)
 
     def _draw(self, index: Tensor) -> None:
         """Start a new episode in the environments `index`, each from its own random stream."""

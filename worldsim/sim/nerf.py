@@ -1,0 +1,104 @@
+"""`NerfWorld`: Genesis moves the bodies, a radiance field of a captured scene shows everything else.
+
+Only what moves (blocks, discs, robot) is drawn by the simulator; `worldsim/compositing.py` puts it into the field's picture by
+depth. The camera stands still, so that picture is rendered once. Read `capture.py` for how a scene gets into a field.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldsim import checkpoint
+from worldsim.alignment import Similarity
+from worldsim.cameras import Intrinsics, Pose, look_at
+from worldsim.compositing import Backdrop, composite
+from worldsim.sim.genesis import GenesisWorld, add_obstacles, add_static, vis_options
+
+ALIGNMENT = "alignment.json"
+SOFTNESS = 0.002  # metres
+
+
+class NerfWorld(GenesisWorld):
+    """A `GenesisWorld` whose table, walls and whatever else stands still are pictures of captured scenes.
+
+    Args:
+        fields: folders of radiance fields, `worldsim fit experiment=nerf`; an episode shows number (seed + episode) modulo their
+            number. A field that is not in the world's metres has its similarity transform beside it, `alignment.json`
+            (`worldsim/alignment.py`).
+        bias: bodies so little behind the field's surface are still seen [m], see `worldsim.compositing.composite`.
+        obstacles: a mesh file of what the capture shows besides the table, to bump into (`models/renderers/mesh.py`), or null.
+        scene, num_envs, phrasings, seed, success_steps: as for `GenesisWorld`.
+
+    Raises:
+        ValueError: if there is no field, or one is damaged.
+        FileNotFoundError: if a folder holds no field, or there is no such mesh.
+    """
+
+    def __init__(
+        self,
+        fields: Sequence[str],
+        scene: str = "push_block",
+        num_envs: int = 64,
+        phrasings: str = "train",
+        seed: int = 0,
+        success_steps: int = 1,
+        bias: float = 0.02,
+        obstacles: str | None = None,
+    ):
+        if not fields:
+            raise ValueError("a NerfWorld needs at least one radiance field; train one with worldsim fit experiment=nerf")
+        self.fields, self.bias, self.obstacles = [Path(folder) for folder in fields], bias, obstacles
+        if obstacles is not None and not Path(obstacles).is_file():
+            raise FileNotFoundError(
+                f"obstacles {obstacles} is no file; make it with models.renderers.mesh.surface(field).export(...)"
+            )
+        super().__init__(scene, num_envs, phrasings, seed, success_steps)
+
+    @property
+    def backdrop(self) -> Backdrop:
+        """What stands behind the bodies, one picture per environment."""
+        scenes, rows = self._scenes, self._stream.sum(dim=1) % len(self.fields)
+        return Backdrop(scenes.color[rows], scenes.depth[rows], scenes.accumulation[rows])
+
+    def _build(self) -> None:
+        camera = self.scene.data["camera"]
+        height, width = camera["size"]
+        lens, pose = Intrinsics.from_fov(camera["fov"], width=width, height=height), look_at(camera["pos"], camera["lookat"])
+        seen = [look(folder, lens, pose) for folder in self.fields]
+        self._scenes = Backdrop(*(torch.stack([getattr(b, key) for b in seen]) for key in ("color", "depth", "accumulation")))
+        super()._build()
+
+    def _looks(self) -> Any:
+        # The renderer smooths the bodies' edges against its background, so that had better look like the scene.
+        return vis_options(self.scene.data, background_color=tuple(self._scenes.color.mean(dim=(0, 1, 2)).tolist()))
+
+    def _add_static(self) -> None:
+        add_static(self._scene, self.scene.data, visible=False)
+        if self.obstacles is not None:
+            add_obstacles(self._scene, self.obstacles)
+
+    def _pixels(self) -> Tensor:
+        rgb, depth = (np.ascontiguousarray(values) for values in self._camera.render(depth=True, force_render=True)[:2])
+        shape = (self.num_envs, *self.scene.data["camera"]["size"])
+        planar = torch.from_numpy(depth).reshape(shape)
+        planar = torch.where(planar < 0.99 * self._camera.far, planar, torch.inf)
+        bodies = torch.from_numpy(rgb).reshape(*shape, 3).float() / 255
+        picture, _ = composite(self.backdrop, bodies, planar, softness=SOFTNESS, bias=self.bias)
+        return (picture * 255).round().to(torch.uint8)
+
+
+def look(folder: Path, lens: Intrinsics, pose: Pose) -> Backdrop:
+    """What a camera of the world sees of a captured scene: colour, planar depth [m] and opacity, [h, w] of the lens."""
+    field = checkpoint.load(folder)
+    to_world = Similarity.load(folder / ALIGNMENT) if (folder / ALIGNMENT).is_file() else Similarity(1.0, np.eye(3), np.zeros(3))
+    inside = to_world.inverse().poses(pose)
+    directions = torch.from_numpy(lens.directions().reshape(-1, 3) @ inside[:3, :3].T).float()
+    origins = torch.from_numpy(inside[:3, 3]).float().expand_as(directions)
+    color, distance, accumulation = field.render(origins, directions)
+    size, planar_per_ray = (lens.height, lens.width), torch.from_numpy(lens.planar_per_ray()).float()
+    metres = to_world.scale * distance.reshape(size)
+    return Backdrop.from_rays(color.reshape(*size, 3), metres, accumulation.reshape(size), planar_per_ray)
