@@ -65,8 +65,13 @@ def fit_command(cfg: dict[str, Any], experiment: str, name: str, *more: str, str
 
 
 def learner_inputs(run: str, policy: str, world_model: str, reflector: str) -> tuple[str, ...]:
-    """Overrides that tell a learner which models of the run it starts from."""
-    return (f"model.policy={run}/{policy}", f"model.world_model={run}/{world_model}", f"model.reflector={run}/{reflector}")
+    """Overrides that tell the best learner of docs/results/algorithms.md which models of the run it starts from."""
+    return (
+        "+chain=flow_noise",
+        f"model.policy={run}/{policy}",
+        f"model.world_model={run}/{world_model}",
+        f"model.reflector={run}/{reflector}",
+    )
 
 
 def roots(cfg: dict[str, Any], rounds: int, *more: str) -> str:
