@@ -16,6 +16,7 @@ from jaxtyping import Float
 from worldsim.cameras import FLIP, Intrinsics
 from worldsim.files import write_json
 
+ALIGNMENT = "alignment.json"  # beside a field: from its coordinates to the world's
 Points = Float[np.ndarray, "n 3"]
 
 

@@ -24,10 +24,9 @@ from torch import Tensor, nn
 
 from models.renderers.nerfstudio import Look, RadianceField
 from worldsim import checkpoint
-from worldsim.alignment import Similarity
+from worldsim.alignment import ALIGNMENT, Similarity
 from worldsim.checkpoint import Configured
 
-ALIGNMENT = "alignment.json"
 NOT_RENDERED = ("lpips.", "camera_optimizer.", "device_indicator_param")
 
 

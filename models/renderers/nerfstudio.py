@@ -83,7 +83,8 @@ class RadianceField(Configured):
         if implementation not in ("torch", "tcnn"):
             raise ValueError(f"implementation must be torch or tcnn, got {implementation!r}")
         box = torch.tensor([list(low), list(high)], dtype=torch.float)
-        common = {"log2_hashmap_size": log2_table, "hidden_dim": hidden, "average_init_density": 0.1}
+        # Opaque enough [1/m] to begin with: thin fog before a dark background turns white, saturates and learns no more.
+        common = {"log2_hashmap_size": log2_table, "hidden_dim": hidden, "average_init_density": 10.0}
         self.field = NerfactoField(
             box.clone(),
             num_images=1,

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from worldsim import checkpoint
-from worldsim.alignment import Similarity
+from worldsim.alignment import ALIGNMENT, Similarity
 from worldsim.cameras import Intrinsics, Pose, look_at
 from worldsim.compositing import Backdrop, composite
 from worldsim.sim.genesis import GenesisWorld, add_obstacles, add_static, vis_options
 
-ALIGNMENT = "alignment.json"
 SOFTNESS = 0.002  # metres
 
 
