@@ -20,6 +20,7 @@ Query = Callable[[Float[Tensor, "n 3"]], tuple[Float[Tensor, " n"], Float[Tensor
 class BakedField(Configured):
     """Density [1/m] and colour 0..1 on a grid inside a box; outside of it there is nothing but the background.
 
+    Colours are stored times density, so that interpolation at a surface does not mix in the colour of the air beside it.
     Rays are sampled in two rounds: coarsely, to find the stretches where there may be something and light may still come through,
     then finely and evenly over those stretches alone.
 
@@ -76,7 +77,8 @@ class BakedField(Configured):
         axes = [(torch.arange(n, device=self.low.device) + 0.5) / n for n in (z, y, x)]
         points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flip(-1).reshape(-1, 3) * self.size + self.low
         densities, colors = zip(*(query(part) for part in points.split(rows)), strict=True)
-        values = torch.cat([torch.cat(densities)[:, None], torch.cat(colors)], dim=1)
+        density = torch.cat(densities)[:, None]
+        values = torch.cat([density, density * torch.cat(colors)], dim=1)
         if not torch.isfinite(values).all() or (values[:, 0] < 0).any():
             raise ValueError("a field must have finite values and no negative density; check the NeRF's training")
         self.grid.copy_(values.T.reshape(1, 4, z, y, x))
@@ -98,7 +100,8 @@ class BakedField(Configured):
         enter, leave = box_distances(origins, directions, self.low, self.size)
         pace = (leave - enter) / self.coarse
         t = enter[:, None] + pace[:, None] * (torch.arange(self.coarse, device=origins.device) + 0.5)
-        least, largest = self._look(self.bounds, origins, directions, t, mode="nearest").unbind(1)
+        points = origins[:, None] + t[..., None] * directions[:, None]
+        least, largest = self._look(self.bounds, points, mode="nearest").unbind(-1)
         certain = least * pace[:, None]
         worth = (largest * pace[:, None] > 1e-3) & (certain.cumsum(dim=1) - certain < OPAQUE)
 
@@ -108,27 +111,28 @@ class BakedField(Configured):
         stretch = torch.searchsorted(passed, wanted, right=True)
         depth = enter[rows, None] + pace[rows, None] * (stretch + 1 + wanted - passed.gather(1, stretch))
         span = pace[rows] * passed[:, -1] / self.fine
-        density, *rgb = self._look(self.grid, origins[rows], directions[rows], depth, mode="bilinear").unbind(1)
-        optical = density * span[:, None]
+        points = origins[rows, None] + depth[..., None] * directions[rows, None]
+        optical = self._look(self.grid[:, :1], points, mode="bilinear")[..., 0] * span[:, None]
         before = optical.cumsum(dim=1) - optical
         weight = torch.exp(-before) * (1 - torch.exp(-optical))
         opacity = weight.sum(dim=1)
         middle = (weight.cumsum(dim=1) < opacity[:, None] / 2).sum(dim=1, keepdim=True).clamp(max=self.fine - 1)
 
         color = self.background.expand(len(origins), 3).clone()
-        seen = torch.stack([(weight * channel).sum(dim=1) for channel in rgb], dim=1)
-        color[rows] = seen + (1 - opacity)[:, None] * self.background
+        ray, sample = (weight > 1e-4).nonzero(as_tuple=True)  # few samples are seen, so colours are looked up for those alone
+        seen = self._look(self.grid, points[ray, sample][:, None], mode="bilinear")[:, 0]
+        rgb = seen[:, 1:] / seen[:, :1].clamp(min=1e-6)
+        color[rows] = ((1 - opacity)[:, None] * self.background).index_add(0, ray, weight[ray, sample, None] * rgb)
         distance = torch.full_like(enter, torch.inf)
         distance[rows] = torch.where(opacity > 1e-3, depth.gather(1, middle)[:, 0], torch.inf)
         accumulation = torch.zeros_like(enter)
         accumulation[rows] = opacity
         return color, distance, accumulation
 
-    def _look(self, grid: Tensor, origins: Tensor, directions: Tensor, t: Tensor, mode: str) -> Float[Tensor, "n c s"]:
-        points = origins[:, None] + t[..., None] * directions[:, None]
+    def _look(self, grid: Tensor, points: Float[Tensor, "n s 3"], mode: str) -> Float[Tensor, "n s c"]:
         where = (points - self.low) / self.size * 2 - 1
         values = F.grid_sample(grid, where[None, :, :, None], mode=mode, padding_mode="border", align_corners=False)
-        return values[0, ..., 0].transpose(0, 1)
+        return values[0, ..., 0].permute(1, 2, 0)
 
 
 def box_distances(
