@@ -57,7 +57,7 @@ def _store(
     with DatasetWriter(
         root,
         fps=world.fps,
-        robot_type="planar_pusher",
+        robot_type=world.robot_type,
         state_names=world.state_names,
         action_names=world.action_names,
         cameras={world.camera: images[world.camera].shape[:2]},

@@ -60,6 +60,7 @@ class World(VectorEnv, ABC):
         max_episode_steps: an episode is truncated after that many actions.
         camera: name of the camera that looks at the task.
         state_names, action_names: of the proprioceptive state and the action, one per dimension.
+        robot_type: what moves, written into datasets.
         physics_steps: control steps of *physics* executed so far, summed over environments; a dream's is always 0.
         physics_steps_of_process: the same, over all worlds of this process.
     """
@@ -70,6 +71,7 @@ class World(VectorEnv, ABC):
     camera: str
     state_names: tuple[str, ...]
     action_names: tuple[str, ...]
+    robot_type: str = "unknown"
     physics_steps: int = 0
     physics_steps_of_process: ClassVar[int] = 0
     single_observation_space: gym.spaces.Dict

@@ -7,7 +7,7 @@ Read `effects.py` for what happens to the pictures.
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,29 @@ class Latency:
     delay: Distribution
     jitter: Distribution
 
+    def draw(self, rng: np.random.Generator) -> dict[str, float]:
+        """The episode's delay."""
+        return {"delay": self.delay.sample(rng)}
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """A world that moves otherwise than its model says: factors of the scene's values, drawn once per episode.
+
+    Attributes:
+        mass: of every body that the robot moves.
+        friction: of every surface.
+        gain: stiffness of the robot's controller.
+    """
+
+    mass: Distribution
+    friction: Distribution
+    gain: Distribution
+
+    def draw(self, rng: np.random.Generator) -> dict[str, float]:
+        """The episode's factors."""
+        return {field.name: getattr(self, field.name).sample(rng) for field in fields(self)}
+
 
 @dataclass(frozen=True)
 class RandomizedState(TensorBatch):
@@ -51,12 +74,25 @@ class RandomizedWorld(World):
         world: any world.
         effects: applied to its pictures in this order, by name.
         latency: of the actions, or null. A late action is mixed with the one before it, by their shares of the control step.
+        dynamics: of the bodies, or null; only for a world with `set_dynamics` (`GenesisWorld`).
         seed: environment i uses the stream seed + i; `reset(seed=...)` sets it, too.
+
+    Raises:
+        ValueError: if the world has no dynamics that could be changed.
     """
 
-    def __init__(self, world: World, effects: dict[str, Effect], latency: Latency | None = None, seed: int = 0):
-        self.world, self.effects, self.latency = world, effects, latency
-        for name in ("num_envs", "fps", "max_episode_steps", "camera", "state_names", "action_names"):
+    def __init__(
+        self,
+        world: World,
+        effects: dict[str, Effect],
+        latency: Latency | None = None,
+        dynamics: Dynamics | None = None,
+        seed: int = 0,
+    ):
+        if dynamics is not None and not hasattr(world, "set_dynamics"):
+            raise ValueError(f"{type(world).__name__} has no dynamics to change; randomise a physics world or set dynamics to null")
+        self.world, self.effects, self.latency, self.dynamics = world, effects, latency, dynamics
+        for name in ("num_envs", "fps", "max_episode_steps", "camera", "state_names", "action_names", "robot_type"):
             setattr(self, name, getattr(world, name))
         self.single_observation_space, self.single_action_space = world.single_observation_space, world.single_action_space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
@@ -115,6 +151,7 @@ class RandomizedWorld(World):
                 f"restore needs a RandomizedState of {self.num_envs} environments; index the snapshot: restore(snapshot[rows])"
             )
         self._stream, self._elapsed, self._previous = state.stream.clone(), state.elapsed.clone(), state.previous.clone()
+        self._set_dynamics(torch.ones(self.num_envs, dtype=torch.bool))
         return self._seen(self.world.restore(state.world))
 
     def judge(self) -> Judgement:
@@ -138,15 +175,24 @@ class RandomizedWorld(World):
         self._stream = self._stream + torch.stack([torch.zeros_like(mask), mask], dim=1)
         self._elapsed = torch.where(mask, 0, self._elapsed)
         self._previous = torch.where(mask[:, None], 0.0, self._previous)
+        self._set_dynamics(mask)
+
+    def _set_dynamics(self, mask: Tensor) -> None:
+        if self.dynamics is None or not mask.any():
+            return
+        drawn, world = self.parameters(), self.world
+        factors = {field.name: drawn[f"dynamics.{field.name}"][mask] for field in fields(Dynamics)}
+        world.set_dynamics(mask.nonzero().flatten(), **factors)  # type: ignore[attr-defined]
 
     def _draw(self, seed: int, episode: int) -> dict[str, float]:
         """The conditions of one episode; each effect has a stream of its own."""
         if (seed, episode) not in self._drawn:
-            parts: dict[str, Any] = {**self.effects, **({"latency": self.latency} if self.latency else {})}
+            others = {"latency": self.latency, "dynamics": self.dynamics}
+            parts: dict[str, Any] = {**self.effects, **{name: part for name, part in others.items() if part is not None}}
             values = {}
             for name, part in parts.items():
                 rng = np.random.default_rng([seed % 2**63, episode, zlib.crc32(name.encode())])
-                sampled = part.draw(rng) if isinstance(part, Effect) else {"delay": part.delay.sample(rng)}
+                sampled = part.draw(rng)
                 values |= {f"{name}.{key}": float(value) for key, value in sampled.items()}
             if len(self._drawn) > 4 * self.num_envs:
                 self._drawn.clear()

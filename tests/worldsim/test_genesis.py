@@ -143,3 +143,28 @@ def test_expert_succeeds_in_at_least_95_percent_of_64_episodes():
     assert world.physics_steps == 64 * world.max_episode_steps
     world.close()
     assert success.float().mean() >= 0.95, f"the expert succeeded in {success.float().mean():.0%}"
+
+
+def test_dynamics_change_in_some_environments_and_stay_changed(world):
+    """A block that slides at v rests after v^2 / (2 mu g); a softer controller moves the pusher less; mass is what it says."""
+    nominal = float(world._blocks[0].get_mass()[0])
+    world.set_dynamics(torch.tensor([1, 3]), mass=torch.tensor([2.0, 1.0]), friction=0.5, gain=0.25)
+    world.reset(seed=4)
+    state = world.snapshot()
+    state.pusher[:], state.block_pose[:, 0, :3] = torch.tensor([-0.2, -0.2]), torch.tensor([-0.1, 0.1, 0.025])
+    state.block_pose[:, 0, 3:] = torch.tensor([1.0, 0.0, 0.0, 0.0])
+    state.block_velocity[:, 0, 0] = 0.8
+    state.goals[:] = torch.tensor([[0.2, -0.2], [0.0, -0.2]])
+    world.restore(state)
+    world.step_chunk(torch.tensor([1.0, 0.0]).expand(4, 1, 2))
+    moved = world.truth().pusher[:, 0] + 0.2
+    world.step_chunk(torch.zeros(4, 5, 2))
+    slid = world.truth().block[:, 0] + 0.1
+    world.set_dynamics(torch.arange(4))
+    assert slid[0].item() == pytest.approx(slid[2].item(), abs=1e-4)
+    assert slid[1] / slid[0] == pytest.approx(2.0, abs=0.3)
+    assert moved[1] < 0.8 * moved[0] and moved[0].item() == pytest.approx(moved[2].item(), abs=1e-4)
+    assert world._blocks[0].get_mass().tolist() == pytest.approx([nominal] * 4)
+    world.set_dynamics(torch.tensor([1]), mass=2.0)
+    assert world._blocks[0].get_mass().tolist() == pytest.approx([nominal, 2 * nominal, nominal, nominal])
+    world.set_dynamics(torch.arange(4))

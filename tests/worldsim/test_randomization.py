@@ -12,7 +12,7 @@ from worldsim.checks import check_world
 from worldsim.dream import DreamWorld, Starts
 from worldsim.effects import Distractors, Light, LogUniform, Normal, Sensor, Uniform, View
 from worldsim.interfaces import Reflector, WorldModel
-from worldsim.randomization import Latency, RandomizedWorld
+from worldsim.randomization import Dynamics, Latency, RandomizedWorld
 
 NOTHING = {
     "view": View(Uniform(0, 0), Uniform(0, 0), Uniform(0, 0), Uniform(1, 1)),
@@ -160,3 +160,31 @@ def test_distributions_have_their_moments():
     assert uniform.mean() == pytest.approx(1, abs=0.03) and uniform.min() >= -1 and uniform.max() <= 3
     assert np.log(factor).mean() == pytest.approx(0, abs=0.02) and factor.min() >= 0.5 and factor.max() <= 2
     assert normal.mean() == pytest.approx(1, abs=0.05) and normal.std() == pytest.approx(2, abs=0.05)
+
+
+def test_a_dream_has_no_dynamics_to_change(folders: dict[str, str]):
+    with pytest.raises(ValueError, match="DreamWorld has no dynamics"):
+        RandomizedWorld(dream(folders), {}, dynamics=Dynamics(*[Uniform(1, 1)] * 3))
+
+
+@pytest.mark.genesis
+def test_bodies_are_what_an_episode_drew_also_after_an_end_and_a_restore():
+    from worldsim.sim.genesis import GenesisWorld
+
+    inner = GenesisWorld(num_envs=3)
+    nominal = float(inner._blocks[0].get_mass()[0])
+    world = RandomizedWorld(inner, {}, dynamics=Dynamics(LogUniform(0.5, 2), LogUniform(0.5, 2), LogUniform(0.5, 2)))
+
+    def agrees() -> torch.Tensor:
+        factor = world.parameters()["dynamics.mass"]
+        torch.testing.assert_close(torch.as_tensor(inner._blocks[0].get_mass()).cpu() / nominal, factor.float(), atol=1e-4, rtol=0)
+        return factor
+
+    world.reset(seed=3)
+    first, state = agrees(), world.snapshot()
+    world.step_chunk(torch.zeros(3, world.max_episode_steps, 2))
+    assert (agrees() != first).all(), "the next episode draws anew"
+    world.restore(state[[2, 1, 0]])
+    torch.testing.assert_close(agrees(), first[[2, 1, 0]])
+    check_world(world)
+    world.close()

@@ -13,9 +13,9 @@ import genesis as gs
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from worldsim.cameras import Intrinsics, orbit, write_transforms
-from worldsim.sim.genesis import add_static, init_genesis, vis_options
+from worldsim.cameras import Intrinsics, around, orbit, write_transforms
 from worldsim.sim.scene import Scene
+from worldsim.sim.stage import add_static, init_genesis, vis_options
 
 FAR = 20.0  # metres
 
@@ -87,4 +87,20 @@ def capture_orbit(
 ) -> Path:
     """`capture` from poses around a target, see `worldsim.cameras.orbit`; fov [degrees] is vertical, size is height and width."""
     poses = orbit(number, target=target, radius=(radius[0], radius[1]), elevation=(elevation[0], elevation[1]), seed=seed)
+    return capture(Path(root), scene, poses, Intrinsics.from_fov(fov, height=size[0], width=size[1]))
+
+
+def capture_around(
+    root: str,
+    scene: str,
+    number: int = 200,
+    low: Sequence[float] = (-0.9, -0.9, 0.1),
+    high: Sequence[float] = (0.9, 0.9, 0.5),
+    tilt: Sequence[float] = (-35.0, 5.0),
+    fov: float = 90.0,
+    size: Sequence[int] = (96, 96),
+    seed: int = 0,
+) -> Path:
+    """`capture` from within a room, see `worldsim.cameras.around`; fov [degrees] is vertical, size is height and width."""
+    poses = around(number, low=low, high=high, tilt=(tilt[0], tilt[1]), seed=seed)
     return capture(Path(root), scene, poses, Intrinsics.from_fov(fov, height=size[0], width=size[1]))

@@ -6,6 +6,7 @@ of the physics steps that were paid. The task itself is a file (`scene.py`). Rea
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import genesis as gs
@@ -17,9 +18,13 @@ from gymnasium.vector.utils import batch_space
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from worldsim.cameras import look_at
 from worldsim.interfaces import ChunkResult, World
 from worldsim.sim.scene import ASSETS, Scene
-from worldsim.types import Judgement, Observation, TensorBatch
+from worldsim.sim.stage import add_static, init_genesis, vis_options
+from worldsim.types import Judgement, Observation, TensorBatch, where_rows
+
+Factor = float | Float[Tensor, " n"]
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,8 @@ class PhysicsState(TensorBatch):
     block_pose: Float[Tensor, "b n 7"]  # x y z, quaternion w x y z
     block_velocity: Float[Tensor, "b n 6"]  # of its free joint, as Genesis integrates it: the angular part is not in world axes
     goals: Float[Tensor, "b g 2"]
-    pusher: Float[Tensor, "b 2"]
-    pusher_velocity: Float[Tensor, "b 2"]
+    pusher: Float[Tensor, "b q"]  # the robot's joints
+    pusher_velocity: Float[Tensor, "b q"]
     task: Int[Tensor, "b 3"]  # block, goal and phrasing that the instruction names
     elapsed: Int[Tensor, " b"]
     held: Int[Tensor, " b"]  # control steps that the block has been on the disc
@@ -39,51 +44,12 @@ class PhysicsState(TensorBatch):
 
 @dataclass(frozen=True, kw_only=True)
 class Truth(Judgement):
-    """Ground truth that a judge may see and a policy may not; metres on the table plane."""
+    """Ground truth that a judge may see and a policy may not; metres on the ground plane."""
 
-    block: Float[Tensor, "b 2"]  # the block that the instruction names
+    block: Float[Tensor, "b 2"]  # what must be brought to the goal: the block that the instruction names
     goal: Float[Tensor, "b 2"]  # the disc that the instruction names
-    pusher: Float[Tensor, "b 2"]
-    distance: Float[Tensor, " b"]  # block to disc
-
-
-def init_genesis() -> None:
-    """Start Genesis on the CPU once per process, and leave torch's thread count as it was."""
-    if not gs._initialized:
-        threads = torch.get_num_threads()
-        gs.init(
-            backend=gs.cpu,  # pyright: ignore[reportAttributeAccessIssue] - set by `import genesis` at run time
-            logging_level="error",
-            precision="32",
-        )
-        torch.set_num_threads(threads)
-
-
-def vis_options(data: dict[str, Any], **more: Any) -> Any:
-    """How a scene is lit and rendered; one picture per environment. `more` are options of Genesis."""
-    light = data["light"]
-    return gs.options.VisOptions(
-        split_envs=True,
-        shadow=False,
-        plane_reflection=False,
-        ambient_light=(light["ambient"],) * 3,
-        lights=[{"type": "directional", "dir": light["direction"], "color": (1.0, 1.0, 1.0), "intensity": light["intensity"]}],
-        **more,
-    )
-
-
-def add_static(scene: Any, data: dict[str, Any], *, visible: bool = True) -> None:
-    """The bodies of a scene that never move."""
-    size = data["table"]["size"]
-    scene.add_entity(
-        gs.morphs.Box(size=size, pos=(0, 0, -size[2] / 2), fixed=True, visualization=visible),
-        surface=gs.surfaces.Rough(color=tuple(data["table"]["color"])),
-    )
-
-
-def add_obstacles(scene: Any, file: str) -> None:
-    """A mesh [m, z up] that is bumped into and not seen."""
-    scene.add_entity(gs.morphs.Mesh(file=file, fixed=True, visualization=False, file_meshes_are_zup=True))
+    pusher: Float[Tensor, "b 2"]  # the robot
+    distance: Float[Tensor, " b"]  # block to goal
 
 
 class GenesisWorld(World):
@@ -116,7 +82,7 @@ class GenesisWorld(World):
         self.scene = Scene(scene, phrasings)
         data = self.scene.data
         self.num_envs, self.fps, self.max_episode_steps = num_envs, data["fps"], data["max_episode_steps"]
-        self.camera = data["camera"]["name"]
+        self.camera, self.robot_type = data["camera"]["name"], Path(data["robot"]["file"]).stem
         self.physics_steps, self.success_steps = 0, success_steps
         height, width = data["camera"]["size"]
         self.single_observation_space = gym.spaces.Dict(
@@ -141,6 +107,7 @@ class GenesisWorld(World):
         physics, robot, camera = data["physics"], data["robot"], data["camera"]
         self._scene = gs.Scene(
             sim_options=gs.options.SimOptions(dt=physics["dt"], substeps=physics["substeps"]),
+            rigid_options=gs.options.RigidOptions(batch_links_info=True, batch_dofs_info=True),  # `set_dynamics`
             vis_options=self._looks(),
             show_viewer=False,
         )
@@ -166,9 +133,10 @@ class GenesisWorld(World):
         )
         self._scene.build(n_envs=self.num_envs, env_spacing=(0, 0))
         self._dofs = [joint.dofs_idx_local[0] for joint in (self._robot.get_joint(name) for name in robot["joints"])]
-        self._robot.set_dofs_kp([robot["kp"]] * 2, self._dofs)
-        self._robot.set_dofs_kv([robot["kv"]] * 2, self._dofs)
-        self._robot.set_dofs_force_range([-robot["max_force"]] * 2, [robot["max_force"]] * 2, self._dofs)
+        self._masses = [float(block.get_mass()[0]) for block in self._blocks]
+        force = np.broadcast_to(robot["max_force"], len(self._dofs))
+        self._robot.set_dofs_force_range(-force, force, self._dofs)
+        self.set_dynamics(torch.arange(self.num_envs))
 
     # Gymnasium ----------------------------------------------------------------------------------------------------------
 
@@ -213,7 +181,7 @@ class GenesisWorld(World):
             reward[:, i] = torch.where(done, 0.0, truth.progress - progress + ended.float())
             terminated[:, i] = ended & ~done
             truncated[:, i] = (self._elapsed >= self.max_episode_steps) & ~done & ~ended
-            self._final_truth = _where(done, self._final_truth, truth)
+            self._final_truth = where_rows(done, self._final_truth, truth)
             progress = truth.progress
             over = terminated[:, i] | truncated[:, i]
             if over.any() and i + 1 < shape[1]:
@@ -251,6 +219,24 @@ class GenesisWorld(World):
         self._place(torch.arange(self.num_envs), state)
         return self._observe()
 
+    def set_dynamics(self, index: Int[Tensor, " n"], *, mass: Factor = 1.0, friction: Factor = 1.0, gain: Factor = 1.0) -> None:
+        """Change the environments `index` from now on, over resets too; factors of the scene's values, one number or [n].
+
+        Args:
+            index: environments.
+            mass: of every block, inertia with it.
+            friction: of every surface.
+            gain: stiffness of the robot's controller; its damping goes with the root, so that the damping ratio stays.
+        """
+        mass, friction, gain = (torch.as_tensor(factor).float().expand(len(index)) for factor in (mass, friction, gain))
+        for block, nominal in zip(self._blocks, self._masses, strict=True):
+            block.set_mass(nominal * mass, envs_idx=index)
+        solver = self._scene.rigid_solver
+        solver.set_geoms_friction_ratio(friction[:, None].expand(-1, solver.n_geoms), range(solver.n_geoms), index)
+        kp, kv = (torch.tensor(self.scene.data["robot"][key]).float().expand(len(self._dofs)) for key in ("kp", "kv"))
+        self._robot.set_dofs_kp(gain[:, None] * kp, self._dofs, envs_idx=index)
+        self._robot.set_dofs_kv(gain[:, None].sqrt() * kv, self._dofs, envs_idx=index)
+
     def render(self) -> tuple[np.ndarray, ...]:
         """The current camera frames, one uint8 [h, w, 3] per environment."""
         return tuple(self._pixels().numpy())
@@ -262,13 +248,12 @@ class GenesisWorld(World):
 
     def truth(self) -> Truth:
         """Positions, success and progress of every environment now; for experts, judges and metrics, never for a policy."""
-        rows = torch.arange(self.num_envs)
-        blocks = torch.stack([torch.as_tensor(block.get_pos()).cpu()[:, :2] for block in self._blocks], dim=1)
-        block, goal = blocks[rows, self._task[:, 0]], self._goals[rows, self._task[:, 1]]
+        block, goal = self._block_and_goal()
         distance = (block - goal).norm(dim=-1)
         progress = (1 - distance / self.scene.data["progress_scale_m"]).clamp(0, 1)
         success = distance < self.scene.data["success_radius_m"]
-        return Truth(success=success, progress=progress, block=block, goal=goal, pusher=self._pusher(), distance=distance)
+        robot = self._pusher()[:, :2]
+        return Truth(success=success, progress=progress, block=block, goal=goal, pusher=robot, distance=distance)
 
     def judge(self) -> Truth:
         """The task's ground truth: the judge of last resort."""
@@ -283,6 +268,11 @@ class GenesisWorld(World):
     def goals(self) -> Float[Tensor, "b g 2"]:
         """Positions of all discs [m], named or not."""
         return self._goals
+
+    def camera_poses(self) -> Float[Tensor, "b 4 4"]:
+        """Camera-to-world of every environment now, OpenGL axes [m]."""
+        camera = self.scene.data["camera"]
+        return torch.from_numpy(look_at(camera["pos"], camera["lookat"])).float().expand(self.num_envs, 4, 4)
 
     # Internals ----------------------------------------------------------------------------------------------------------
 
@@ -334,21 +324,30 @@ class GenesisWorld(World):
         for _ in range(self.scene.data["physics"]["steps_per_action"]):
             self._scene.step(update_visualizer=False)
 
-    def _pusher(self) -> Float[Tensor, "b 2"]:
+    def _block_and_goal(self) -> tuple[Float[Tensor, "b 2"], Float[Tensor, "b 2"]]:
+        """What has to be where, see `Truth`."""
+        rows = torch.arange(self.num_envs)
+        return self._places()[rows, self._task[:, 0]], self._goals[rows, self._task[:, 1]]
+
+    def _places(self) -> Float[Tensor, "b n 2"]:
+        """Of all blocks [m]."""
+        return torch.stack([torch.as_tensor(block.get_pos()).cpu()[:, :2] for block in self._blocks], dim=1)
+
+    def _pusher(self) -> Float[Tensor, "b q"]:
         return self._robot.get_dofs_position(self._dofs).cpu()
+
+    def _proprioception(self) -> Float[Tensor, "b s"]:
+        return torch.cat([self._pusher(), self._robot.get_dofs_velocity(self._dofs).cpu()], dim=1)
+
+    def _aim(self) -> None:
+        """Put a camera that moves where it belongs; this one stands still."""
 
     def _pixels(self) -> Tensor:
         # A placed body moves on screen only once the visual geometry is updated, which `scene.step` would do.
+        self._aim()
         rgb = self._camera.render(force_render=True)[0]
         return torch.from_numpy(np.ascontiguousarray(np.asarray(rgb))).reshape(self.num_envs, *self.scene.data["camera"]["size"], 3)
 
     def _observe(self) -> Observation:
-        state = torch.cat([self._pusher(), self._robot.get_dofs_velocity(self._dofs).cpu()], dim=1)
         sentences = tuple(self.scene.sentence(*task) for task in self._task.tolist())
-        return Observation({self.camera: self._pixels()}, state, sentences)
-
-
-def _where(mask: Tensor, old: Truth, new: Truth) -> Truth:
-    """Row-wise choice between two truths, [b]."""
-    rows = {name: torch.where(mask if v.ndim == 1 else mask[:, None], v, getattr(new, name)) for name, v in vars(old).items()}
-    return Truth(**rows)
+        return Observation({self.camera: self._pixels()}, self._proprioception(), sentences)
