@@ -104,6 +104,18 @@ def orbit(
     return np.stack([look_at(np.asarray(target) + d * offset, target) for d, offset in zip(distance, around, strict=True)])
 
 
+def around(
+    number: int, *, low: Sequence[float], high: Sequence[float], tilt: tuple[float, float], seed: int = 0
+) -> Float[np.ndarray, "number 4 4"]:
+    """Poses at random places of a box [m], evenly in azimuth (golden angle), at random tilts [degrees, up is positive]: how a robot
+    sees the room that it is in."""
+    rng = np.random.default_rng(seed)
+    azimuth = np.arange(number) * math.pi * (3 - math.sqrt(5))
+    up, places = np.deg2rad(rng.uniform(*tilt, number)), rng.uniform(low, high, (number, 3))
+    ahead = np.stack([np.cos(up) * np.cos(azimuth), np.cos(up) * np.sin(azimuth), np.sin(up)], axis=1)
+    return np.stack([look_at(place, place + direction) for place, direction in zip(places, ahead, strict=True)])
+
+
 def write_transforms(
     folder: Path,
     intrinsics: Intrinsics,

@@ -1,10 +1,12 @@
 """`NerfWorld`: Genesis moves the bodies, a radiance field of a captured scene shows everything else.
 
 Only what moves (blocks, discs, robot) is drawn by the simulator; `worldsim/compositing.py` puts it into the field's picture by
-depth. The camera stands still, so that picture is rendered once. Read `capture.py` for how a scene gets into a field.
+depth. That picture is rendered anew only where the camera has moved. Read `capture.py` for how a scene gets into a field, and
+`drive.py` for a camera on a robot.
 """
 
 from collections.abc import Sequence
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from worldsim import checkpoint
 from worldsim.alignment import ALIGNMENT, Similarity
 from worldsim.cameras import Intrinsics, Pose, look_at
 from worldsim.compositing import Backdrop, composite
-from worldsim.sim.genesis import GenesisWorld, add_obstacles, add_static, vis_options
+from worldsim.sim.genesis import GenesisWorld
+from worldsim.sim.stage import add_obstacles, add_static, vis_options
 
 SOFTNESS = 0.002  # metres
 
@@ -60,20 +63,29 @@ class NerfWorld(GenesisWorld):
     @property
     def backdrop(self) -> Backdrop:
         """What stands behind the bodies, one picture per environment."""
-        scenes, rows = self._scenes, self._stream.sum(dim=1) % len(self.fields)
-        return Backdrop(scenes.color[rows], scenes.depth[rows], scenes.accumulation[rows])
+        numbers, poses = (self._stream.sum(dim=1) % len(self.fields)).tolist(), self.camera_poses().double().numpy()
+        seen = [self._look(number, pose.tobytes()) for number, pose in zip(numbers, poses, strict=True)]
+        return Backdrop(*(torch.stack([getattr(b, key) for b in seen]) for key in ("color", "depth", "accumulation")))
 
     def _build(self) -> None:
         camera = self.scene.data["camera"]
         height, width = camera["size"]
-        lens, pose = Intrinsics.from_fov(camera["fov"], width=width, height=height), look_at(camera["pos"], camera["lookat"])
-        seen = [look(folder, lens, pose) for folder in self.fields]
-        self._scenes = Backdrop(*(torch.stack([getattr(b, key) for b in seen]) for key in ("color", "depth", "accumulation")))
+        lens = Intrinsics.from_fov(camera["fov"], width=width, height=height)
+        scenes = [CapturedScene(folder) for folder in self.fields]
+
+        @lru_cache(maxsize=4 * max(self.num_envs, len(scenes)))
+        def look(number: int, pose: bytes) -> Backdrop:
+            return scenes[number].look(lens, np.frombuffer(pose).reshape(4, 4))
+
+        self._look = look
         super()._build()
 
     def _looks(self) -> Any:
         # The renderer smooths the bodies' edges against its background, so that had better look like the scene.
-        return vis_options(self.scene.data, background_color=tuple(self._scenes.color.mean(dim=(0, 1, 2)).tolist()))
+        camera = self.scene.data["camera"]
+        pose = look_at(camera["pos"], camera["lookat"]).tobytes()
+        colors = torch.stack([self._look(number, pose).color for number in range(len(self.fields))])
+        return vis_options(self.scene.data, background_color=tuple(colors.mean(dim=(0, 1, 2)).tolist()))
 
     def _add_static(self) -> None:
         add_static(self._scene, self.scene.data, visible=False)
@@ -81,6 +93,7 @@ class NerfWorld(GenesisWorld):
             add_obstacles(self._scene, self.obstacles)
 
     def _pixels(self) -> Tensor:
+        self._aim()
         rgb, depth = (np.ascontiguousarray(values) for values in self._camera.render(depth=True, force_render=True)[:2])
         shape = (self.num_envs, *self.scene.data["camera"]["size"])
         planar = torch.from_numpy(depth).reshape(shape)
@@ -90,14 +103,33 @@ class NerfWorld(GenesisWorld):
         return (picture * 255).round().to(torch.uint8)
 
 
-def look(folder: Path, lens: Intrinsics, pose: Pose) -> Backdrop:
-    """What a camera of the world sees of a captured scene: colour, planar depth [m] and opacity, [h, w] of the lens."""
-    field = checkpoint.load(folder)
-    to_world = Similarity.load(folder / ALIGNMENT) if (folder / ALIGNMENT).is_file() else Similarity(1.0, np.eye(3), np.zeros(3))
-    inside = to_world.inverse().poses(pose)
-    directions = torch.from_numpy(lens.directions().reshape(-1, 3) @ inside[:3, :3].T).float()
-    origins = torch.from_numpy(inside[:3, 3]).float().expand_as(directions)
-    color, distance, accumulation = field.render(origins, directions)
-    size, planar_per_ray = (lens.height, lens.width), torch.from_numpy(lens.planar_per_ray()).float()
-    metres = to_world.scale * distance.reshape(size)
-    return Backdrop.from_rays(color.reshape(*size, 3), metres, accumulation.reshape(size), planar_per_ray)
+class CapturedScene:
+    """A radiance field and its place in the world.
+
+    Args:
+        folder: the field, with `alignment.json` beside it where it is not in the world's metres.
+
+    Raises:
+        FileNotFoundError: if there is no field.
+        ValueError: if it is damaged.
+    """
+
+    def __init__(self, folder: Path):
+        self.field = checkpoint.load(folder)
+        aligned = (folder / ALIGNMENT).is_file()
+        self.to_world = Similarity.load(folder / ALIGNMENT) if aligned else Similarity(1.0, np.eye(3), np.zeros(3))
+
+    def look(self, lens: Intrinsics, pose: Pose) -> Backdrop:
+        """What a camera of the world sees of it: colour, planar depth [m] and opacity, [h, w] of the lens."""
+        inside = torch.from_numpy(self.to_world.inverse().poses(pose)).float()
+        rays, planar_per_ray = _rays(lens)
+        directions = rays @ inside[:3, :3].T
+        color, distance, accumulation = self.field.render(inside[:3, 3].expand_as(directions), directions)
+        size = (lens.height, lens.width)
+        metres = self.to_world.scale * distance.reshape(size)
+        return Backdrop.from_rays(color.reshape(*size, 3), metres, accumulation.reshape(size), planar_per_ray)
+
+
+@cache
+def _rays(lens: Intrinsics) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(lens.directions().reshape(-1, 3)).float(), torch.from_numpy(lens.planar_per_ray()).float()

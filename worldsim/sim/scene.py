@@ -24,7 +24,7 @@ class Layout:
     Attributes:
         blocks: x, y, yaw [rad] of each block, [n_blocks, 3].
         goals: x, y of each disc, [n_goals, 2].
-        pusher: x, y of the robot, [2].
+        pusher: x, y of the robot and, where the scene draws one, its heading [rad], [2 or 3].
         block, goal: indices of the block and the disc that the instruction names.
         phrasing: index of the sentence template.
     """
@@ -55,6 +55,8 @@ class Scene:
             known = sorted(p.stem for p in (ASSETS / "scenes").glob("*.yaml"))
             raise FileNotFoundError(f"scene {name!r} not found at {path}; known scenes: {', '.join(known)}")
         self.data: dict[str, Any] = yaml.safe_load(path.read_text())
+        if "base" in self.data:  # the scene that this one changes
+            self.data = Scene(self.data["base"], phrasings).data | self.data
         missing = {"name", "fps", "robot", "camera", "blocks", "goals", "instructions", "success_radius_m"} - set(self.data)
         if missing:
             raise ValueError(f"scene {path} lacks the keys {sorted(missing)}; compare with sim_assets/scenes/push_block.yaml")
@@ -66,11 +68,11 @@ class Scene:
 
     def sentence(self, block: int, goal: int, phrasing: int) -> str:
         """The instruction that names this block and disc."""
-        return self.templates[phrasing].format(block=self.block_names[block], goal=self.goal_names[goal])
+        return self.templates[phrasing].format(block=self.block_names[block], goal="".join(self.goal_names[goal : goal + 1]))
 
     def sentences(self) -> list[str]:
         """Every instruction that this scene can speak."""
-        indices = product(range(len(self.block_names)), range(len(self.goal_names)), range(len(self.templates)))
+        indices = product(*(range(max(1, len(x))) for x in (self.block_names, self.goal_names, self.templates)))
         return [self.sentence(*index) for index in indices]
 
     def draw(self, seed: int, episode: int) -> Layout:
@@ -102,8 +104,11 @@ class Scene:
         else:
             raise ValueError(f"scene {data['name']}: no start keeps the clearances {clearance} in 10,000 draws; reduce them")
         yaw = [np.deg2rad(rng.uniform(*box["yaw"])) for box in data["blocks"].values()]
-        block, goal, phrasing = (int(rng.integers(len(x))) for x in (self.block_names, self.goal_names, self.templates))
-        return Layout(np.column_stack([np.stack(blocks), yaw]), np.stack(goals), pusher, block, goal, phrasing)
+        names = (self.block_names, self.goal_names, self.templates)
+        block, goal, phrasing = (int(rng.integers(max(1, len(x)))) for x in names)
+        if "yaw" in data["robot"]["start"]:
+            pusher = np.append(pusher, np.deg2rad(rng.uniform(*data["robot"]["start"]["yaw"])))
+        return Layout(np.column_stack([np.stack(blocks), yaw]), np.reshape(goals, (-1, 2)), pusher, block, goal, phrasing)
 
 
 class Paraphrases:
@@ -116,7 +121,7 @@ class Paraphrases:
     def __init__(self, scene: str = "push_block"):
         speaker = Scene(scene)
         self.same: dict[str, list[str]] = {}
-        for block, goal in product(range(len(speaker.block_names)), range(len(speaker.goal_names))):
+        for block, goal in product(range(len(speaker.block_names)), range(max(1, len(speaker.goal_names)))):
             group = [speaker.sentence(block, goal, phrasing) for phrasing in range(len(speaker.templates))]
             self.same |= dict.fromkeys(group, group)
 

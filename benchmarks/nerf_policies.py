@@ -1,0 +1,109 @@
+"""Policies cloned before captured scenes, in pictures they never saw. Extra `nerf`; about half an hour on two cores, resumable.
+
+.venv/bin/python benchmarks/nerf_policies.py
+
+The default task: demonstrations before the captured table, with and without randomisation, then Genesis's own pictures. The room:
+demonstrations in three captured rooms, then a captured room and Genesis's own pictures of it, both never seen. All worlds of one
+task give the same starts and unheard sentences. Results: `runs/nerf_policies/results.json`; a stage whose output exists is skipped.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+
+from training.cli import compose_config
+from worldsim import checkpoint
+from worldsim.device import precision
+from worldsim.evaluate import evaluate
+from worldsim.files import write_json
+from worldsim.interfaces import Policy
+from worldsim.metrics import paired_difference, success_rate
+
+OUT = Path("runs/nerf_policies")
+EPISODES, SEED, DEMONSTRATIONS = 256, 940_000_000, 384
+ROOMS, UNSEEN = ("room_oak", "room_slate", "room_brick"), "room"
+
+
+def stage(target: Path, *command: str) -> None:
+    """Run a verb of worldsim that makes `target`, unless that is there."""
+    if not target.exists():
+        subprocess.run([sys.executable, "-W", "ignore", "-m", "training.cli", *command], check=True)
+
+
+def field(scene: str, capture: str, experiment: str, name: str) -> None:
+    """Photograph a scene and learn its radiance field."""
+    data, run = OUT / "data" / name, OUT / name
+    stage(
+        data,
+        "collect",
+        f"world={'push_block' if name == 'table' else 'room'}",
+        f"world.scene={scene}",
+        f"capture={capture}",
+        f"root={data}",
+    )
+    stage(run / "nerf.json", "fit", f"experiment={experiment}", f"data.root={data}", f"run_dir={run}")
+    quality = json.loads((run / "nerf.json").read_text())
+    print(name, {key: {k: round(v, 4) for k, v in quality[key].items()} for key in ("field", "baked")}, flush=True)
+
+
+def clone(name: str, experiment: str, *collect: str) -> Path:
+    """Record demonstrations and clone them."""
+    data, run = OUT / "data" / name, OUT / name
+    stage(run / "model.safetensors", "collect", *collect, f"root={data}", f"episodes={DEMONSTRATIONS}", "seed=5000")
+    stage(run / "model.safetensors", "fit", f"experiment={experiment}", f"data.roots=[{data}]", f"run_dir={run}")
+    return run
+
+
+def success(policy: Path, world: str, *options: str) -> torch.Tensor:
+    """Of every held-out start."""
+    config: Any = compose_config(
+        "evaluate", [f"world={world}", f"policy={policy}", "world.phrasings=eval", "world.num_envs=32", *options]
+    )
+    built = instantiate(config.world, _convert_="all")
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision() == "bf16-mixed"):
+        outcome = evaluate(built, checkpoint.load(policy, Policy), episodes=EPISODES, seed=SEED)
+    built.close()
+    return outcome.success
+
+
+def compare(name: str, outcomes: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Success in each world, and what is lost against the first one on the same starts."""
+    first = next(iter(outcomes.values()))
+    rows = {world: dict(success_rate(o)) | {"change": paired_difference(first, o)} for world, o in outcomes.items()}
+    for world, row in rows.items():
+        low, high = row["ci95"]
+        print(f"{name}, {world}: {100 * row['rate']:.1f} % [{100 * low:.1f}, {100 * high:.1f}], change {row['change']}", flush=True)
+    return rows
+
+
+if __name__ == "__main__":
+    field("push_block", "orbit", "nerf", "table")
+    captured = [f"{OUT}/{room}/baked" for room in ROOMS]
+    for room in (*ROOMS, UNSEEN):
+        field(room, "around", "nerf_room", room)
+    results = {}
+    for name, world, fields in (
+        ("plain", "push_block_nerf", f"world.fields=[{OUT}/table]"),
+        ("randomised", "push_block_nerf_randomized", f"world.world.fields=[{OUT}/table]"),
+    ):
+        policy = clone(f"table_{name}", "policy", f"world={world}", fields)
+        worlds = {"captured table": ("push_block_nerf", f"world.fields=[{OUT}/table]"), "Genesis": ("push_block",)}
+        results[f"table, {name}"] = compare(
+            f"table, {name}", {label: success(policy, *options) for label, options in worlds.items()}
+        )
+    for name, world, prefix in (("plain", "room_nerf", "world"), ("randomised", "room_nerf_randomized", "world.world")):
+        policy = clone(f"rooms_{name}", "policy_room", f"world={world}", f"{prefix}.fields=[{','.join(captured)}]", "actor=driver")
+        worlds = {
+            "captured rooms": ("room_nerf", f"world.fields=[{','.join(captured)}]"),
+            "captured room never seen": ("room_nerf", f"world.fields=[{OUT}/{UNSEEN}/baked]"),
+            "Genesis, room never seen": ("room",),
+        }
+        results[f"rooms, {name}"] = compare(
+            f"rooms, {name}", {label: success(policy, *options) for label, options in worlds.items()}
+        )
+    write_json(OUT / "results.json", {"episodes": EPISODES, "seed": SEED, "demonstrations": DEMONSTRATIONS, **results})
