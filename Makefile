@@ -36,7 +36,7 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 	echo "[2/4] torch (the largest download)"; \
 	$(PIP) "$$(grep '^torch==' constraints.txt)" $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)); took; \
 	echo "[3/4] worldsim and its dependencies (a few minutes)"; \
-	rm -rf worldsim.egg-info; $(PIP) -e '.[dev,export]'; took; \
+	rm -rf worldsim.egg-info; $(PIP) -e '.[dev,export,robot]'; took; \
 	.ci/system_libraries || true; \
 	echo "[4/4] the simulator's kernels (compiled and cached once, about a minute)"; \
 	$(BIN)/python -W ignore -c "$$WARM_UP" || echo "      left for later: no physics world can be built here"; took
@@ -44,7 +44,7 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 
 $(VENV)/.nerf: $(VENV)/.stamp
 	@echo "nerfstudio, for tests and checks of the NeRF path (a few minutes)"
-	@$(PIP) -e '.[dev,export,nerf]'
+	@$(PIP) -e '.[dev,export,nerf,robot]'
 	@touch $@
 
 demo: setup  ## the whole pipeline on the embedded default; options in ARGS
