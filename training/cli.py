@@ -26,6 +26,7 @@ USER_ERRORS = (
     NotADirectoryError,
     IsADirectoryError,
     PermissionError,
+    ConnectionError,
     HydraException,
     OmegaConfBaseException,
 )
@@ -58,6 +59,7 @@ VERBS = {
     "rollout": Verb("training.verbs:rollout", "imagine episodes: video, dataset, statistics", "policy=runs/policy world=dream"),
     "evaluate": Verb("training.verbs:evaluate", "measure success with confidence intervals", "policy=runs/policy world=push_block"),
     "export": Verb("training.verbs:export", "write a robot bundle and check its parity", "policy=runs/policy format=onnx"),
+    "serve": Verb("training.verbs:serve", "answer robots over a websocket, in openpi's protocol", "bundle=runs/bundle port=8000"),
     "report": Verb("training.verbs:report", "write one self-contained HTML page about a run", "run=runs/demo"),
     "demo": Verb("training.demo:run_demo", "all of the above on the embedded default", ""),
     "bench": Verb("training.bench:bench", "compare learners, or show what guards are for", "algorithms seconds=60"),

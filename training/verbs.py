@@ -1,7 +1,7 @@
 """The shorter verbs of the `worldsim` command, one function each: a resolved configuration in, files out.
 
-They only put parts together; read the parts themselves: `worldsim/collect.py`, `worldsim/evaluate.py`, `worldsim/export.py`,
-`worldsim/report.py`. The longer verbs live in `training/fit.py`, `training/demo.py` and `training/bench.py`."""
+They only put parts together; read the parts themselves: `collect.py`, `evaluate.py`, `export.py`, `serving.py` and `report.py` of
+`worldsim`. The longer verbs live in `training/fit.py`, `training/demo.py` and `training/bench.py`."""
 
 import json
 from itertools import islice
@@ -19,13 +19,14 @@ from worldsim.collect import collect as record_episodes
 from worldsim.data.lerobot import Dataset, DatasetWriter
 from worldsim.device import precision
 from worldsim.doctor import print_report
-from worldsim.evaluate import Outcomes, imagine_outcomes
+from worldsim.evaluate import Outcomes, Player, actor_of, imagine_outcomes
 from worldsim.evaluate import evaluate as play_episodes
-from worldsim.export import export_policy
+from worldsim.export import export_policy, load_bundle
 from worldsim.files import write_json
 from worldsim.interfaces import Policy, Reflector, World, WorldModel
 from worldsim.metrics import confusion, paired_difference, success_rate
 from worldsim.report import write_report
+from worldsim.serving import TorchPolicy
 from worldsim.types import Observation
 from worldsim.world_model_quality import dream_along, quality, record
 
@@ -102,7 +103,7 @@ def rollout(cfg: Config) -> None:
 def evaluate(cfg: Config) -> None:
     """Physics success of policies on the same held-out starts, paired with a baseline, and imagined beside it."""
     folders = {**({"baseline": cfg["baseline"]} if cfg["baseline"] else {}), "policy": cfg["policy"], **cfg["others"]}
-    policies = {name: checkpoint.load(folder, Policy) for name, folder in folders.items()}
+    policies = {name: _player(where, cfg["api_key"]) for name, where in folders.items()}
     out, seed = Path(cfg["out"]), cfg["seed"]
     models = None
     if cfg["world_model"] and cfg["reflector"]:
@@ -133,7 +134,16 @@ def evaluate(cfg: Config) -> None:
     write_json(out / "evaluation.json", result)
 
 
-def _imagined(policy: Policy, models: tuple[WorldModel, Reflector], outcome: Outcomes, world: World, seed: int) -> Config:
+def _player(where: str, api_key: str | None) -> Player:
+    """The policy of a folder, or the one behind a URL."""
+    if not where.startswith(("ws://", "wss://")):
+        return checkpoint.load(where, Policy)
+    from worldsim.remote import RemotePolicies  # needs the extra robot, which evaluating a folder does not
+
+    return RemotePolicies(where, api_key=api_key)
+
+
+def _imagined(policy: Player, models: tuple[WorldModel, Reflector], outcome: Outcomes, world: World, seed: int) -> Config:
     starts = outcome.starts.with_context(models[0].context)
     imagined = imagine_outcomes(policy, *models, starts, max_episode_steps=world.max_episode_steps, batch=world.num_envs, seed=seed)
     frames = len(starts) * world.max_episode_steps
@@ -144,12 +154,12 @@ def _imagined(policy: Policy, models: tuple[WorldModel, Reflector], outcome: Out
     }
 
 
-def _quality(models: tuple[WorldModel, Reflector], world: Any, media: Path, seed: int, policy: Policy) -> Config:
+def _quality(models: tuple[WorldModel, Reflector], world: Any, media: Path, seed: int, policy: Player) -> Config:
     """Open-loop quality along fresh noisy-expert actions, and videos of the policy's own episodes beside their dream."""
     world_model, reflector = models
     world.success_steps, ends = 10**9, world.success_steps
     play = record(world, PlayActor(seed=seed), steps=world.max_episode_steps, seed=seed + 500_000)
-    own = record(world, PolicyActor(policy, seed=seed), steps=world.max_episode_steps, seed=seed)
+    own = record(world, actor_of(policy, seed), steps=world.max_episode_steps, seed=seed)
     world.success_steps = ends
     color = torch.tensor(next(iter(world.scene.data["blocks"].values()))["color"])
     figures, judged, dreamed = quality(world_model, reflector, play, color)
@@ -198,6 +208,27 @@ def _example(policy: Policy, data: str | None) -> Observation:
         return Observation({policy.arguments["camera"]: frames}, state, ("push the red block onto the green disc",))
     episode = next(iter(Dataset(Path(data)).episodes([0])))
     return Observation({name: images[:1] for name, images in episode.images.items()}, episode.state[:1], (episode.instruction,))
+
+
+def serve(cfg: Config) -> None:
+    """Answer robots in openpi's protocol until SIGINT or SIGTERM."""
+    # They need the extra robot, which the other verbs do not.
+    from worldsim.robot.served_bundle import BundlePolicy
+    from worldsim.robot.server import Server
+
+    if (cfg["bundle"] is None) == (cfg["policy"] is None):
+        raise ValueError("serve needs either bundle=FOLDER or policy=FOLDER")
+    if cfg["bundle"] is not None:
+        served, max_batch = BundlePolicy(load_bundle(cfg["bundle"], threads=cfg["threads"]), seed=cfg["seed"]), 1
+    else:
+        policy = checkpoint.load(cfg["policy"], Policy)
+        served = TorchPolicy(policy, image=tuple(cfg["image"]), state_dim=policy.arguments["state_dim"], seed=cfg["seed"])
+        max_batch = cfg["max_batch"]
+    limits = {
+        name: cfg[name] for name in ("host", "port", "api_key", "max_message_bytes", "max_clients", "max_waiting", "max_wait_s")
+    }
+    server = Server(served, max_batch=max_batch, **limits)
+    server.run(ready=lambda: print(f"{cfg['bundle'] or cfg['policy']} at {server.url}", flush=True))
 
 
 def report(cfg: Config) -> None:

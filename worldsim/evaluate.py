@@ -5,6 +5,7 @@ same batch size, the same sampler noise) and a gain can be paired. Read `metrics
 `world_model_quality.py` for open-loop dreams."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +13,13 @@ from jaxtyping import Bool, Int
 from rich.progress import Progress
 from torch import Tensor
 
-from worldsim.collect import PolicyActor
+from worldsim.collect import Actor, PolicyActor
 from worldsim.dream import DreamWorld, Starts
 from worldsim.interfaces import Policy, Reflector, World, WorldModel
 from worldsim.types import Observation
+
+Player = Policy | Callable[[int], Actor]
+"""Who plays: a policy, or a function that makes an actor whose noise has the given seed (`worldsim.remote.RemotePolicies`)."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,12 @@ class Outcomes:
 
 
 @torch.no_grad()
-def evaluate(world: World, policy: Policy, *, episodes: int, seed: int) -> Outcomes:
+def evaluate(world: World, policy: Player, *, episodes: int, seed: int) -> Outcomes:
     """Play `episodes` episodes with the policy's deterministic sampler and noise seeded by episode.
 
     Args:
         world: with at most `episodes` environments.
-        policy: in evaluation mode.
+        policy: in evaluation mode, or what plays in its place.
         episodes: n, a multiple of the world's `num_envs`.
         seed: episode i starts from stream seed + i.
 
@@ -68,9 +72,9 @@ def evaluate(world: World, policy: Policy, *, episodes: int, seed: int) -> Outco
 
 
 @torch.no_grad()
-def play(world: World, policy: Policy, obs: Observation, *, seed: int) -> tuple[Bool[Tensor, " b"], Int[Tensor, " b"]]:
+def play(world: World, policy: Player, obs: Observation, *, seed: int) -> tuple[Bool[Tensor, " b"], Int[Tensor, " b"]]:
     """One episode in every environment of a freshly reset world: success and length, [b] each."""
-    actor = PolicyActor(policy, seed=seed)
+    actor = actor_of(policy, seed)
     success = torch.zeros(world.num_envs, dtype=torch.bool)
     ended, length = success.clone(), torch.zeros(world.num_envs, dtype=torch.long)
     while not ended.all():
@@ -82,13 +86,18 @@ def play(world: World, policy: Policy, obs: Observation, *, seed: int) -> tuple[
     return success, length
 
 
+def actor_of(policy: Player, seed: int) -> Actor:
+    """The actor of one batch of episodes."""
+    return PolicyActor(policy, seed=seed) if isinstance(policy, Policy) else policy(seed)
+
+
 def imagine_outcomes(
-    policy: Policy, world_model: WorldModel, reflector: Reflector, starts: Starts, *, max_episode_steps: int, batch: int, seed: int
+    policy: Player, world_model: WorldModel, reflector: Reflector, starts: Starts, *, max_episode_steps: int, batch: int, seed: int
 ) -> Outcomes:
     """The same starts, imagined: success by the reflector's verdict in a dream.
 
     Args:
-        policy: in evaluation mode.
+        policy: in evaluation mode, or what plays in its place.
         world_model: in evaluation mode.
         reflector: in evaluation mode.
         starts: of the physical episodes, with the world model's context.

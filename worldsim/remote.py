@@ -1,0 +1,118 @@
+"""A policy behind a websocket as an actor: `worldsim evaluate policy=ws://host:port` judges anyone's server.
+
+One request per environment, over connections of their own, so that a server which batches sees the whole batch. Read
+`worldsim/robot/client.py` for a connection, and `evaluate.py` for who asks.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from worldsim.collect import Actor
+from worldsim.robot.client import RemotePolicy
+from worldsim.robot.observation import IMAGE, NOISE, PROMPT, STATE
+from worldsim.types import Observation
+
+LONGEST_CHUNK = 1000  # actions; more is a mistake or a prank of the server
+
+
+class RemotePolicies:
+    """Connections to one policy server; ``policies(seed)`` is an actor that asks over them.
+
+    Args:
+        url: ``ws://host:port`` or ``wss://host:port``.
+        api_key: of the server.
+        connections: at most so many at a time; environments beyond share them.
+        timeout_s: longest time that one request takes.
+
+    Raises:
+        ValueError: if `url` is no websocket URL.
+        ConnectionError: if there is no policy server.
+    """
+
+    def __init__(self, url: str, *, api_key: str | None = None, connections: int = 64, timeout_s: float = 30.0):
+        self.clients = [RemotePolicy(url, api_key=api_key, timeout_s=timeout_s) for _ in range(connections)]
+        self.metadata = self.clients[0].metadata
+        self._threads = ThreadPoolExecutor(connections, thread_name_prefix="remote policy")
+
+    def __call__(self, seed: int) -> "RemoteActor":
+        """An actor whose noise, where the server takes it from its clients, is that of `PolicyActor` with the same seed."""
+        return RemoteActor(self, seed)
+
+    def infer(self, observations: list[dict[str, Any]]) -> list[np.ndarray]:
+        """Actions [ah, ad] of each observation; client k of n takes observations k, k + n, ..."""
+        n = len(self.clients)
+        shares = self._threads.map(
+            lambda k: [self.clients[k].infer(observation)["actions"] for observation in observations[k::n]], range(n)
+        )
+        chunks: list[Any] = [None] * len(observations)
+        for k, share in enumerate(shares):
+            chunks[k::n] = share
+        return chunks
+
+    def close(self) -> None:
+        """Close all connections."""
+        list(self._threads.map(RemotePolicy.close, self.clients))
+        self._threads.shutdown()
+
+
+class RemoteActor(Actor):
+    """Asks a policy server for every environment's chunk.
+
+    Args:
+        policies: connections to it.
+        seed: of the noise that it sends, if the server's metadata gives a `noise_shape`.
+    """
+
+    source = "policy"
+
+    def __init__(self, policies: RemotePolicies, seed: int = 0):
+        self.policies, self.generator = policies, torch.Generator().manual_seed(seed)
+
+    def act(self, world: Any, obs: Observation) -> Float[Tensor, "b ah ad"]:
+        """Chunks of the server, clamped to [-1, 1].
+
+        Raises:
+            ValueError: if the server needs another camera, or its actions are not finite, not [ah, ad] or of another robot.
+            ConnectionError: if a request fails.
+        """
+        camera = str(self.policies.metadata.get("camera", world.camera))
+        if camera not in obs.images:
+            raise ValueError(f"the server needs camera {camera!r}, the observation has {sorted(obs.images)}; choose another world")
+        images = {IMAGE: obs.images[camera]}
+        images |= {f"observation/images/{name}": frames for name, frames in obs.images.items() if name != camera}
+        columns = {key: _pixels(frames) for key, frames in images.items()} | {STATE: obs.state.float().numpy()}
+        if (shape := self._noise_shape(world)) is not None:
+            columns[NOISE] = torch.randn(len(obs.instruction), *shape, generator=self.generator).numpy()
+            torch.randn(len(obs.instruction), *shape, generator=self.generator)  # where PolicyActor draws the noise on its actions
+        rows = [
+            {PROMPT: sentence, **{key: values[i] for key, values in columns.items()}} for i, sentence in enumerate(obs.instruction)
+        ]
+        chunks = self.policies.infer(rows)
+        expected, shapes = world.single_action_space.shape, {chunk.shape for chunk in chunks}
+        if len(shapes) > 1 or chunks[0].ndim != 2 or chunks[0].shape[1:] != expected or not len(chunks[0]):
+            raise ValueError(
+                f"the server's actions must have shape (ah, {expected[0]}), got {sorted(shapes)}; it serves another robot"
+            )
+        actions = torch.from_numpy(np.stack(chunks).astype(np.float32))
+        if not torch.isfinite(actions).all():
+            raise ValueError("the server's actions must be finite, got NaN or infinity; check the server")
+        return actions.clamp(-1, 1)
+
+    def _noise_shape(self, world: Any) -> tuple[int, int] | None:
+        match self.policies.metadata.get("noise_shape"):
+            case [int(horizon), int(dim)] if 0 < horizon <= LONGEST_CHUNK and (dim,) == world.single_action_space.shape:
+                return horizon, dim
+            case None:
+                return None
+            case other:
+                raise ValueError(f"the server's noise_shape must be [ah, {world.single_action_space.shape[0]}], got {other!r:.60}")
+
+
+def _pixels(frames: Tensor) -> np.ndarray:
+    """uint8 pictures, [b, h, w, 3]; a differentiable dream's are floats in 0..1."""
+    return (frames if frames.dtype == torch.uint8 else (frames * 255).round().clamp(0, 255).byte()).numpy()
