@@ -103,7 +103,7 @@ def rollout(cfg: Config) -> None:
 def evaluate(cfg: Config) -> None:
     """Physics success of policies on the same held-out starts, paired with a baseline, and imagined beside it."""
     folders = {**({"baseline": cfg["baseline"]} if cfg["baseline"] else {}), "policy": cfg["policy"], **cfg["others"]}
-    policies = {name: _player(where, cfg["api_key"]) for name, where in folders.items()}
+    policies = {name: _player(where, api_key=cfg["api_key"], timeout_s=cfg["timeout_s"]) for name, where in folders.items()}
     out, seed = Path(cfg["out"]), cfg["seed"]
     models = None
     if cfg["world_model"] and cfg["reflector"]:
@@ -134,13 +134,13 @@ def evaluate(cfg: Config) -> None:
     write_json(out / "evaluation.json", result)
 
 
-def _player(where: str, api_key: str | None) -> Player:
+def _player(where: str, **connection: Any) -> Player:
     """The policy of a folder, or the one behind a URL."""
     if not where.startswith(("ws://", "wss://")):
         return checkpoint.load(where, Policy)
     from worldsim.remote import RemotePolicies  # needs the extra robot, which evaluating a folder does not
 
-    return RemotePolicies(where, api_key=api_key)
+    return RemotePolicies(where, **connection)
 
 
 def _imagined(policy: Player, models: tuple[WorldModel, Reflector], outcome: Outcomes, world: World, seed: int) -> Config:

@@ -16,7 +16,8 @@ MAX_DEPTH = 16
 MAX_DIMENSIONS = 8
 
 # Booleans and numbers, by the name that travels. Objects, voids, records, strings and dates have no place in it.
-_DTYPES = {dtype.str: dtype for code in "?bhilqBHILQefd" for dtype in (np.dtype(code), np.dtype(code).newbyteorder())}
+_NAMES = ["b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"]
+_DTYPES = {dtype.str: dtype for name in _NAMES for dtype in (np.dtype(f"<{name}"), np.dtype(f">{name}"))}
 _ARRAY_KEYS = {b"__ndarray__", b"data", b"dtype", b"shape"}
 _SCALAR_KEYS = {b"__npgeneric__", b"data", b"dtype"}
 _PLAIN = (str, bytes, int, float, bool, type(None))
@@ -62,7 +63,7 @@ def unpack(message: bytes | str, *, max_bytes: int = MAX_MESSAGE_BYTES) -> Any:
     try:
         value = msgpack.unpackb(message, object_hook=count, list_hook=count, **limits)
     except ValueError as error:
-        raise ValueError(f"this is not a MessagePack message: {error or 'malformed'}") from error
+        raise ValueError(f"this is not a MessagePack message: {str(error) or 'malformed'}") from error
     return _decode(value, 0)
 
 

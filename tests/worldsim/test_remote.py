@@ -1,0 +1,156 @@
+"""Evaluations through a websocket: the same actions and the same outcomes as without one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from training import cli, verbs
+from worldsim import checkpoint
+from worldsim.collect import PolicyActor
+from worldsim.data.windows import FrameTable
+from worldsim.dream import DreamWorld, Starts
+from worldsim.evaluate import evaluate, imagine_outcomes
+from worldsim.interfaces import Policy, Reflector, WorldModel
+from worldsim.remote import RemotePolicies
+from worldsim.robot.server import Server
+from worldsim.serving import TorchPolicy
+
+
+@pytest.fixture
+def policy(folders: dict[str, str]) -> Policy:
+    policy: Any = checkpoint.load(folders["policy"], Policy)
+    torch.nn.init.normal_(policy.expert[-1].weight, std=0.5)  # a new policy hardly moves
+    checkpoint.save(policy, folders["policy"])
+    return policy
+
+
+def dream(folders: dict[str, str], recorded: str, threshold: float = 0.5) -> DreamWorld:
+    model, judge = checkpoint.load(folders["world_model"], WorldModel), checkpoint.load(folders["reflector"], Reflector)
+    judge.threshold.fill_(threshold)
+    return DreamWorld(model, judge, Starts.first_frames(FrameTable.read([recorded], "front"), 1), num_envs=4, max_episode_steps=12)
+
+
+def served(policy: Policy, **options: Any) -> Server:
+    return Server(TorchPolicy(policy, image=(64, 64), state_dim=4), port=0, max_batch=64, **options)
+
+
+@pytest.mark.parametrize("connections", [1, 3, 64])
+def test_a_remote_actor_acts_as_the_policy(policy: Policy, folders: dict[str, str], recorded: str, connections: int) -> None:
+    world = dream(folders, recorded)
+    obs, _ = world.reset(seed=3)
+    with served(policy) as server:
+        remote = RemotePolicies(server.url, connections=connections)
+        actor, local = remote(seed=5), PolicyActor(policy, seed=5)
+        for _ in range(3):  # the noise goes on alike
+            expected = local.act(world, obs)
+            torch.testing.assert_close(actor.act(world, obs), expected, rtol=0, atol=1e-5)
+            obs = world.step_chunk(expected).obs
+        assert not torch.allclose(remote(seed=6).act(world, obs), local.act(world, obs), atol=1e-2)
+        remote.close()
+
+
+def test_outcomes_are_those_of_the_policy(policy: Policy, folders: dict[str, str], recorded: str) -> None:
+    world = dream(folders, recorded, threshold=middle(policy, folders, recorded))
+    local = evaluate(world, policy, episodes=16, seed=11)
+    assert 0 < local.success.sum() < 16  # or equal outcomes would mean little
+    with served(policy) as server:
+        remote = RemotePolicies(server.url)
+        away = evaluate(world, remote, episodes=16, seed=11)
+        assert torch.equal(away.success, local.success) and torch.equal(away.length, local.length)
+        starts, models = local.starts, (world.world_model, world.reflector)
+        size = {"max_episode_steps": 12, "batch": 4, "seed": 11}
+        dreamed = [imagine_outcomes(player, *models, starts, **size) for player in (policy, remote)]
+        assert torch.equal(dreamed[0].length, dreamed[1].length)
+        remote.close()
+
+
+def middle(policy: Policy, folders: dict[str, str], recorded: str) -> float:
+    """A threshold that some episodes pass."""
+    world, highest = dream(folders, recorded, threshold=1.0), []
+    obs, _ = world.reset(seed=11)
+    actor = PolicyActor(policy, seed=11)
+    for _ in range(3):
+        obs = world.step_chunk(actor.act(world, obs)).obs
+        highest.append(world.reflector.judge(obs.images["front"], obs.instruction).p_success)
+    return float(torch.stack(highest).max(0).values.median())
+
+
+def test_requests_of_many_environments_are_not_serial(policy: Policy, folders: dict[str, str], recorded: str) -> None:
+    world = dream(folders, recorded)
+    obs, _ = world.reset(seed=3)
+    sizes: list[int] = []
+
+    class Together:
+        metadata: dict[str, Any] = {}
+
+        def infer(self, observations: list[dict[str, Any]]) -> list[np.ndarray]:
+            sizes.append(len(observations))
+            return [np.zeros((2, 2), np.float32)] * len(observations)
+
+    with Server(Together(), port=0, max_batch=4, max_wait_s=2) as server:
+        remote = RemotePolicies(server.url)
+        remote(seed=0).act(world, obs)  # opens the connections
+        sizes.clear()
+        remote(seed=0).act(world, obs)
+        assert sizes == [4]
+        remote.close()
+
+
+@pytest.mark.parametrize(
+    ("metadata", "actions", "words"),
+    [
+        ({}, np.zeros((4, 7)), "must have shape (ah, 2), got [(4, 7)]; it serves another robot"),
+        ({}, np.zeros((0, 2)), "must have shape (ah, 2), got [(0, 2)]"),
+        ({"camera": "wrist"}, np.zeros((4, 2)), "the server needs camera 'wrist', the observation has ['front']"),
+        ({"noise_shape": [4, 7]}, np.zeros((4, 2)), "noise_shape must be [ah, 2], got [4, 7]"),
+        ({"noise_shape": [10**9, 2]}, np.zeros((4, 2)), "noise_shape must be [ah, 2]"),
+        ({"noise_shape": "big"}, np.zeros((4, 2)), "noise_shape must be [ah, 2], got 'big'"),
+    ],
+)
+def test_a_server_of_another_robot_is_refused(
+    folders: dict[str, str], recorded: str, metadata: dict[str, Any], actions: np.ndarray, words: str
+) -> None:
+    class Foreign:
+        def __init__(self) -> None:
+            self.metadata = metadata
+
+        def infer(self, observations: list[dict[str, Any]]) -> list[np.ndarray]:
+            return [actions] * len(observations)
+
+    world = dream(folders, recorded)
+    obs, _ = world.reset(seed=3)
+    with Server(Foreign(), port=0) as server:
+        remote = RemotePolicies(server.url)
+        with pytest.raises(ValueError, match="the server") as error:
+            remote(seed=0).act(world, obs)
+        assert words in str(error.value)
+        remote.close()
+
+
+def test_the_verb_judges_a_server_as_it_judges_a_folder(
+    policy: Policy, folders: dict[str, str], recorded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verbs, "precision", lambda: "32-true")  # what is served computes in float32
+    monkeypatch.setenv("WORLDSIM_API_KEY", "secret")
+    where = [f"world.world_model={folders['world_model']}", f"world.reflector={folders['reflector']}", f"world.data=[{recorded}]"]
+    size = ["world=dream", "world.num_envs=4", "+world.max_episode_steps=12", "episodes=8", "seed=3"]
+    judge = checkpoint.load(folders["reflector"], Reflector)
+    judge.threshold.fill_(middle(policy, folders, recorded))
+    checkpoint.save(judge, folders["reflector"])
+    results = []
+    with served(policy, api_key="secret") as server:
+        for name in (folders["policy"], server.url):
+            assert cli.main(["evaluate", f"policy={name}", *where, *size, f"out={tmp_path / 'out'}"]) == 0
+            results.append(json.loads((tmp_path / "out" / "evaluation.json").read_text())["policies"]["policy"])
+    assert results[0] == results[1]
+    assert 0 < results[0]["rate"] < 1
+
+
+def test_no_server_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evaluate", "policy=ws://127.0.0.1:9", "timeout_s=0.3", "world=dream"]) == 2
+    error = capsys.readouterr().err
+    assert "worldsim: ws://127.0.0.1:9 gave no answer within 0.3 s" in error and error.count("\n") == 1
