@@ -224,10 +224,9 @@ def serve(cfg: Config) -> None:
         policy = checkpoint.load(cfg["policy"], Policy)
         served = TorchPolicy(policy, image=tuple(cfg["image"]), state_dim=policy.arguments["state_dim"], seed=cfg["seed"])
         max_batch = cfg["max_batch"]
-    limits = {
-        name: cfg[name] for name in ("host", "port", "api_key", "max_message_bytes", "max_clients", "max_waiting", "max_wait_s")
-    }
-    server = Server(served, max_batch=max_batch, **limits)
+    api_key = None if cfg["api_key"] is None else str(cfg["api_key"])  # Hydra reads one of digits as a number
+    options = {name: cfg[name] for name in ("host", "port", "max_message_bytes", "max_clients", "max_waiting", "max_wait_s")}
+    server = Server(served, api_key=api_key, max_batch=max_batch, **options)
     server.run(ready=lambda: print(f"{cfg['bundle'] or cfg['policy']} at {server.url}", flush=True))
 
 

@@ -31,7 +31,8 @@ def policy(folders: dict[str, str]) -> Policy:
 def dream(folders: dict[str, str], recorded: str, threshold: float = 0.5) -> DreamWorld:
     model, judge = checkpoint.load(folders["world_model"], WorldModel), checkpoint.load(folders["reflector"], Reflector)
     judge.threshold.fill_(threshold)
-    return DreamWorld(model, judge, Starts.first_frames(FrameTable.read([recorded], "front"), 1), num_envs=4, max_episode_steps=12)
+    starts = Starts.first_frames(FrameTable.read([recorded], "front"), model.context)
+    return DreamWorld(model, judge, starts, num_envs=4, max_episode_steps=12)
 
 
 def served(policy: Policy, **options: Any) -> Server:
@@ -61,13 +62,14 @@ def test_outcomes_are_those_of_the_policy(policy: Policy, folders: dict[str, str
         remote = RemotePolicies(server.url)
         away = evaluate(world, remote, episodes=16, seed=11)
         assert torch.equal(away.success, local.success) and torch.equal(away.length, local.length)
-        starts, models = local.starts, (world.world_model, world.reflector)
+        starts, models = local.starts.with_context(world.world_model.context), (world.world_model, world.reflector)
         size = {"max_episode_steps": 12, "batch": 4, "seed": 11}
         dreamed = [imagine_outcomes(player, *models, starts, **size) for player in (policy, remote)]
         assert torch.equal(dreamed[0].length, dreamed[1].length)
         remote.close()
 
 
+@torch.no_grad()
 def middle(policy: Policy, folders: dict[str, str], recorded: str) -> float:
     """A threshold that some episodes pass."""
     world, highest = dream(folders, recorded, threshold=1.0), []
@@ -91,7 +93,7 @@ def test_requests_of_many_environments_are_not_serial(policy: Policy, folders: d
             sizes.append(len(observations))
             return [np.zeros((2, 2), np.float32)] * len(observations)
 
-    with Server(Together(), port=0, max_batch=4, max_wait_s=2) as server:
+    with Server(Together(), port=0, max_batch=4, max_wait_s=0.5) as server:
         remote = RemotePolicies(server.url)
         remote(seed=0).act(world, obs)  # opens the connections
         sizes.clear()

@@ -30,7 +30,7 @@ def pack(value: Any) -> bytes:
         ValueError: if something in it cannot travel, such as an array of objects.
     """
     try:
-        return msgpack.packb(value, default=_encode)
+        return msgpack.packb(value, default=_encode)  # type: ignore[return-value]
     except (TypeError, OverflowError) as error:
         raise ValueError(f"a message holds maps, lists, strings, numbers and arrays: {error}; convert it first") from error
 

@@ -190,6 +190,7 @@ class Server:
             compression=None,
             max_size=self.max_message_bytes,
             max_queue=1,
+            open_timeout=5,
             close_timeout=2,
         )
         work = [asyncio.ensure_future(self._answer_batches(executor)), asyncio.ensure_future(self._cut_off())]

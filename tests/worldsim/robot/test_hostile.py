@@ -195,6 +195,9 @@ def attack(number: int, seed: int, folder: Path) -> None:
     ):
         process, threads, memory = psutil.Process(), 0, 0
         for i in range(number):
+            if i == number // 4:
+                gc.collect()
+                threads, memory = threading.active_count(), process.memory_info().rss
             kind = KINDS[i % len(KINDS)]
             data = kind(chance, trap)
             client = socket.create_connection(("127.0.0.1", server.port), timeout=5)
@@ -206,9 +209,6 @@ def attack(number: int, seed: int, folder: Path) -> None:
             drain(client, kind.__name__)
             if i % 200 == 0:
                 np.testing.assert_array_equal(good.infer(state(i))["actions"], [[2 * i, -2 * i]] * 3)
-            if i == number // 4:
-                gc.collect()
-                threads, memory = threading.active_count(), process.memory_info().rss
         assert len(slow) == min(SLOW, number // len(KINDS))
         np.testing.assert_array_equal(good.infer(state(7))["actions"], [[14, -14]] * 3)
         with OpenpiClient(server.url) as another:
