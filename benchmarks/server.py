@@ -23,7 +23,7 @@ from models.policies.flow_vla import FlowVLA
 from worldsim import checkpoint
 from worldsim.robot.protocol import pack, unpack
 
-WARM_UP_S = 3.0
+WARM_UP_S = 10.0  # torch keeps kernels for each size of a batch that it meets
 
 
 async def ask(url: str, seed: int, end: float, latencies: list[float], errors: list[str]) -> None:

@@ -11,7 +11,7 @@ import msgpack
 import numpy as np
 
 MAX_MESSAGE_BYTES = 16 * 2**20
-MAX_ITEMS = 4096  # of all maps and lists of a message together; pixels travel as bytes, so this is plenty
+MAX_ITEMS = 1024  # of all maps and lists of a message together; pixels travel as bytes, so this is plenty
 MAX_DEPTH = 16
 MAX_DIMENSIONS = 8
 
@@ -43,7 +43,7 @@ def unpack(message: bytes | str, *, max_bytes: int = MAX_MESSAGE_BYTES) -> Any:
         max_bytes: of the message.
 
     Raises:
-        ValueError: if it is text, too large, not MessagePack or truncated, holds more than 4,096 items, is nested deeper than 16 or
+        ValueError: if it is text, too large, not MessagePack or truncated, holds more than 1,024 items, is nested deeper than 16 or
             holds an array or a scalar that is no boolean or number or whose bytes do not fit its shape.
     """
     if isinstance(message, str):

@@ -1,6 +1,7 @@
 """The wire format against bytes worked out by hand and a reader written from its description; everything else is refused."""
 
 import pickle
+import tracemalloc
 from typing import Any
 
 import msgpack
@@ -101,7 +102,7 @@ REFUSED = {
     "many lists": (msgpack.packb([[[]] * 100] * 100), "items"),
     "many maps": (msgpack.packb([[{}] * 100] * 100), "items"),
     "list without an end": (b"\xdd\xff\xff\xff\xff", "MessagePack"),
-    "lists without an end": (b"\xdd\x00\x00\x10\x00" * 4000, "MessagePack"),
+    "lists without an end": (b"\xdd\x00\x00\x04\x00" * 4000, "MessagePack"),
     "map without an end": (b"\xdf\xff\xff\xff\xff", "MessagePack"),
     "text without an end": (b"\xdb\xff\xff\xff\xff", "MessagePack"),
     "bytes without an end": (b"\xc6\xff\xff\xff\xff", "MessagePack"),
@@ -123,6 +124,16 @@ def test_what_does_not_belong_is_refused_in_one_line(name: str) -> None:
     with pytest.raises(ValueError, match=words) as error:
         unpack(message)
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("head", [b"\xdd\x00\x0f\x00\x00" * 50, b"\xdf\x00\x07\x00\x00" * 50, b"\xdc\x03\xff" + b"\x80" * 2**20])
+def test_what_a_message_promises_takes_no_memory(head: bytes) -> None:
+    message = head + bytes(2**20)  # as long as its first list says
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="MessagePack"):
+        unpack(message)
+    assert tracemalloc.get_traced_memory()[1] < 2e6
+    tracemalloc.stop()
 
 
 def test_the_deepest_and_fullest_messages_pass() -> None:
