@@ -357,7 +357,7 @@ class Server:
 
 def _checked(actions: np.ndarray) -> np.ndarray | RuntimeError:
     actions = np.asarray(actions, dtype=np.float32)
-    if actions.ndim != 2 or not np.isfinite(actions).all():
+    if actions.ndim != 2 or not actions.size or not np.isfinite(actions).all():
         return RuntimeError(f"the policy's actions must be finite and of shape [ah, ad], got shape {actions.shape}")
     return actions
 

@@ -197,6 +197,7 @@ def test_a_mistake_is_answered_with_one_line_of_text_and_the_end(policy: Doublin
         [np.full((3, 2), np.nan)],
         [np.full((3, 2), np.inf)],
         [np.zeros(3)],
+        [np.zeros((3, 0))],
         [],
         [np.zeros((3, 2)), np.zeros((3, 2))],
     ],
