@@ -1,11 +1,19 @@
-"""A client written from openpi's published protocol alone (websockets and msgpack, none of our code), and policies to serve."""
+"""openpi's protocol from its description alone, with websockets and msgpack and none of our code: client, server and policy."""
 
 import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import msgpack
 import numpy as np
+import pytest
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
+from websockets.sync.server import ServerConnection, serve
 
 
 def encode(value: Any) -> Any:
@@ -52,6 +60,24 @@ class OpenpiClient:
         self.connection.close()
 
 
+@contextmanager
+def foreign_server(*frames: Any) -> Iterator[str]:
+    """Somebody's server: sends the first frame, then one more for every message."""
+
+    def handler(connection: ServerConnection) -> None:
+        connection.send(frames[0])
+        for answer in frames[1:]:
+            connection.recv()
+            connection.send(answer)
+        connection.recv()  # keep the connection until the client ends it
+
+    with serve(handler, "127.0.0.1", 0, compression=None) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
+        server.shutdown()
+
+
 class Doubling:
     """Answers with twice the state, three times over. Waits for `gate`, and notes the size of every batch."""
 
@@ -75,3 +101,32 @@ class Doubling:
 
 def state(value: float) -> dict[str, Any]:
     return {"state": np.array([value, -value], np.float32), "prompt": "go"}
+
+
+def fetch(server: Any, path: str, **headers: str) -> tuple[int, str]:
+    request = Request(server.url.replace("ws://", "http://") + path, headers=headers)
+    try:
+        with urlopen(request, timeout=5) as response:
+            return response.status, response.read().decode()
+    except HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def metrics(server: Any) -> dict[str, float]:
+    lines = [line for line in fetch(server, "/metrics")[1].splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+
+def until(condition: Callable[[], bool], within_s: float = 5) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.005)
+
+
+def end(client: OpenpiClient, within_s: float = 5) -> int:
+    """The code with which the server closes this connection."""
+    with pytest.raises(ConnectionClosed) as error:
+        client.connection.recv(timeout=within_s)
+    assert error.value.rcvd is not None
+    return error.value.rcvd.code

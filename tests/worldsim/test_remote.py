@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from openpi import foreign_server
 
 from training import cli, verbs
 from worldsim import checkpoint
@@ -16,6 +17,7 @@ from worldsim.dream import DreamWorld, Starts
 from worldsim.evaluate import evaluate, imagine_outcomes
 from worldsim.interfaces import Policy, Reflector, WorldModel
 from worldsim.remote import RemotePolicies
+from worldsim.robot.protocol import pack
 from worldsim.robot.server import Server
 from worldsim.serving import TorchPolicy
 
@@ -107,6 +109,8 @@ def test_requests_of_many_environments_are_not_serial(policy: Policy, folders: d
     [
         ({}, np.zeros((4, 7)), "must have shape (ah, 2), got [(4, 7)]; it serves another robot"),
         ({}, np.zeros((0, 2)), "must have shape (ah, 2), got [(0, 2)]"),
+        ({}, np.zeros(2), "must have shape (ah, 2), got [(2,)]"),
+        ({}, np.full((4, 2), np.nan), "actions must be finite"),
         ({"camera": "wrist"}, np.zeros((4, 2)), "the server needs camera 'wrist', the observation has ['front']"),
         ({"noise_shape": [4, 7]}, np.zeros((4, 2)), "noise_shape must be [ah, 2], got [4, 7]"),
         ({"noise_shape": [10**9, 2]}, np.zeros((4, 2)), "noise_shape must be [ah, 2]"),
@@ -116,17 +120,10 @@ def test_requests_of_many_environments_are_not_serial(policy: Policy, folders: d
 def test_a_server_of_another_robot_is_refused(
     folders: dict[str, str], recorded: str, metadata: dict[str, Any], actions: np.ndarray, words: str
 ) -> None:
-    class Foreign:
-        def __init__(self) -> None:
-            self.metadata = metadata
-
-        def infer(self, observations: list[dict[str, Any]]) -> list[np.ndarray]:
-            return [actions] * len(observations)
-
     world = dream(folders, recorded)
     obs, _ = world.reset(seed=3)
-    with Server(Foreign(), port=0) as server:
-        remote = RemotePolicies(server.url)
+    with foreign_server(pack(metadata), *[pack({"actions": actions})] * 4) as url:
+        remote = RemotePolicies(url, connections=1)
         with pytest.raises(ValueError, match="the server") as error:
             remote(seed=0).act(world, obs)
         assert words in str(error.value)

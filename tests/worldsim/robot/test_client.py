@@ -6,15 +6,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from openpi import Doubling, state
-from websockets.sync.server import ServerConnection, serve
+from openpi import Doubling, foreign_server, state
 
 from worldsim.robot.client import RemotePolicy
 from worldsim.robot.protocol import pack
@@ -22,24 +19,6 @@ from worldsim.robot.server import Server
 
 TESTS = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {"PYTHONPATH": f"{TESTS}:{TESTS.parent}", "OMP_NUM_THREADS": "1"}
-
-
-@contextmanager
-def foreign_server(*frames: Any, port: int = 0) -> Iterator[str]:
-    """Somebody's server: sends the first frame, then one more for every message."""
-
-    def handler(connection: ServerConnection) -> None:
-        connection.send(frames[0])
-        for answer in frames[1:]:
-            connection.recv()
-            connection.send(answer)
-        connection.recv()  # keep the connection until the client ends it
-
-    with serve(handler, "127.0.0.1", port, compression=None) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
-        server.shutdown()
 
 
 def test_metadata_and_actions() -> None:
