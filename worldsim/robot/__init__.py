@@ -1,1 +1,1 @@
-"""What runs on or beside a robot: numpy, onnxruntime, tokenizers, msgpack and websockets, never torch."""
+"""What a robot runs: a bundle behind safety, and the server and client between policies and robots, without torch."""

@@ -1,0 +1,150 @@
+"""A numpy robot for the tests of `worldsim/robot`: a dot on a table that can break in many ways, here or in its own process.
+
+As a program (`python -m tests.toy_robot LOG`) it serves itself over loopback, prints its port, takes faults as lines on stdin and
+writes what it was told to LOG, with the monotonic time that all processes of a machine share.
+"""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from worldsim.robot.drivers import Driver, RobotObservation
+from worldsim.robot.limits import Limits, parse_limits
+from worldsim.robot.process import serve_robot
+
+ROOT = Path(__file__).parents[1]
+SIZE, STEP_M, REACH_M = 32, 0.01, 0.25
+LIMITS: dict[str, Any] = {
+    "action_low": [-1, -1],
+    "action_high": [1, 1],
+    "max_delta": [0.5, 0.5],
+    "max_rate_per_s": [None, None],
+    "state_low": [-0.3, -0.3],
+    "state_high": [0.3, 0.3],
+    "workspace": {"low_m": [-0.2, -0.2], "high_m": [0.2, 0.2], "state": [0, 1], "action": [0, 1], "scale_m": STEP_M},
+}
+
+
+def make_limits(**changes: Any) -> Limits:
+    return parse_limits({**LIMITS, **changes})
+
+
+class ToyRobot(Driver):
+    """State x, y [m]; an action of 1 moves it by 1 cm. Its camera has sensor noise."""
+
+    def __init__(self, note: Callable[[str], None] = lambda what: None, seed: int = 0):
+        self.position, self._note, self._random = np.array([0.1, 0.0]), note, np.random.default_rng(seed)
+        self.fault: str | None = None
+        self.sent: list[np.ndarray] = []
+        self._last_image: np.ndarray | None = None
+
+    def observe(self) -> RobotObservation:
+        image = draw(self.position, self._random)
+        if self.fault == "frozen" and self._last_image is not None:
+            image = self._last_image
+        if self.fault == "black":
+            image = np.zeros_like(image)
+        self._last_image = image
+        state = np.full(2, np.nan) if self.fault == "nan_state" else self.position
+        clock = {"clock_back": -100.0, "clock_ahead": 100.0}.get(self.fault or "", 0.0)
+        return RobotObservation({"front": image}, state.astype(np.float32), time.monotonic() + clock)
+
+    def send(self, action: np.ndarray) -> None:
+        self._note("send")
+        self.sent.append(np.array(action))
+        self.position = np.clip(self.position + STEP_M * np.asarray(action, np.float64), -REACH_M, REACH_M)
+
+    def hold(self) -> None:
+        self._note("hold")
+
+    def stop(self) -> None:
+        self._note("stop")
+
+    def close(self) -> None:
+        self._note("close")
+
+
+def draw(position: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """A striped table and a bright dot."""
+    image = np.full((SIZE, SIZE, 3), 60, np.int64)
+    image[::4] = 110
+    column, row = ((position / 0.3 + 1) / 2 * (SIZE - 5)).astype(int)
+    image[row : row + 4, column : column + 4] = (220, 80, 40)
+    return np.clip(image + random.integers(-4, 5, image.shape), 0, 255).astype(np.uint8)
+
+
+def circle(observation: RobotObservation) -> np.ndarray:
+    """A policy: eight actions around the middle of the table, so that the robot never stands still by itself."""
+    x, y = observation.state
+    angle = np.arctan2(y, x) + 0.8 + 0.1 * np.arange(8)
+    target = 0.08 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    return np.clip((target - observation.state) / 0.05, -1, 1)
+
+
+class RobotProcess:
+    """`ToyRobot` in a process of its own."""
+
+    def __init__(self, log: Path):
+        self._log = log
+        command = [sys.executable, "-m", "tests.toy_robot", str(log)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        assert self.process.stdout is not None
+        self.address = f"tcp://127.0.0.1:{int(self.process.stdout.readline())}"
+
+    def fail(self, fault: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(fault + "\n")
+        self.process.stdin.flush()
+
+    def notes(self) -> list[tuple[float, str]]:
+        """(time, method) of every call so far."""
+        lines = self._log.read_text().splitlines() if self._log.exists() else []
+        return [(json.loads(line)["time"], json.loads(line)["what"]) for line in lines]
+
+    def wait_until(self, what: str, count: int, timeout_s: float = 10.0) -> None:
+        end = time.monotonic() + timeout_s
+        while sum(note == what for _, note in self.notes()) < count:
+            assert time.monotonic() < end, f"the robot was not told to {what} {count} times"
+            time.sleep(0.02)
+
+
+@contextmanager
+def robot_process(log: Path) -> Iterator[RobotProcess]:
+    robot = RobotProcess(log)
+    try:
+        yield robot
+    finally:
+        robot.process.kill()
+        robot.process.wait()
+        for stream in (robot.process.stdin, robot.process.stdout):
+            if stream is not None:
+                stream.close()
+
+
+def main() -> None:
+    with open(sys.argv[1], "a") as log:
+
+        def note(what: str) -> None:
+            log.write(json.dumps({"time": time.monotonic(), "what": what}) + "\n")
+            log.flush()
+
+        robot = ToyRobot(note)
+
+        def listen() -> None:
+            for line in sys.stdin:
+                robot.fault = line.strip()
+
+        threading.Thread(target=listen, daemon=True).start()
+        serve_robot(robot, listening=lambda port: print(port, flush=True))
+
+
+if __name__ == "__main__":
+    main()
