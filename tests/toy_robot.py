@@ -81,6 +81,20 @@ def draw(position: np.ndarray, random: np.random.Generator) -> np.ndarray:
     return np.clip(image + random.integers(-4, 5, image.shape), 0, 255).astype(np.uint8)
 
 
+def walk(seed: int, steps: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    """An episode in which the dot walks about: images and states."""
+    random = np.random.default_rng(seed)
+    states = np.clip(np.cumsum(random.uniform(-STEP_M, STEP_M, (steps, 2)), axis=0) + random.uniform(-0.15, 0.15, 2), -0.2, 0.2)
+    return np.stack([draw(state, random) for state in states]), states.astype(np.float32)
+
+
+def blurred(image: np.ndarray) -> np.ndarray:
+    """Mean over 3 x 3 pixels."""
+    padded = np.pad(image.astype(float), ((1, 1), (1, 1), (0, 0)), mode="edge")
+    h, w = image.shape[:2]
+    return (sum(padded[i : i + h, j : j + w] for i in range(3) for j in range(3)) / 9).astype(np.uint8)
+
+
 def circle(observation: RobotObservation) -> np.ndarray:
     """A policy: eight actions around the middle of the table, so that the robot never stands still by itself."""
     x, y = observation.state
