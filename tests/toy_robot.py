@@ -107,21 +107,27 @@ class RobotProcess:
     """`ToyRobot` in a process of its own."""
 
     def __init__(self, log: Path):
-        self._log = log
+        self._log, self._since = log, 0.0
         command = [sys.executable, "-m", "tests.toy_robot", str(log)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
         assert self.process.stdout is not None
         self.address = f"tcp://127.0.0.1:{int(self.process.stdout.readline())}"
 
     def fail(self, fault: str) -> None:
+        """Break, or with an empty fault be whole again."""
         assert self.process.stdin is not None
         self.process.stdin.write(fault + "\n")
         self.process.stdin.flush()
 
+    def forget(self) -> None:
+        """Be whole, and leave what was told so far out of `notes`."""
+        self.fail("")
+        self._since = time.monotonic()
+
     def notes(self) -> list[tuple[float, str]]:
-        """(time, method) of every call so far."""
-        lines = self._log.read_text().splitlines() if self._log.exists() else []
-        return [(json.loads(line)["time"], json.loads(line)["what"]) for line in lines]
+        """(time, method) of every call."""
+        lines = [json.loads(line) for line in self._log.read_text().splitlines()] if self._log.exists() else []
+        return [(line["time"], line["what"]) for line in lines if line["time"] > self._since]
 
     def wait_until(self, what: str, count: int, timeout_s: float = 10.0) -> None:
         end = time.monotonic() + timeout_s
@@ -154,7 +160,7 @@ def main() -> None:
 
         def listen() -> None:
             for line in sys.stdin:
-                robot.fault = line.strip()
+                robot.fault = line.strip() or None
 
         threading.Thread(target=listen, daemon=True).start()
         serve_robot(robot, listening=lambda port: print(port, flush=True))

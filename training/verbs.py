@@ -26,6 +26,7 @@ from worldsim.files import write_json
 from worldsim.interfaces import Policy, Reflector, World, WorldModel
 from worldsim.metrics import confusion, paired_difference, success_rate
 from worldsim.report import write_report
+from worldsim.robot.reliability import FEWEST, fit_reference
 from worldsim.serving import TorchPolicy
 from worldsim.types import Observation
 from worldsim.world_model_quality import dream_along, quality, record
@@ -195,19 +196,39 @@ def _quality(models: tuple[WorldModel, Reflector], world: Any, media: Path, seed
 def export(cfg: Config) -> None:
     """A robot bundle, verified against the policy."""
     policy = checkpoint.load(cfg["policy"], Policy)
-    observation = _example(policy, cfg["data"])
-    result = export_policy(policy, Path(cfg["out"]), format=cfg["format"], observation=observation, fps=cfg["fps"])
+    parts: Config = {"observation": _example(policy)} if cfg["data"] is None else _parts(policy, Dataset(Path(cfg["data"])))
+    result = export_policy(policy, Path(cfg["out"]), format=cfg["format"], fps=cfg["fps"], limits=cfg["limits"], **parts)
     print(f"{cfg['out']}: parity {result['parity']}")
 
 
-def _example(policy: Policy, data: str | None) -> Observation:
-    if data is None:
-        generator = torch.Generator().manual_seed(0)
-        frames = torch.randint(0, 256, (1, 64, 64, 3), generator=generator, dtype=torch.uint8)
-        state = torch.randn(1, policy.arguments["state_dim"], generator=generator)
-        return Observation({policy.arguments["camera"]: frames}, state, ("push the red block onto the green disc",))
-    episode = next(iter(Dataset(Path(data)).episodes([0])))
-    return Observation({name: images[:1] for name, images in episode.images.items()}, episode.state[:1], (episode.instruction,))
+def _example(policy: Policy) -> Observation:
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.randint(0, 256, (1, 64, 64, 3), generator=generator, dtype=torch.uint8)
+    state = torch.randn(1, policy.arguments["state_dim"], generator=generator)
+    return Observation({policy.arguments["camera"]: frames}, state, ("push the red block onto the green disc",))
+
+
+def _parts(policy: Policy, data: Dataset) -> Config:
+    """What a bundle has from recorded episodes: 32 observations to compare on, and a description of what training looked like."""
+    indices = np.unique(np.linspace(0, data.num_episodes - 1, 128).round().astype(int)).tolist()
+    episodes = list(data.episodes(indices))
+    frames = [(episode, i) for episode in episodes for i in range(len(episode.state))]
+    chosen = [frames[i] for i in np.unique(np.linspace(0, len(frames) - 1, 32).round().astype(int))]
+    images = {name: torch.stack([episode.images[name][i] for episode, i in chosen]) for name in data.cameras}
+    states = torch.stack([episode.state[i] for episode, i in chosen])
+    observation = Observation(images, states, tuple(episode.instruction for episode, _ in chosen))
+    parts = {
+        "observation": observation,
+        "recorded": observation,
+        "state_names": data.state_names,
+        "action_names": data.action_names,
+    }
+    seen = [(episode.images[policy.camera].numpy(), episode.state.numpy()) for episode in episodes]
+    training, held_out = seen[::2], seen[1::2]
+    if sum(len(states) for _, states in held_out) < FEWEST:
+        print(f"{data.root} has too few episodes to tell a robot what training looked like; it will notice broken cameras only")
+        return parts
+    return parts | {"reference": fit_reference(training, held_out)}
 
 
 def serve(cfg: Config) -> None:

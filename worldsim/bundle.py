@@ -7,7 +7,7 @@ rest of worldsim, so it may be copied beside a bundle. Read `export.py` next: it
 import hashlib
 import json
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -93,7 +93,7 @@ def load_bundle(folder: str | Path, *, threads: int = 0) -> Bundle:
     folder = Path(folder)
     description = _read_description(folder)
     for name, expected in description["sha256"].items():
-        if Path(name).name != name or not (folder / name).is_file():
+        if not _is_inside(name) or not (folder / name).is_file():
             raise ValueError(f"{folder / name} is missing from the bundle; export the policy again")
         if sha256(folder / name) != expected:
             raise ValueError(f"{folder / name} was altered after the export (its sha256 differs); export the policy again")
@@ -108,7 +108,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no robot bundle in {folder} ({DESCRIPTION} is missing); write one with worldsim export")
     try:
         description = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); export the policy again") from error
     version = description.get("format_version") if isinstance(description, dict) else None
     if version != FORMAT_VERSION:
@@ -116,6 +116,12 @@ def _read_description(folder: Path) -> dict[str, Any]:
     if description.pop("sha256_of_this_description", None) != description_sha256(description):
         raise ValueError(f"{path} was altered after the export (its sha256 differs); export the policy again")
     return description
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name in a description stays in the bundle's folder, on every system."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and "\\" not in name
 
 
 def sha256(path: Path) -> str:

@@ -12,7 +12,7 @@ import math
 import os
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -26,6 +26,9 @@ from worldsim.blocks import MAX_TOKENS, tokenizer
 from worldsim.bundle import DESCRIPTION, FORMAT_VERSION, GRAPHS, TOKENIZER, Bundle, description_sha256, load_bundle, sha256
 from worldsim.flow import sample_ode
 from worldsim.interfaces import Policy
+from worldsim.robot.check import Recorded, read_recorded, replay, write_recorded
+from worldsim.robot.limits import limits_of
+from worldsim.robot.reliability import Reference, write_reference
 from worldsim.types import Observation
 
 __all__ = ["Bundle", "TokenPolicy", "export_policy", "load_bundle"]
@@ -75,6 +78,9 @@ def export_policy(
     action_names: Sequence[str] | None = None,
     cases: int = 32,
     seed: int = 0,
+    recorded: Observation | None = None,
+    reference: Reference | None = None,
+    limits: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write a robot bundle and compare it with the policy on `cases` random inputs, in float32 on the CPU.
 
@@ -88,6 +94,10 @@ def export_policy(
         action_names: names of the action's elements, in order.
         cases: number of random observations, instructions and noises, at least 32.
         seed: of those.
+        recorded: 8 to 32 real observations [b, ...] that the bundle keeps with noise and the policy's actions, so that
+            `python -m worldsim.robot.check` can compare on the robot.
+        reference: what training looked like, from `worldsim.robot.reliability.fit_reference`, for adaptive autonomy.
+        limits: of the robot, entries of `worldsim.robot.limits.Limits` as JSON values.
 
     Returns:
         The description in `bundle.json`, with `max_abs_difference` under "parity".
@@ -98,6 +108,8 @@ def export_policy(
     """
     folder = Path(folder)
     _check_arguments(policy, folder, format, observation, state_names, action_names, cases)
+    if recorded is not None:
+        _check_recorded(recorded, policy, observation)
     # Float32 on the CPU is what a robot runs, and the reference for it.
     policy = copy.deepcopy(policy).cpu().float().eval().requires_grad_(False)
     size = sum(tensor.nbytes for tensor in policy.state_dict().values())
@@ -117,6 +129,11 @@ def export_policy(
         }
         _write_graph(_Graph(policy), inputs, draft / GRAPHS[format], format)
         tokenizer().save(str(draft / TOKENIZER))
+        files = [GRAPHS[format], TOKENIZER]
+        if recorded is not None:
+            files += write_recorded(_record(policy, recorded, seed), draft)
+        if reference is not None:
+            files += write_reference(reference, draft)
         description = {
             "format_version": FORMAT_VERSION,
             "format": format,
@@ -129,9 +146,11 @@ def export_policy(
             "state_names": None if state_names is None else list(state_names),
             "action_names": None if action_names is None else list(action_names),
             "num_steps": policy.num_steps,
+            "limits": None if limits is None else dict(limits),
             "versions": {"worldsim": _worldsim_version(), "torch": torch.__version__},
-            "sha256": {name: sha256(draft / name) for name in (GRAPHS[format], TOKENIZER)},
+            "sha256": {name: sha256(draft / name) for name in files},
         }
+        limits_of(description)
         _write_description(draft, description)
         description["parity"] = _compare(policy, draft, images, states, instructions, noises)
         _write_description(draft, description)
@@ -168,12 +187,40 @@ def _check_arguments(
         raise ValueError(f"{folder} exists and is not a robot bundle; pass a new folder")
 
 
+def _check_recorded(recorded: Observation, policy: Policy, observation: Observation) -> None:
+    if not 8 <= len(recorded.state) <= 32:
+        raise ValueError(f"recorded must hold 8 to 32 observations, got {len(recorded.state)}; choose some of several episodes")
+    camera = policy.camera  # type: ignore[union-attr]
+    for what, got, expected in (
+        ("state", recorded.state, observation.state),
+        (f"camera {camera!r}", recorded.images.get(camera, torch.empty(0)), observation.images[camera]),
+    ):
+        if got.shape[1:] != expected.shape[1:]:
+            raise ValueError(f"recorded has {what} of shape {tuple(got.shape[1:])}, observation {tuple(expected.shape[1:])}")
+
+
+def _record(policy: Policy, observation: Observation, seed: int) -> Recorded:
+    """Observations as a robot sees them, with noise and the actions of the policy itself."""
+    images = _uint8(observation.images[policy.camera])  # type: ignore[union-attr]
+    states = observation.state.detach().cpu().float()
+    generator = torch.Generator().manual_seed(seed)
+    noises = torch.randn(len(states), policy.action_horizon, policy.action_dim, generator=generator)
+    with torch.no_grad():
+        features = policy.encode(Observation({policy.camera: images}, states, observation.instruction))  # type: ignore[union-attr]
+        actions = _sample(policy, features, noises).clamp(-1, 1)
+    return Recorded(images.numpy(), states.numpy(), noises.numpy(), actions.numpy(), observation.instruction)
+
+
+def _uint8(images: Tensor) -> Tensor:
+    images = images.detach().cpu()
+    return images if images.dtype == torch.uint8 else (images * 255).round().clamp(0, 255).to(torch.uint8)
+
+
 def _random_cases(policy: Policy, observation: Observation, cases: int, seed: int) -> tuple[Tensor, Tensor, list[str], Tensor]:
     """Observations that vary around the given ones; every other image is noise, every third sentence random letters."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.arange(cases) % len(observation.state)
-    images = observation.images[policy.camera].detach().cpu()  # type: ignore[union-attr]
-    images = (images if images.dtype == torch.uint8 else (images * 255).round().clamp(0, 255).to(torch.uint8))[rows]
+    images = _uint8(observation.images[policy.camera])[rows]  # type: ignore[union-attr]
     images[1::2] = torch.randint(0, 256, images[1::2].shape, generator=generator, dtype=torch.uint8)
     state = observation.state.detach().cpu().float()
     spread = state.std(dim=0) if len(state) > 1 else 0.1 * state.abs()
@@ -230,6 +277,8 @@ def _compare(
     arrays = zip(images.numpy(), states.numpy(), instructions, noises.numpy(), strict=True)
     actual = np.stack([bundle(*case) for case in arrays])
     difference = float(np.abs(actual - exact.clamp(-1, 1).numpy()).max())
+    if (recorded := read_recorded(draft)) is not None:
+        difference = float(np.maximum(difference, replay(bundle, recorded)))  # NaN stays NaN
     if not (math.isfinite(difference) and difference <= TOLERANCE):
         raise ValueError(
             f"the exported policy differs from the original by {difference:.1e} in normalised actions, at most {TOLERANCE:.0e} is "

@@ -16,6 +16,10 @@ from worldsim import export as export_module
 from worldsim.blocks import tokenize
 from worldsim.export import export_policy, load_bundle
 from worldsim.flow import sample_ode
+from worldsim.robot import check
+from worldsim.robot.check import read_recorded, replay
+from worldsim.robot.limits import limits_of
+from worldsim.robot.reliability import fit_reference, read_reference
 from worldsim.types import Observation
 
 FORMATS = ("onnx", "torch")
@@ -123,6 +127,45 @@ def test_description(exported):
     assert parity["max_abs_difference"] <= 1e-4
     assert parity["cases"] >= 32
     assert parity["share_not_clamped"] > 0.2  # else the comparison says little
+
+
+def recorded_observation(n: int = 8) -> Observation:
+    generator = torch.Generator().manual_seed(4)
+    images = torch.randint(0, 256, (n, 64, 64, 3), generator=generator, dtype=torch.uint8)
+    return Observation({"wrist": images}, 0.5 * torch.randn(n, 4, generator=generator), ("stop", "push the red block") * (n // 2))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_a_robot_needs_is_in_the_bundle_and_under_its_hashes(policy, tmp_path, format):
+    folder, observation = tmp_path / "bundle", recorded_observation()
+    episodes = [(observation.images["wrist"].repeat(4, 1, 1, 1).numpy(), observation.state.repeat(4, 1).numpy())]
+    reference = fit_reference(episodes, episodes)
+    limits = {"max_delta": [0.5, 0.25]}
+    more = {"recorded": observation, "reference": reference, "limits": limits}
+    description = export_policy(policy, folder, format=format, observation=make_observation(), **more)
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert files == {"bundle.json", *description["sha256"]} and len(files) == 10
+    bundle, recorded = load_bundle(folder, threads=1), read_recorded(folder)
+    assert limits_of(bundle.description).max_delta.tolist() == [0.5, 0.25]
+    assert read_reference(folder).near == reference.near
+    assert recorded is not None
+    np.testing.assert_array_equal(recorded.images, observation.images["wrist"].numpy())
+    with torch.no_grad():
+        features, noise = policy.encode(observation), torch.from_numpy(recorded.noises)
+        expected = sample_ode(lambda x, t: policy.velocity(features, x, t), noise, num_steps=3).clamp(-1, 1)
+    np.testing.assert_allclose(recorded.actions, expected.numpy(), rtol=0, atol=1e-6)  # the policy's own, not the graph's
+    assert replay(bundle, recorded) <= 1e-5
+    assert check.main([str(folder), "--seconds", "0.01", "--threads", "1"]) == 0
+    (folder / "observations" / "actions.npy").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"actions.npy was altered"):
+        load_bundle(folder)
+
+
+def test_recorded_observations_take_part_in_the_comparison(policy, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_module, "replay", lambda bundle, recorded: 2e-4)
+    with pytest.raises(ValueError, match="differs from the original by 2.0e-04"):
+        export_policy(policy, tmp_path / "bundle", format="torch", observation=make_observation(), recorded=recorded_observation())
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_onnx_file_says_what_the_description_says(policy, tmp_path):
@@ -272,6 +315,17 @@ def test_other_files_are_never_replaced(policy, tmp_path):
             "policy needs camera 'wrist'",
         ),
         ({"observation": make_observation()[0:0]}, "batch of at least one"),
+        ({"recorded": recorded_observation()[:7]}, "recorded must hold 8 to 32 observations, got 7"),
+        (
+            {"recorded": Observation({"front": torch.zeros(8, 64, 64, 3)}, torch.zeros(8, 4), ("",) * 8)},
+            "recorded has camera 'wrist' of shape",
+        ),
+        (
+            {"recorded": Observation({"wrist": torch.zeros(8, 64, 64, 3)}, torch.zeros(8, 5), ("",) * 8)},
+            "recorded has state of shape",
+        ),
+        ({"limits": {"max_dleta": [1, 1]}}, "limits has the unknown name 'max_dleta'"),
+        ({"limits": {"max_delta": [1]}}, "max_delta must have 2 numbers"),
     ],
 )
 def test_wrong_arguments(policy, tmp_path, arguments, message):

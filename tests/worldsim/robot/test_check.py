@@ -1,0 +1,146 @@
+"""`python -m worldsim.robot.check`: exit codes, and that no damage to any file of a bundle goes unnoticed."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from toy_bundle import sign
+from toy_robot import ROOT
+
+from worldsim.bundle import description_sha256, load_bundle, sha256
+from worldsim.robot.check import latency_ms, main, read_recorded, replay
+from worldsim.robot.reliability import read_reference
+
+FILES = ("bundle.json", "policy.onnx", "tokenizer.json", "reliability.npy", "reliability.json")
+FILES += tuple(f"observations/{name}" for name in ("images.npy", "states.npy", "noises.npy", "actions.npy", "instructions.json"))
+
+
+@pytest.fixture
+def bundle(toy_bundle, tmp_path):
+    return shutil.copytree(toy_bundle, tmp_path / "bundle")
+
+
+def test_a_good_bundle_passes(toy_bundle):
+    command = [sys.executable, "-m", "worldsim.robot.check", str(toy_bundle), "--seconds", "0.1", "--threads", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and done.stderr == ""
+    report = json.loads(done.stdout)
+    assert report["ok"] is True and report["observations"] == 8
+    assert report["max_abs_difference"] <= 1e-6
+    latency = report["latency_ms"]
+    assert 0 < latency["p50"] <= latency["p95"] <= latency["p99"] <= latency["max"] and latency["decisions"] >= 1
+
+
+def test_the_fixture_names_every_file(toy_bundle):
+    assert {str(path.relative_to(toy_bundle)) for path in toy_bundle.rglob("*") if path.is_file()} == set(FILES)
+
+
+def test_another_answer_is_a_mismatch(bundle, capsys):
+    actions = np.load(bundle / "observations" / "actions.npy")
+    actions[3, 2, 1] += 2e-4
+    np.save(bundle / "observations" / "actions.npy", actions)
+    sign(bundle, json.loads((bundle / "bundle.json").read_text()))
+    assert main([str(bundle), "--seconds", "0.05"]) == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out)["ok"] is False
+    assert err == "error: the actions differ from the recorded ones by 2.0e-04, at most 1e-04 is allowed; do not use it\n"
+
+
+def test_a_bundle_without_observations_says_so(bundle, capsys):
+    shutil.rmtree(bundle / "observations")
+    description = json.loads((bundle / "bundle.json").read_text())
+    sign(bundle, description, [name for name in description["sha256"] if not name.startswith("observations")])
+    assert main([str(bundle), "--seconds", "0.05"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["observations"], report["max_abs_difference"]) == (0, None)
+
+
+def one_line(bundle, capsys) -> str:
+    assert main([str(bundle), "--seconds", "0.01"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and len(err) > 20
+    return err
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_each_file_is_missed_and_its_damage_noticed(bundle, capsys, file):
+    content = (bundle / file).read_bytes()
+    (bundle / file).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert file in one_line(bundle, capsys)
+    (bundle / file).write_bytes(content[: len(content) // 2])
+    one_line(bundle, capsys)
+    (bundle / file).unlink()
+    assert "missing" in one_line(bundle, capsys)
+
+
+def mutate(content: bytes, chance: random.Random) -> bytes:
+    """Content with one accident: bits, bytes, pieces, or all of it."""
+    at, length = chance.randrange(len(content)), chance.randrange(1, 40)
+    kind = chance.randrange(6)
+    if kind == 0:
+        return content[:at] + bytes([content[at] ^ (1 << chance.randrange(8))]) + content[at + 1 :]
+    if kind == 1:
+        return content[:at] + chance.randbytes(length) + content[at + length :]
+    if kind == 2:
+        return content[:at] + content[at + length :]
+    if kind == 3:
+        return content[:at] + chance.randbytes(length) + content[at:]
+    if kind == 4:
+        return content[:at]
+    return chance.choice([b"", b"{}", b"null", b"[" * 100_000, b"\xff\xfe", content * 2])
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_random_mutations_are_refused_in_one_line(bundle, file):
+    chance, path = random.Random(file), bundle / file
+    content, description = path.read_bytes(), load_bundle(bundle).description
+    refused = []
+    for _ in range(60):
+        path.write_bytes(mutate(content, chance))
+        if path.read_bytes() == content:
+            continue
+        try:
+            loaded = load_bundle(bundle, threads=1)
+        except (ValueError, FileNotFoundError) as error:
+            refused.append(str(error))
+        else:
+            assert file == "bundle.json" and loaded.description == description  # another blank between the same words
+    assert len(refused) > 50 and all(message and "\n" not in message for message in refused)
+
+
+def test_observations_that_do_not_fit_together_are_refused(bundle):
+    file = bundle / "observations" / "instructions.json"
+    file.write_text(json.dumps(["go"] * 7))
+    sign(bundle, json.loads((bundle / "bundle.json").read_text()))
+    with pytest.raises(ValueError, match="have different lengths"):
+        read_recorded(bundle)
+
+
+def test_pickled_observations_are_never_read(bundle):
+    np.save(bundle / "observations" / "states.npy", np.array([{}] * 8, dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        read_recorded(bundle)
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "observations/../../secret", "a\\..\\b", ""])
+def test_names_cannot_leave_the_folder(bundle, name):
+    (bundle.parent / "secret").touch()
+    document = json.loads((bundle / "bundle.json").read_text())
+    del document["sha256_of_this_description"]
+    document["sha256"][name] = sha256(bundle.parent / "secret")
+    document["sha256_of_this_description"] = description_sha256(document)
+    (bundle / "bundle.json").write_text(json.dumps(document))
+    with pytest.raises(ValueError, match="is missing from the bundle"):
+        load_bundle(bundle)
+
+
+def test_parts_in_process(toy_bundle):
+    loaded, recorded = load_bundle(toy_bundle, threads=1), read_recorded(toy_bundle)
+    assert recorded is not None and recorded.images.shape == (8, 32, 32, 3)
+    assert replay(loaded, recorded) <= 1e-6
+    assert latency_ms(loaded, recorded.images[0], recorded.states[0], "go", 0)["decisions"] == 1
+    assert read_reference(toy_bundle).rows.shape[1] == 50
