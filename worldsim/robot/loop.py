@@ -63,13 +63,17 @@ class Report:
 class Inference:
     """Asks a policy in a thread, one question at a time. A policy that never answers keeps nobody waiting, not even at exit.
 
+    Args:
+        policy: to be asked.
+        action_dim: ad of the actions that it must answer with.
+
     Attributes:
         busy: a question is waiting for its answer.
         took_s: how long the last answer took.
     """
 
-    def __init__(self, policy: Policy):
-        self._policy = policy
+    def __init__(self, policy: Policy, action_dim: int):
+        self._policy, self._action_dim = policy, action_dim
         self._answer: Future[tuple[np.ndarray, float]] | None = None
         self._asked_at = 0.0
         self.busy = False
@@ -87,22 +91,24 @@ class Inference:
         return now - self._asked_at if self.busy else 0.0
 
     def poll(self) -> Chunk | Fault | None:
-        """The answer if it has just come, an error of the policy as a fault, None otherwise."""
+        """The answer if it has just come, as a fault if it is of no use, None otherwise."""
         if self._answer is None or not self._answer.done():
             return None
         answer, self._answer, self.busy = self._answer, None, False
         if (error := answer.exception()) is not None:
             return Fault(f"the policy failed: {type(error).__name__}: {error}")
         actions, self.took_s = answer.result()
-        if actions.ndim != 2 or not len(actions):
-            return Fault(f"the policy must answer with actions [ah, ad], got shape {actions.shape}")
+        if actions.ndim != 2 or not len(actions) or actions.shape[1] != self._action_dim:
+            return Fault(f"the policy must answer with actions [ah, {self._action_dim}], got shape {actions.shape}")
+        if not np.isfinite(actions).all():
+            return Fault("the policy's actions are not finite")
         return Chunk(actions, self._step, self._asked_at)
 
 
 def _answer(future: Future[tuple[np.ndarray, float]], policy: Policy, observation: RobotObservation) -> None:
     began = time.perf_counter()
     try:
-        future.set_result((np.asarray(policy(observation)), time.perf_counter() - began))
+        future.set_result((np.asarray(policy(observation), np.float64), time.perf_counter() - began))
     except Exception as error:  # nothing is swallowed: `poll` gives it to the control thread, which holds the robot
         future.set_exception(error)
 
@@ -143,7 +149,7 @@ class ControlLoop:
         self._autonomy, self._multiplier, self._fps = autonomy, multiplier, fps
         self._period_s = 1 / (fps * multiplier)
         self._clock, self._sleep = clock, sleep
-        self._inference = Inference(policy)
+        self._inference = Inference(policy, safety.limits.action_dim)
         self._speed, self._outdated = 1.0, False
         self._previous: np.ndarray | None = None  # the action of the policy step before this one
         self._seen: RobotObservation | None = None  # the observation at the beginning of this policy step

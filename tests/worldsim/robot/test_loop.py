@@ -152,12 +152,25 @@ def test_an_error_of_the_policy_holds_and_names_it():
     assert "the policy failed: KeyError: 'wrist'" in [event.detail for event in safety.interventions]
 
 
-def test_answers_of_another_shape_are_faults():
-    inference = Inference(lambda observation: np.zeros(3))
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (np.zeros(2), "actions [ah, 2], got shape (2,)"),
+        (np.zeros((4, 3)), "actions [ah, 2], got shape (4, 3)"),
+        (np.zeros((0, 2)), "got shape (0, 2)"),
+        (np.array([[0, np.nan]]), "not finite"),
+        ([[1], [1, 2]], "the policy failed: ValueError"),
+        ("left", "the policy failed: ValueError"),
+        (None, "got shape ()"),
+    ],
+)
+def test_answers_of_no_use_are_faults(answer, message):
+    inference = Inference(lambda observation: answer, action_dim=2)
     inference.ask(ToyRobot().observe(), 0, 0.0)
-    while (answer := inference.poll()) is None:
+    while (fault := inference.poll()) is None:
         time.sleep(1e-3)
-    assert isinstance(answer, Fault) and "actions [ah, ad], got shape (3,)" in answer.reason
+    assert isinstance(fault, Fault) and message in fault.reason
+    assert not inference.busy
 
 
 def test_chunks_of_before_a_fault_are_not_executed_after_it():
@@ -229,6 +242,7 @@ def test_percentiles_by_hand():
 
 
 def test_impossible_rates_are_refused():
+    safety = Safety(make_limits(), np.zeros(2), 0.0, period_s=0.1)
     for rates in ({"fps": 0}, {"fps": -1}, {"multiplier": 0}):
         with pytest.raises(ValueError, match="fps must be positive and multiplier at least 1"):
-            ControlLoop(ToyRobot(), circle, OpenLoop(1), None, **{"fps": 10, **rates})  # type: ignore[arg-type]
+            ControlLoop(ToyRobot(), circle, OpenLoop(1), safety, **{"fps": 10, **rates})  # type: ignore[arg-type]

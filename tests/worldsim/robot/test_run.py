@@ -1,0 +1,92 @@
+"""`python -m worldsim.robot.run`: a bundle moves a robot, is recorded, and what cannot start says why in one line."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from toy_robot import ROOT, make_limits
+
+from worldsim.bundle import load_bundle
+from worldsim.robot.drivers import RobotObservation
+from worldsim.robot.run import bundle_policy, main
+
+
+def arguments(bundle, robot, *more: str) -> list[str]:
+    return [str(bundle), "--robot", robot.address, "--instruction", "go", "--seconds", "0.7", "--threads", "1", *more]
+
+
+def test_a_bundle_moves_a_robot_and_is_recorded(toy_bundle, robot, tmp_path):
+    log = tmp_path / "log"
+    command = [sys.executable, "-m", "worldsim.robot.run", *arguments(toy_bundle, robot, "--log", str(log))]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["ended"] == "time" and report["recording"] is None and report["rows_dropped"] == 0
+    moving = report["modes"].get("run", 0) + report["modes"].get("slow", 0)
+    assert moving >= 8 and 10 <= report["ticks"] <= 14
+    told = [what for _, what in robot.notes()]
+    assert told.count("send") == moving and told[-2:] == ["stop", "hold"]  # the robot holds when the connection is closed
+    rows = [json.loads(line) for line in (log / "rows.jsonl").read_text().splitlines()]
+    assert len(rows) == report["ticks"]
+    actions = np.fromfile(log / "action.f32", "<f4").reshape(-1, 2)
+    assert len(actions) == len(rows) and np.abs(np.diff(actions, axis=0)).max() <= make_limits().max_delta.max() + 1e-6
+    assert (log / "camera_front.u8").stat().st_size == len(rows) * 32 * 32 * 3
+
+
+@pytest.mark.parametrize("chunks", ["ensemble", "open_loop"])
+def test_other_executions_move_it_too(toy_bundle, robot, chunks):
+    assert main(arguments(toy_bundle, robot, "--chunks", chunks)) == 0
+    assert [what for _, what in robot.notes()].count("send") >= 8
+
+
+def test_a_dry_run_sends_nothing(toy_bundle, robot, capsys):
+    assert main(arguments(toy_bundle, robot, "--dry-run")) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["modes"].get("run", 0) + report["modes"].get("slow", 0) >= 8
+    assert "send" not in [what for _, what in robot.notes()]
+    assert "stop" not in [what for _, what in robot.notes()]
+
+
+def test_a_higher_control_rate(toy_bundle, robot, capsys):
+    assert main(arguments(toy_bundle, robot, "--multiplier", "3", "--dry-run")) == 0
+    assert 32 <= json.loads(capsys.readouterr().out)["ticks"] <= 42
+
+
+def test_limits_from_a_file_go_before_the_bundles(toy_bundle, robot, tmp_path):
+    (tmp_path / "limits.json").write_text(json.dumps({"max_delta": [0.01, 0.01]}))
+    log = tmp_path / "log"
+    assert main(arguments(toy_bundle, robot, "--limits", str(tmp_path / "limits.json"), "--log", str(log))) == 0
+    actions = np.fromfile(log / "action.f32", "<f4").reshape(-1, 2)
+    assert 0 < np.abs(np.diff(actions, axis=0)).max() <= 0.01 + 1e-6
+
+
+def test_what_cannot_start_says_why_in_one_line(toy_bundle, mortal_robot, tmp_path, capsys):
+    robot = mortal_robot
+    broken = shutil.copytree(toy_bundle, tmp_path / "broken")
+    (broken / "policy.onnx").write_bytes(b"")
+    (tmp_path / "limits.json").write_text('{"max_dleta": 1}')
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "file").touch()
+    robot.process.kill()
+    robot.process.wait()
+    for bundle, more, message in (
+        (broken, (), "policy.onnx was altered"),
+        (tmp_path, (), "no robot bundle in"),
+        (toy_bundle, ("--limits", str(tmp_path / "limits.json")), "unknown name 'max_dleta'"),
+        (toy_bundle, ("--limits", str(tmp_path / "nowhere")), "No such file"),
+        (toy_bundle, ("--robot", "tcp://10.0.0.7:1"), "must be tcp://127.0.0.1:PORT"),
+        (toy_bundle, (), "does not answer"),
+    ):
+        assert main(arguments(bundle, robot, *more)) == 2
+        out, error = capsys.readouterr()
+        assert out == "" and error.startswith("error: ") and error.count("\n") == 1
+        assert message in error
+
+
+def test_a_policy_names_the_camera_that_it_misses(toy_bundle):
+    policy = bundle_policy(load_bundle(toy_bundle, threads=1), "go")
+    with pytest.raises(ValueError, match="looks through camera 'front', the robot has wrist"):
+        policy(RobotObservation({"wrist": np.zeros((32, 32, 3), np.uint8)}, np.zeros(2, np.float32), 0.0))
