@@ -52,6 +52,8 @@ class ToyRobot(Driver):
             image = self._last_image
         if self.fault == "black":
             image = np.zeros_like(image)
+        if self.fault == "elsewhere":
+            image = 255 - image
         self._last_image = image
         state = np.full(2, np.nan) if self.fault == "nan_state" else self.position
         clock = {"clock_back": -100.0, "clock_ahead": 100.0}.get(self.fault or "", 0.0)

@@ -24,7 +24,6 @@ class Level(IntEnum):
     ASK = 3
 
 
-CLOCK_TOLERANCE_S = 1e-3
 MOVED = 0.005  # without a reference, in the unit of each element of the state
 SPEED = {Level.FULL: 1.0, Level.SLOW: 0.5, Level.HOLD: 0.0, Level.ASK: 0.0}
 
@@ -92,7 +91,6 @@ class Autonomy:
         self._still: RobotObservation | None = None  # the first of the identical pictures
         self._same = 0
         self._delays: deque[float] = deque(maxlen=100)
-        self._last_time = -np.inf
 
     def judge(self, observation: RobotObservation, now: float) -> Verdict:
         """The verdict on an observation that arrived at `now`, on the monotonic clock of this process [s].
@@ -134,15 +132,11 @@ class Autonomy:
         delay = now - observation.time
         if not np.isfinite(delay):
             return 0.0
-        back = observation.time < self._last_time - CLOCK_TOLERANCE_S
-        self._last_time = observation.time
-        if self._delays and delay < min(self._delays) - self._max_skew_s:
-            self._delays.clear()  # the robot's clock jumped ahead; from now on that is its time
-            self._delays.append(delay)
-            return 0.0
+        shortest = min(self._delays, default=delay)
         self._delays.append(delay)
-        late_s = delay - min(self._delays)
-        return 0.0 if back else ramp(late_s, good=self._max_skew_s / 2, bad=self._max_skew_s)
+        if delay < shortest - self._max_skew_s:
+            return 0.0  # the robot's clock jumped ahead; from now on that is its time
+        return ramp(delay - shortest, good=self._max_skew_s / 2, bad=self._max_skew_s)
 
     def _settle(self, reliability: float) -> None:
         wanted = self._level(reliability)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from toy_robot import ToyRobot, robot_process
 
 from worldsim.robot.drivers import DriverError, RobotObservation
-from worldsim.robot.process import MAX_ARRAYS, ProcessDriver, _read, serve_robot
+from worldsim.robot.process import MAX_ARRAYS, MAX_HEADER, ProcessDriver, _read, _write, serve_robot
 
 
 class Served:
@@ -139,6 +139,32 @@ def test_hostile_messages_end_the_connection_and_nothing_else(message):
     driver = ProcessDriver(served.address)
     assert driver.observe().state.shape == (2,)
     assert served.robot.sent == []
+
+
+def test_several_arrays_keep_their_places():
+    arrays = {
+        "a": np.arange(6.0).reshape(2, 3),
+        "b": np.arange(3, dtype=np.float32),
+        "c": np.full((2, 2), 7, np.uint8),
+        "d": np.ones(1),
+    }
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        _write(theirs, {"do": "test"}, arrays, time.monotonic() + 1)
+        header, got = _read(ours, time.monotonic() + 1)
+    assert header["do"] == "test" and list(got) == list(arrays)
+    for name, array in arrays.items():
+        assert got[name].dtype == array.dtype
+        np.testing.assert_array_equal(got[name], array)
+
+
+@pytest.mark.parametrize("lengths", [(MAX_HEADER + 1, 0), (2, MAX_ARRAYS + 1)])
+def test_messages_that_are_too_long_are_not_waited_for(lengths):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(struct.pack("!II", *lengths) + b"{}")
+        with pytest.raises(ValueError, match="bytes is too long"):
+            _read(ours, time.monotonic() + 0.2)
 
 
 @given(st.binary(max_size=300), st.binary(max_size=64), st.booleans())

@@ -50,6 +50,14 @@ def test_a_dry_run_sends_nothing(toy_bundle, robot, capsys):
     assert "stop" not in [what for _, what in robot.notes()]
 
 
+def test_a_scene_unlike_training_holds(toy_bundle, robot, capsys):
+    robot.fail("elsewhere")
+    assert main(arguments(toy_bundle, robot)) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["modes"] == {"hold": report["ticks"]} and report["interventions"]["autonomy"] > 8
+    assert "send" not in [what for _, what in robot.notes()]
+
+
 def test_a_higher_control_rate(toy_bundle, robot, capsys):
     assert main(arguments(toy_bundle, robot, "--multiplier", "3", "--dry-run")) == 0
     assert 32 <= json.loads(capsys.readouterr().out)["ticks"] <= 42

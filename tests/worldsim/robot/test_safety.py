@@ -79,17 +79,22 @@ def test_rate_is_clamped_by_the_time_that_passed():
     assert safety.counts["delta"] == 2
 
 
-def test_the_workspace_clamps_the_target():
-    safety = running(action=(0.5, 0), state=(0.15, 0))
-    command = propose(safety, [0.8, 0], 0.1, state=(0.197, 0))
-    np.testing.assert_allclose(command.action, [0.3, 0])  # (0.2 - 0.197) / 0.01
+@pytest.mark.parametrize("side", [1, -1])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_workspace_clamps_the_target(side, axis):
+    unit = side * np.eye(2)[axis]
+    safety = running(action=0.5 * unit, state=0.15 * unit)
+    command = propose(safety, 0.8 * unit, 0.1, state=0.197 * unit)
+    np.testing.assert_allclose(command.action, 0.3 * unit)  # (0.2 - 0.197) / 0.01
     assert command.reasons == ("workspace",)
 
 
-def test_outside_of_the_workspace_no_command_leads_further_out():
-    safety = running(state=(0.21, 0))
-    assert propose(safety, [0.5, 0], 0.1, state=(0.21, 0)).action.tolist() == [0, 0]
-    np.testing.assert_allclose(propose(safety, [-0.5, 0], 0.2, state=(0.21, 0)).action, [-0.5, 0])
+@pytest.mark.parametrize("side", [1, -1])
+def test_outside_of_the_workspace_no_command_leads_further_out(side):
+    unit = side * np.eye(2)[0]
+    safety = running(state=0.21 * unit)
+    assert propose(safety, 0.5 * unit, 0.1, state=0.21 * unit).action.tolist() == [0, 0]
+    np.testing.assert_allclose(propose(safety, -0.5 * unit, 0.2, state=0.21 * unit).action, -0.5 * unit)
 
 
 def test_a_workspace_that_is_out_of_reach_of_the_delta_brakes():
