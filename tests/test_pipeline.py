@@ -22,6 +22,7 @@ SIZES = {
     "world_model_steps": 4,
     "iterations": 2,
     "judge_steps": 2,
+    "judge_dreams": 64,
     "episodes": 8,
     "evaluation_envs": 8,
 }

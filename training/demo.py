@@ -179,6 +179,7 @@ def judge(cfg: dict[str, Any]) -> Stage:
         f"data.world_model={run}/{world_model}",
         f"model.weights={run}/{reflector}",
         f"trainer.max_steps={cfg['size']['judge_steps']}",
+        f"data.dreams={cfg['size']['judge_dreams']}",
         *(recorded if rounds else (f"{threshold}=null",)),
     )
     return Stage("judge", fit_command(cfg, "judge", "judge", *settings), (world_model, reflector))
