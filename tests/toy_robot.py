@@ -22,6 +22,7 @@ from worldsim.robot.process import serve_robot
 
 ROOT = Path(__file__).parents[1]
 SIZE, STEP_M, REACH_M = 32, 0.01, 0.25
+START = np.array([0.1, 0.0])
 LIMITS: dict[str, Any] = {
     "action_low": [-1, -1],
     "action_high": [1, 1],
@@ -41,7 +42,7 @@ class ToyRobot(Driver):
     """State x, y [m]; an action of 1 moves it by 1 cm. Its camera has sensor noise."""
 
     def __init__(self, note: Callable[[str], None] = lambda what: None, seed: int = 0):
-        self.position, self._note, self._random = np.array([0.1, 0.0]), note, np.random.default_rng(seed)
+        self.position, self._note, self._random = START.copy(), note, np.random.default_rng(seed)
         self.fault: str | None = None
         self.sent: list[np.ndarray] = []
         self._last_image: np.ndarray | None = None
@@ -116,13 +117,13 @@ class RobotProcess:
         self.address = f"tcp://127.0.0.1:{int(self.process.stdout.readline())}"
 
     def fail(self, fault: str) -> None:
-        """Break, or with an empty fault be whole again."""
+        """Break, or with an empty fault begin again."""
         assert self.process.stdin is not None
         self.process.stdin.write(fault + "\n")
         self.process.stdin.flush()
 
     def forget(self) -> None:
-        """Be whole, and leave what was told so far out of `notes`."""
+        """Be whole and where it began, and leave what was told so far out of `notes`."""
         self.fail("")
         self._since = time.monotonic()
 
@@ -163,6 +164,8 @@ def main() -> None:
         def listen() -> None:
             for line in sys.stdin:
                 robot.fault = line.strip() or None
+                if robot.fault is None:
+                    robot.position = START.copy()
 
         threading.Thread(target=listen, daemon=True).start()
         serve_robot(robot, listening=lambda port: print(port, flush=True))

@@ -1,7 +1,7 @@
-"""The control loop: observes, asks the policy without ever waiting for it, and sends what safety lets through, at a fixed rate.
+"""The control loop: observes, asks the policy, and sends what safety lets through, at a fixed rate whatever the policy does.
 
 Tick k is due at start + k * period whatever happened before, so a late tick makes no later one late, and a step number is a
-time. The policy answers in a thread. Read `chunks.py` for what happens with its answers and `run.py` for a whole program.
+time. The policy answers in a thread, in the same tick if it is quick. Read `chunks.py` for what happens with its answers.
 """
 
 import math
@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,6 +22,9 @@ from worldsim.robot.recording import Recorder
 from worldsim.robot.safety import Command, Fault, Mode, Proposal, Safety
 
 Policy = Callable[[RobotObservation], np.ndarray]  # observation -> actions [ah, ad]
+# Share of a tick that may pass before it goes on without an answer. A policy that is quick then acts on what it has just seen: a
+# whole step later its success in the default world falls from nine tenths to less than half (docs/robot.md).
+PATIENCE = 0.2
 KEPT = 100_000  # measurements per statistic
 
 
@@ -90,9 +93,9 @@ class Inference:
         """How long the present question has been waiting for its answer, 0 without one."""
         return now - self._asked_at if self.busy else 0.0
 
-    def poll(self) -> Chunk | Fault | None:
-        """The answer if it has just come, as a fault if it is of no use, None otherwise."""
-        if self._answer is None or not self._answer.done():
+    def poll(self, wait_s: float = 0.0) -> Chunk | Fault | None:
+        """The answer if it comes within `wait_s`, as a fault if it is of no use, None otherwise."""
+        if self._answer is None or not wait([self._answer], wait_s).done:
             return None
         answer, self._answer, self.busy = self._answer, None, False
         if (error := answer.exception()) is not None:
@@ -146,8 +149,9 @@ class ControlLoop:
         if not (fps > 0 and multiplier >= 1):
             raise ValueError(f"fps must be positive and multiplier at least 1, got {fps} and {multiplier}")
         self._driver, self._execution, self._safety, self._recorder = driver, execution, safety, recorder
-        self._autonomy, self._multiplier, self._fps = autonomy, multiplier, fps
+        self._autonomy, self._multiplier = autonomy, multiplier
         self._period_s = 1 / (fps * multiplier)
+        self._patience_s = PATIENCE * self._period_s
         self._clock, self._sleep = clock, sleep
         self._inference = Inference(policy, safety.limits.action_dim)
         self._speed, self._outdated = 1.0, False
@@ -215,19 +219,15 @@ class ControlLoop:
 
     def _decide(self, observation: RobotObservation | None, step: int, part: int, now: float) -> Proposal | Fault | None:
         """What to propose in this tick, after looking whether the policy has answered and whether it should be asked."""
-        busy_s = self._inference.busy_s(now)
-        if (answer := self._inference.poll()) is not None:
-            if isinstance(answer, Fault):
-                return answer
-            self._inference_ms.append(1e3 * self._inference.took_s)
-            old = now - answer.observed_at > self._safety.limits.max_age_s
-            if self._outdated or old or not self._execution.add(answer, step):
-                self._stale += 1
-        elif busy_s + self._period_s > self._safety.limits.watchdog_s:
+        if fault := self._collect(self._inference.poll(), step, now):
+            return fault
+        if (busy_s := self._inference.busy_s(now)) + self._period_s > self._safety.limits.watchdog_s:
             return Fault(f"the policy has not answered for {busy_s:.2f} s")
         if observation is not None and part == 0 and not self._inference.busy and self._execution.wants(step, self._delay()):
             self._inference.ask(observation, step, now)
             self._outdated = False
+            if fault := self._collect(self._inference.poll(self._patience_s), step, now):
+                return fault
         if (found := self._execution.action(step)) is None:
             return None
         action, observed_at = found
@@ -237,10 +237,20 @@ class ControlLoop:
             self._previous = action
         return Proposal(between, observed_at, self._speed)
 
+    def _collect(self, answer: Chunk | Fault | None, step: int, now: float) -> Fault | None:
+        """Take a chunk that has arrived, if it is still of use."""
+        if isinstance(answer, Chunk):
+            self._inference_ms.append(1e3 * self._inference.took_s)
+            old = now - answer.observed_at > self._safety.limits.max_age_s
+            if self._outdated or old or not self._execution.add(answer, step):
+                self._stale += 1
+            return None
+        return answer
+
     def _delay(self) -> int:
         """Steps from an observation to the arrival of its chunk, judged by the slowest of the last ten answers."""
-        recent = list(self._inference_ms)[-10:]
-        return max(math.ceil(max(recent, default=0.0) / 1e3 * self._fps), 1)
+        slowest_s = max(list(self._inference_ms)[-10:], default=0.0) / 1e3
+        return 0 if slowest_s <= self._patience_s else math.ceil(slowest_s / self._period_s) // self._multiplier
 
     def _forget(self) -> None:
         """After a fault, what was seen and planned before it no longer holds."""

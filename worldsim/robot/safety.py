@@ -127,7 +127,7 @@ class Safety:
         if not (np.abs(self._last - still) <= limits.max_delta).all():
             raise ValueError(f"the robot starts at {still}, too far from the range of its commands; move it by hand")
         self._now = self._fresh_at = self._fault_since = now
-        self._fault_at = -math.inf
+        self._good_since: float | None = -math.inf
         self.mode = Mode.HOLD
 
     def emergency_stop(self, reason: str) -> None:
@@ -164,18 +164,19 @@ class Safety:
         if isinstance(command, Fault):
             refusal, command = refusal or ("fault", command.reason), None
         if refusal := refusal or self._refuse_state(state) or self._refuse(command):
-            self._fault_at = now
+            self._good_since = None
             return self._hold(refusal)
         assert state is not None
-        if command is not None:
-            self._fresh_at = now
-        if self.mode is Mode.HOLD and now - self._fault_at < self.limits.resume_s:
-            return self._hold(("resuming", f"commands are good since {now - self._fault_at:.2f} s"))
         if command is None:
             if self.mode is Mode.HOLD:
-                return self._hold(("missing", "no command yet"))
+                return self._hold(("missing", "no command in this tick"))
             return self._move(self._stand, state, passed_s, [("missing", "no command in this tick")])
-        if now - self._fault_at >= 2 * self.limits.resume_s:  # a fault that returns whenever the robot moves must stop it
+        self._fresh_at = now
+        self._good_since = now if self._good_since is None else self._good_since
+        good_s = now - self._good_since
+        if good_s < self.limits.resume_s:
+            return self._hold(("resuming", f"commands are good since {good_s:.2f} s"))
+        if good_s >= 2 * self.limits.resume_s:  # a fault that returns whenever the robot moves must stop it
             self._fault_since = math.inf
         if command.speed == 0:
             self.mode = Mode.HOLD

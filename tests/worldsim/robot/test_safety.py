@@ -156,8 +156,9 @@ def test_refusals_hold_at_once_and_recover(command, state, reason):
     held = safety.check(command, state, 0.1)
     assert held.mode is Mode.HOLD and held.reasons == (reason,)
     assert held.action.tolist() == [0, 0]  # braking does not wait for the delta
-    assert propose(safety, [0.1, 0], 0.2).reasons == ("resuming",)
-    recovered = propose(safety, [0.1, 0], 0.3001)
+    for now in (0.2, 0.3):
+        assert propose(safety, [0.1, 0], now).reasons == ("resuming",)
+    recovered = propose(safety, [0.1, 0], 0.4001)  # good since 0.2
     assert recovered.mode is Mode.RUN and recovered.action.tolist() == [0.1, 0]
 
 
@@ -225,7 +226,8 @@ def test_a_jump_of_the_clock_holds_and_the_new_time_counts(jump):
     safety = running(action=(0.5, 0))
     held = propose(safety, [0.5, 0], jump)
     assert held.mode is Mode.HOLD and held.reasons == ("clock",)
-    assert propose(safety, [0.1, 0], jump + 0.3).mode is Mode.RUN
+    assert propose(safety, [0.1, 0], jump + 0.3).reasons == ("resuming",)
+    assert propose(safety, [0.1, 0], jump + 0.6).mode is Mode.RUN
 
 
 def test_the_watchdog_survives_a_clock_that_went_back():
