@@ -1,10 +1,11 @@
 """A numpy robot for the tests of `worldsim/robot`: a dot on a table that can break in many ways, here or in its own process.
 
-As a program (`python -m tests.toy_robot LOG`) it serves itself over loopback, prints its port, takes faults as lines on stdin and
+As a program (`python tests/toy_robot.py LOG`) it serves itself over loopback, prints its port, takes faults as lines on stdin and
 writes what it was told to LOG, with the monotonic time that all processes of a machine share.
 """
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -111,8 +112,9 @@ class RobotProcess:
 
     def __init__(self, log: Path):
         self._log, self._since = log, 0.0
-        command = [sys.executable, "-m", "tests.toy_robot", str(log)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        command = [sys.executable, __file__, str(log)]  # not -m: torch-fidelity installs a package `tests`, too
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
         assert self.process.stdout is not None
         self.address = f"tcp://127.0.0.1:{int(self.process.stdout.readline())}"
 
