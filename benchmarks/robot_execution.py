@@ -107,7 +107,8 @@ def lockstep(bundle: Bundle, robot: WorldDriver, seed: int, execute: int) -> boo
 if __name__ == "__main__":
     folder, episodes = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/bundle"), int(sys.argv[2]) if len(sys.argv) > 2 else 100
     if not folder.is_dir():
-        sys.exit(print(f"no bundle in {folder}: write one with worldsim export, or name it"))
+        print(f"no bundle in {folder}: write one with worldsim export, or name it")
+        sys.exit()
     bundle, robot = load_bundle(folder, threads=1), WorldDriver(GenesisWorld(num_envs=1))
     ah = bundle.shapes["noise"][1]
     rows: dict[str, Callable[[int], bool]] = {f"lockstep, {ah} of {ah}": lambda seed: lockstep(bundle, robot, seed, ah)}
