@@ -1,8 +1,7 @@
 """`DriveWorld`: a mobile robot in a room that must get to the box which the instruction names, seen through its own camera.
 
 It exists because a moving camera is what radiance fields are for: `NerfDriveWorld` shows captured rooms around the same bodies
-(after arXiv:2405.02425). Walls and furniture are only seen: where the robot may go, `start` and the boxes' places keep them apart,
-and its joints end before a wall. Read `driver.py` next: the scripted expert.
+(after arXiv:2405.02425). No robot reaches walls or furniture: its joints end before them. Read `driver.py` next.
 """
 
 import torch
@@ -67,5 +66,5 @@ class DriveWorld(GenesisWorld):
 class NerfDriveWorld(NerfWorld, DriveWorld):
     """A `DriveWorld` in captured rooms: bodies and robot of `DriveWorld`, pixels of `NerfWorld`, whose arguments it takes.
 
-    The camera moves with every step, so give baked fields (`runs/nerf/baked`); a field itself takes a hundred times longer.
+    The camera moves with every step, so give baked fields (`runs/nerf/baked`); a field itself takes thirty times as long.
     """
