@@ -210,6 +210,10 @@ def _example(policy: Policy) -> Observation:
 
 def _parts(policy: Policy, data: Dataset) -> Config:
     """What a bundle has from recorded episodes: 32 observations to compare on, and a description of what training looked like."""
+    if policy.camera not in data.cameras:
+        raise ValueError(
+            f"the policy looks through camera {policy.camera!r}, {data.root} has {sorted(data.cameras)}; give its own data"
+        )
     indices = np.unique(np.linspace(0, data.num_episodes - 1, 128).round().astype(int)).tolist()
     episodes = list(data.episodes(indices))
     frames = [(episode, i) for episode in episodes for i in range(len(episode.state))]

@@ -77,6 +77,22 @@ def test_each_file_is_missed_and_its_damage_noticed(bundle, capsys, file):
     assert "missing" in one_line(bundle, capsys)
 
 
+@pytest.mark.parametrize("key", ["format", "inputs", "outputs", "camera", "fps", "tokenizer"])
+def test_a_signed_description_without_a_key_is_refused(bundle, capsys, key):
+    description = json.loads((bundle / "bundle.json").read_text())
+    del description[key]
+    sign(bundle, description)
+    assert f"lacks ['{key}']" in one_line(bundle, capsys)
+
+
+def test_a_signed_description_that_leaves_the_graph_unchecked_is_refused(bundle, capsys):
+    description = json.loads((bundle / "bundle.json").read_text())
+    sign(bundle, description, [name for name in description["sha256"] if name != "policy.onnx"])
+    assert "no hash of policy.onnx" in one_line(bundle, capsys)
+    sign(bundle, description | {"format": "tarball"})
+    assert "unknown format 'tarball'" in one_line(bundle, capsys)
+
+
 def mutate(content: bytes, chance: random.Random) -> bytes:
     """Content with one accident: bits, bytes, pieces, or all of it."""
     at, length = chance.randrange(len(content)), chance.randrange(1, 40)
