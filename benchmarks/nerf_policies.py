@@ -1,4 +1,4 @@
-"""Policies cloned before captured scenes, in pictures they never saw. Extra `nerf`; about half an hour on two cores, resumable.
+"""Policies cloned before captured scenes, in pictures they never saw. Extra `nerf`; resumable. It has never run to its end yet.
 
 .venv/bin/python benchmarks/nerf_policies.py
 
@@ -97,7 +97,9 @@ if __name__ == "__main__":
             f"table, {name}", {label: success(policy, *options) for label, options in worlds.items()}
         )
     for name, world, prefix in (("plain", "room_nerf", "world"), ("randomised", "room_nerf_randomized", "world.world")):
-        policy = clone(f"rooms_{name}", "policy_room", f"world={world}", f"{prefix}.fields=[{','.join(captured)}]", "actor=driver")
+        policy = clone(
+            f"rooms_{name}", "policy_room", f"world={world}", f"{prefix}.fields=[{','.join(captured)}]", "actor.noise=0.1"
+        )
         worlds = {
             "captured rooms": ("room_nerf", f"world.fields=[{','.join(captured)}]"),
             "captured room never seen": ("room_nerf", f"world.fields=[{OUT}/{UNSEEN}/baked]"),

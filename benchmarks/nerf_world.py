@@ -2,7 +2,7 @@
 
 .venv/bin/python benchmarks/nerf_world.py
 
-Captures the default scene and trains its field first, if `runs/nerf` is not there (about ten minutes; extra `nerf`). 100 random
+Captures the default scene and trains its field first, if `runs/nerf` is not there (about four minutes; extra `nerf`). 100 random
 states of the default task: the same states in `GenesisWorld` and in `NerfWorld`, through the task's camera. A body's silhouette is
 where the depth of the whole scene differs from that of the scene without bodies.
 """

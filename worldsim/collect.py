@@ -22,7 +22,7 @@ from worldsim.types import Episode, Observation
 class Actor(ABC):
     """Whoever acts: proposes a chunk of actions for every environment.
 
-    `world` is any `World` for a policy; the scripted actors need a physics world with `truth()` (`GenesisWorld`).
+    `world` is any `World` for a policy, one with an `expert()` for `ExpertActor`, and a `GenesisWorld` with discs for `PlayActor`.
 
     Attributes:
         source: stored with each episode, see `Episode.source`.
@@ -39,7 +39,7 @@ class Actor(ABC):
 
 
 class ExpertActor(Actor):
-    """The scripted expert with white noise on its actions: clean demonstrations.
+    """The world's scripted expert with white noise on its actions: clean demonstrations.
 
     Args:
         noise: standard deviation of the noise, in units of the action range.
@@ -53,8 +53,7 @@ class ExpertActor(Actor):
         self.generator = torch.Generator().manual_seed(seed)
 
     def act(self, world: Any, obs: Observation) -> Tensor:
-        truth = world.truth()
-        action = expert_action(truth.block, truth.goal, truth.pusher, max_delta_m=world.max_delta_m)
+        action = world.expert()
         return (action + self.noise * torch.randn(action.shape, generator=self.generator)).clamp(-1, 1)[:, None]
 
 
@@ -103,6 +102,8 @@ class PlayActor(Actor):
         self.age = torch.where(started, 0, self.age)
 
     def act(self, world: Any, obs: Observation) -> Tensor:
+        if not getattr(world, "goals", torch.zeros(0)).numel():
+            raise ValueError(f"play needs a GenesisWorld with discs, got {type(world).__name__}; record with actor=expert")
         truth = world.truth()
         self._wish(world)
         targets = torch.stack([truth.goal, world.goals[torch.arange(world.num_envs), self.disc], self.point], dim=1)

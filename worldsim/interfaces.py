@@ -113,6 +113,14 @@ class World(VectorEnv, ABC):
         `step` also gives the judgement of the last frame of every environment, before autoreset, as ``info["final_judge"]``.
         """
 
+    def expert(self) -> Float[Tensor, "b ad"]:
+        """What a scripted expert, who sees the task's truth, would do now.
+
+        Raises:
+            ValueError: if nobody wrote one for this world.
+        """
+        raise ValueError(f"{type(self).__name__} has no scripted expert; record with actor=policy actor.folder=FOLDER")
+
     def count_physics(self, steps: int) -> None:
         """Physics worlds report every executed control step here."""
         self.physics_steps += steps

@@ -157,6 +157,10 @@ class RandomizedWorld(World):
     def judge(self) -> Judgement:
         return self.world.judge()
 
+    def expert(self) -> Float[Tensor, "b ad"]:
+        """The wrapped world's, who knows nothing of late actions."""
+        return self.world.expert()
+
     def render(self) -> Any:
         """The pictures of the wrapped world, as no camera distorts them."""
         return self.world.render()

@@ -136,7 +136,7 @@ class Episode:
         success: ground truth of every frame, [t+1].
         progress: task progress of every frame in [0, 1], [t+1].
         instruction: what the episode was told to do.
-        source: who acted: "expert", "noisy_expert", "policy" or "dream".
+        source: who acted: "expert", "noisy_expert", "policy", "dream" or "robot".
     """
 
     images: dict[str, Shaped[Tensor, "t1 h w 3"]]

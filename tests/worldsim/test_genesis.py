@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from worldsim.checks import check_world
-from worldsim.sim.expert import expert_action
 from worldsim.sim.genesis import GenesisWorld
 from worldsim.sim.scene import Scene
 
@@ -17,11 +16,6 @@ def world():
     world = GenesisWorld("push_block", num_envs=4, phrasings="eval")
     yield world
     world.close()
-
-
-def expert(world: GenesisWorld) -> torch.Tensor:
-    truth = world.truth()
-    return expert_action(truth.block, truth.goal, truth.pusher, max_delta_m=world.max_delta_m)
 
 
 def test_push_block_keeps_the_contract(world):
@@ -38,12 +32,12 @@ def test_snapshot_keeps_a_moving_turned_block(world):
     """A free joint's angular velocity is not in world axes: restored as if it were, a pushed block went elsewhere (0.3 m/s)."""
     world.reset(seed=1)
     for _ in range(12):
-        world.step_chunk(expert(world)[:, None])
+        world.step_chunk(world.expert()[:, None])
     state = world.snapshot()
     assert state.block_velocity.abs().amax() > 0.1, "the test needs a block in motion"
     futures = []
     for _ in range(2):
-        steps = [world.step_chunk(expert(world)[:, None]) for _ in range(4)]
+        steps = [world.step_chunk(world.expert()[:, None]) for _ in range(4)]
         futures.append((torch.stack([s.reward for s in steps]), steps[-1].final_obs.state, world.snapshot().block_pose))
         world.restore(state)
     for passed, repeated in zip(*futures, strict=True):
@@ -136,7 +130,7 @@ def test_expert_succeeds_in_at_least_95_percent_of_64_episodes():
     world.reset(seed=1000)
     success, ended = torch.zeros(64, dtype=torch.bool), torch.zeros(64, dtype=torch.bool)
     for _ in range(world.max_episode_steps):
-        result = world.step_chunk(expert(world)[:, None])
+        result = world.step_chunk(world.expert()[:, None])
         success |= result.terminated[:, 0] & ~ended
         ended |= result.done
     assert ended.all(), "an episode ends after max_episode_steps at the latest"
@@ -165,6 +159,9 @@ def test_dynamics_change_in_some_environments_and_stay_changed(world):
     assert slid[1] / slid[0] == pytest.approx(2.0, abs=0.3)
     assert moved[1] < 0.8 * moved[0] and moved[0].item() == pytest.approx(moved[2].item(), abs=1e-4)
     assert world._blocks[0].get_mass().tolist() == pytest.approx([nominal] * 4)
+    with pytest.raises(ValueError, match="factor of friction must be positive"):
+        world.set_dynamics(torch.tensor([1]), mass=2.0, friction=torch.tensor([0.0]))
+    assert world._blocks[0].get_mass().tolist() == pytest.approx([nominal] * 4), "a refusal changes nothing"
     world.set_dynamics(torch.tensor([1]), mass=2.0)
     assert world._blocks[0].get_mass().tolist() == pytest.approx([nominal, 2 * nominal, nominal, nominal])
     world.set_dynamics(torch.arange(4))

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from worldsim.cameras import look_at
+from worldsim.sim.driver import driver_action
 from worldsim.sim.genesis import GenesisWorld, PhysicsState
 from worldsim.sim.nerf import NerfWorld
 
@@ -30,6 +31,10 @@ class DriveWorld(GenesisWorld):
     def heading(self) -> Float[Tensor, " b"]:
         """Of the robots, counter-clockwise from x [rad]."""
         return self._pusher()[:, 2]
+
+    def expert(self) -> Float[Tensor, "b 2"]:
+        truth = self.truth()
+        return driver_action(truth.pusher, self.heading, truth.goal)
 
     def camera_poses(self) -> Float[Tensor, "b 4 4"]:
         cos, sin = self.heading.cos(), self.heading.sin()

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from worldsim.cameras import look_at
 from worldsim.interfaces import ChunkResult, World
+from worldsim.sim.expert import expert_action
 from worldsim.sim.scene import ASSETS, Scene
 from worldsim.sim.stage import add_static, init_genesis, vis_options
 from worldsim.types import Judgement, Observation, TensorBatch, where_rows
@@ -47,7 +48,7 @@ class Truth(Judgement):
     """Ground truth that a judge may see and a policy may not; metres on the ground plane."""
 
     block: Float[Tensor, "b 2"]  # what must be brought to the goal: the block that the instruction names
-    goal: Float[Tensor, "b 2"]  # the disc that the instruction names
+    goal: Float[Tensor, "b 2"]  # the disc (or the box, for a robot that drives) that the instruction names
     pusher: Float[Tensor, "b 2"]  # the robot
     distance: Float[Tensor, " b"]  # block to goal
 
@@ -227,8 +228,14 @@ class GenesisWorld(World):
             mass: of every block, inertia with it.
             friction: of every surface.
             gain: stiffness of the robot's controller; its damping goes with the root, so that the damping ratio stays.
+
+        Raises:
+            ValueError: if a factor is not positive and finite.
         """
         mass, friction, gain = (torch.as_tensor(factor).float().expand(len(index)) for factor in (mass, friction, gain))
+        for name, factor in (("mass", mass), ("friction", friction), ("gain", gain)):
+            if not ((factor > 0) & factor.isfinite()).all():
+                raise ValueError(f"the factor of {name} must be positive, got {factor.tolist()}; 1 leaves it as the scene has it")
         for block, nominal in zip(self._blocks, self._masses, strict=True):
             block.set_mass(nominal * mass, envs_idx=index)
         solver = self._scene.rigid_solver
@@ -258,6 +265,10 @@ class GenesisWorld(World):
     def judge(self) -> Truth:
         """The task's ground truth: the judge of last resort."""
         return self.truth()
+
+    def expert(self) -> Float[Tensor, "b 2"]:
+        truth = self.truth()
+        return expert_action(truth.block, truth.goal, truth.pusher, max_delta_m=self.max_delta_m)
 
     @property
     def max_delta_m(self) -> float:
