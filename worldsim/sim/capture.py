@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
-import genesis as gs
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from worldsim.cameras import Intrinsics, around, orbit, write_transforms
+from worldsim.sim.quick_import import gs
 from worldsim.sim.scene import Scene
 from worldsim.sim.stage import add_static, init_genesis, vis_options
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import genesis as gs
 import gymnasium as gym
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor
 from worldsim.cameras import look_at
 from worldsim.interfaces import ChunkResult, World
 from worldsim.sim.expert import expert_action
+from worldsim.sim.quick_import import gs
 from worldsim.sim.scene import ASSETS, Scene
 from worldsim.sim.stage import add_static, init_genesis, vis_options
 from worldsim.types import Judgement, Observation, TensorBatch, where_rows

@@ -5,8 +5,9 @@ It exists so that a world (`genesis.py`) and a photographer (`capture.py`) show 
 
 from typing import Any
 
-import genesis as gs
 import torch
+
+from worldsim.sim.quick_import import gs
 
 
 def init_genesis() -> None:

@@ -1,0 +1,23 @@
+"""Importing Genesis in a third of the time.
+
+Genesis decorates about a thousand kernels, and for each of them `inspect` looks through all loaded modules for the one that a stack
+frame belongs to. A frame knows that itself. `stage.py` and its neighbours get `gs` from here."""
+
+import inspect
+import sys
+from typing import Any
+from unittest.mock import patch
+
+_search = inspect.getmodule
+
+
+def _module(thing: Any, _filename: str | None = None) -> Any:
+    if inspect.isframe(thing):
+        return sys.modules.get(thing.f_globals.get("__name__", ""))
+    return _search(thing, _filename)
+
+
+with patch.object(inspect, "getmodule", _module):
+    import genesis as gs
+
+__all__ = ["gs"]
