@@ -193,7 +193,7 @@ class ReflectorData(TableData):
 
     def draw(self, generator: torch.Generator) -> Batch:
         rows = self.enriched(len(self.table.success), self.successes, generator)
-        return self.labelled(self.table.frames[rows], rows, generator)
+        return self.labelled(self.table.frames.index_select(0, rows), rows, generator)
 
     def enriched(self, number: int, successes: Tensor, generator: torch.Generator) -> Tensor:
         """`batch_size` indices below `number`, a share of them from `successes`."""
@@ -240,13 +240,14 @@ class DemonstrationData(TableData):
 
     def draw(self, generator: torch.Generator) -> Batch:
         rows = self.rows(self.table.acting_rows, generator)
-        window = self.augmented(self.table.window(rows, context=1, horizon=self.action_horizon), generator)
+        seen = {"frames": self.table.frames.index_select(0, rows), "state": self.table.state[rows]}
+        batch = self.augmented({**seen, **self.table.actions(rows, self.action_horizon)}, generator)
         down, right = torch.randint(-self.max_shift, self.max_shift + 1, (2,), generator=generator).tolist()
         sentences = self.sentences(rows)
         if self.paraphrases is not None:
             sentences = self.paraphrases(sentences, generator)
-        obs = Observation({self.camera: shift(window["frames"][:, 0], (down, right))}, window["state"][:, 0], sentences)
-        return {"obs": obs, "action": window["action"], "valid": window["valid"]}
+        obs = Observation({self.camera: shift(batch["frames"], (down, right))}, batch["state"], sentences)
+        return {"obs": obs, "action": batch["action"], "valid": batch["valid"]}
 
 
 class StartData(TableData):
@@ -294,8 +295,8 @@ class StartData(TableData):
         else:
             start["start"] = torch.randint(self.pool, (self.batch_size,), generator=generator)
             rows, wishes = (values[start["start"]] for values in self.pooled)
-        window = self.table.window(rows, context=self.context, horizon=1)
-        views = {"frames": window["frames"][:, : self.context], "state": window["state"][:, : self.context]}
+        window = self.table.window(rows, context=self.context, horizon=0)
+        views = {"frames": window["frames"], "state": window["state"]}
         return start | self.augmented(views, generator) | {"instruction": tuple(self.instructions[i] for i in wishes.tolist())}
 
 

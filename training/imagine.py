@@ -14,7 +14,7 @@ from training.algorithms.chain import sample_chain
 from training.chains import Chain
 from training.data import Batch
 from worldsim.interfaces import Policy, Reflector, WorldModel
-from worldsim.types import Observation, TensorBatch, cat_rows, where_rows
+from worldsim.types import Observation, TensorBatch, cat_rows, float_image, where_rows
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Moment(TensorBatch):
     @classmethod
     def of(cls, world_model: WorldModel, batch: Batch) -> "Moment":
         """The recorded moments of a batch of `StartData`."""
-        frames = batch["frames"].float() / 255
+        frames = float_image(batch["frames"])
         instruction = tuple(batch["instruction"])  # the loader turns tuples into lists
         return cls(world_model.init(frames, batch["state"]), frames, batch["state"], instruction)
 

@@ -16,6 +16,7 @@ from training.optim import decayed_adamw
 from worldsim import checkpoint
 from worldsim.files import write_json
 from worldsim.metrics import auc, best_f1_threshold, expected_calibration_error
+from worldsim.types import float_image
 
 
 class ReflectorTraining(LightningModule):
@@ -43,7 +44,7 @@ class ReflectorTraining(LightningModule):
             checkpoint.load_weights(self.reflector, weights)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        frames = batch["frames"].float() / 255
+        frames = float_image(batch["frames"])
         logit, progress = self.reflector.raw(frames + self.noise * torch.randn_like(frames), batch["instruction"])
         success_loss = F.binary_cross_entropy_with_logits(logit, batch["success"].float())
         progress_loss = F.huber_loss(progress, batch["progress"], delta=0.1)

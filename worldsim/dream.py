@@ -20,7 +20,7 @@ from torch import Tensor
 from worldsim import checkpoint
 from worldsim.data.windows import FrameTable
 from worldsim.interfaces import ChunkResult, Reflector, World, WorldModel
-from worldsim.types import Judgement, Observation, TensorBatch, where_rows
+from worldsim.types import Judgement, Observation, TensorBatch, float_image, where_rows
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Starts(TensorBatch):
     def first_frames(cls, table: FrameTable, context: int) -> "Starts":
         """The first frame of every episode, repeated to fill the context."""
         rows = table.first.unique()
-        window = table.window(rows, context=context, horizon=1)
-        return cls(window["frames"][:, :context], window["state"][:, :context], table.instruction)
+        window = table.window(rows, context=context, horizon=0)
+        return cls(window["frames"], window["state"], table.instruction)
 
 
 @dataclass(frozen=True)
@@ -273,7 +273,7 @@ class DreamWorld(World):
             model = self.world_model.init(start.frames, start.state)
         return DreamState(
             model=model,
-            frames=start.frames[:, -1].float() / 255,
+            frames=float_image(start.frames[:, -1]),
             state=start.state[:, -1],
             instruction=start.instruction,
             progress=judged.progress,

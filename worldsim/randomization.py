@@ -18,7 +18,7 @@ from torch import Tensor
 
 from worldsim.effects import Distribution, Effect, Values
 from worldsim.interfaces import ChunkResult, World
-from worldsim.types import Judgement, Observation, TensorBatch
+from worldsim.types import Judgement, Observation, TensorBatch, float_image
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ class RandomizedWorld(World):
 
     def _seen(self, obs: Observation) -> Observation:
         frames = obs.images[self.camera]
-        pictures = frames.permute(0, 3, 1, 2).float() / 255
+        pictures = float_image(frames).permute(0, 3, 1, 2)
         drawn = self.parameters() if self.effects else {}
         for number, (name, effect) in enumerate(self.effects.items()):
             values = {key.partition(".")[2]: value.float() for key, value in drawn.items() if key.startswith(f"{name}.")}

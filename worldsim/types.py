@@ -194,4 +194,4 @@ class Rollout(TensorBatch):
 
 def float_image(images: Tensor) -> Tensor:
     """RGB in [0, 1] from uint8 0..255; a float image passes through unchanged, with its gradient."""
-    return images.float() / 255 if images.dtype == torch.uint8 else images
+    return images.float().div_(255) if images.dtype == torch.uint8 else images
