@@ -180,4 +180,4 @@ class AnalyticPostTraining(PostTraining):
         optimizer, schedule = decayed_adamw(
             [*self.policy.parameters(), *self.chain.parameters()], lr=h.lr, total_steps=iterations, floor=0.1
         )
-        return [optimizer, torch.optim.AdamW(self.critics.parameters(), lr=h.critic_lr)], [schedule]
+        return [optimizer, torch.optim.AdamW(self.critics.parameters(), lr=h.critic_lr, fused=True)], [schedule]

@@ -246,7 +246,7 @@ class RolloutLearner(PostTraining, ABC):
         optimizer, schedule = decayed_adamw(self.learned_parameters(), lr=self.lr, total_steps=iterations, floor=0.1)
         if not self.advantage.lr:
             return [optimizer], [schedule]
-        return [optimizer, torch.optim.AdamW(self.advantage.parameters(), lr=self.advantage.lr)], [schedule]
+        return [optimizer, torch.optim.AdamW(self.advantage.parameters(), lr=self.advantage.lr, fused=True)], [schedule]
 
 
 def join(parts: list[Rollout]) -> Rollout:

@@ -27,7 +27,7 @@ class PostTraining(LightningModule):
         self.automatic_optimization = False
         self.policy: Policy = checkpoint.load(policy, Policy)
         self.reference: Policy = checkpoint.load(policy, Policy).requires_grad_(False)
-        self.ema = EMAModel(self.policy.parameters(), decay=ema_decay)
+        self.ema = EMAModel(self.policy.parameters(), decay=ema_decay, foreach=True)
 
     def on_fit_start(self) -> None:
         """The average lives where the policy does."""

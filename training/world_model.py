@@ -39,7 +39,7 @@ class WorldModelTraining(LightningModule):
 
     def on_fit_start(self) -> None:
         if self.ema is None:
-            self.ema = EMAModel(self.world_model.parameters(), decay=self.ema_decay)
+            self.ema = EMAModel(self.world_model.parameters(), decay=self.ema_decay, foreach=True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         generator = torch.Generator(self.device).manual_seed(int(torch.randint(2**62, ())))
@@ -80,5 +80,5 @@ class WorldModelTraining(LightningModule):
         checkpoint["ema"] = self.ema.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.ema = EMAModel(self.world_model.parameters(), decay=self.ema_decay)
+        self.ema = EMAModel(self.world_model.parameters(), decay=self.ema_decay, foreach=True)
         self.ema.load_state_dict(checkpoint["ema"])
