@@ -6,11 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from omegaconf import OmegaConf
 
 from training import bench, cli
+from worldsim import checkpoint
 from worldsim.data.lerobot import Dataset
+from worldsim.interfaces import Policy
 
 SIZES = {
     "envs": 8,
@@ -115,11 +118,21 @@ def test_dreamed_rollout_is_a_video_and_a_dataset(run: Path, tmp_path: Path) -> 
     assert json.loads((tmp_path / "statistics.json").read_text())["judge"] == "DreamWorld"
 
 
-def test_export_of_the_trained_policy(run: Path, tmp_path: Path) -> None:
-    arguments = ["export", f"policy={run}/post_train_1", "format=torch", f"out={tmp_path / 'bundle'}", f"data={run}/data/demos"]
-    assert cli.main(arguments) == 0
-    parity = json.loads((tmp_path / "bundle" / "bundle.json").read_text())["parity"]
-    assert parity["max_abs_difference"] <= 1e-4
+def test_export_of_the_trained_policy(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = tmp_path / "bundle"
+    more = ("format=torch", f"out={bundle}", f"data={run}/data/demos", f"evaluation={run}/evaluation.json")
+    assert cli.main(["export", f"policy={run}/post_train_1", *more]) == 0
+    description = json.loads((bundle / "bundle.json").read_text())
+    assert description["parity"]["max_abs_difference"] <= 1e-4
+    measured = json.loads((run / "evaluation.json").read_text())["policies"]["policy"]
+    assert {name: description["evaluation"][name] for name in ("rate", "ci95")} == {n: measured[n] for n in ("rate", "ci95")}
+    assert "GenesisWorld(scene=push_block" in (bundle / "README.md").read_text()
+    other = checkpoint.load(run / "policy", Policy)
+    with torch.no_grad():
+        next(other.parameters()).add_(1e-3)
+    checkpoint.save(other, tmp_path / "other")
+    assert cli.main(["export", f"policy={tmp_path / 'other'}", *more]) == 2
+    assert "has no evaluation of the weights" in capsys.readouterr().err
 
 
 def test_evaluation_under_randomised_conditions(run: Path, tmp_path: Path) -> None:

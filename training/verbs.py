@@ -4,6 +4,7 @@ They only put parts together; read the parts themselves: `collect.py`, `evaluate
 `worldsim`. The longer verbs live in `training/fit.py`, `training/demo.py` and `training/bench.py`."""
 
 import json
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from hydra.utils import instantiate
 from rich.progress import track
 
 from worldsim import checkpoint, video
+from worldsim.bundle import sha256
 from worldsim.collect import PlayActor, PolicyActor
 from worldsim.collect import collect as record_episodes
 from worldsim.data.lerobot import Dataset, DatasetWriter
@@ -103,7 +105,9 @@ def rollout(cfg: Config) -> None:
 
 def evaluate(cfg: Config) -> None:
     """Physics success of policies on the same held-out starts, paired with a baseline, and imagined beside it."""
-    folders = {**({"baseline": cfg["baseline"]} if cfg["baseline"] else {}), "policy": cfg["policy"], **cfg["others"]}
+    earlier = _earlier(Path(cfg["baseline"]), cfg) if str(cfg["baseline"]).endswith(".json") else None
+    baseline = earlier["folder"] if earlier else cfg["baseline"]
+    folders = {**({"baseline": baseline} if baseline else {}), "policy": cfg["policy"], **cfg["others"]}
     policies = {name: _player(where, api_key=cfg["api_key"], timeout_s=cfg["timeout_s"]) for name, where in folders.items()}
     out, seed = Path(cfg["out"]), cfg["seed"]
     models = None
@@ -114,14 +118,23 @@ def evaluate(cfg: Config) -> None:
     judge = checkpoint.load(cfg["judge"], Reflector) if cfg["judge"] else None
     world = instantiate(cfg["world"], _convert_="all")
     with torch.autocast("cpu", torch.bfloat16, enabled=precision() == "bf16-mixed"):
-        outcomes = {name: play_episodes(world, policy, episodes=cfg["episodes"], seed=seed) for name, policy in policies.items()}
+        outcomes: dict[str, Outcomes] = {}
+        for name in reversed(policies):  # the baseline last: it may have been played on the starts that the others show
+            if name == "baseline" and earlier:
+                success = torch.tensor([letter == "1" for letter in earlier["outcomes"]])
+                outcomes[name] = replace(outcomes["policy"], success=success)
+            else:
+                outcomes[name] = play_episodes(world, policies[name], episodes=cfg["episodes"], seed=seed)
         result: Config = {"policies": {}, "seed": seed, "world": cfg["world"]}
-        baseline = next(iter(outcomes.values()))
-        for name, outcome in outcomes.items():
-            entry: Config = dict(success_rate(outcome.success))
+        reference = outcomes[next(iter(policies))]
+        for name in policies:
+            outcome = outcomes[name]
+            entry: Config = {**success_rate(outcome.success), "folder": folders[name]}
+            if (weights := Path(folders[name]) / checkpoint.WEIGHTS).is_file():
+                entry["weights_sha256"] = sha256(weights)  # so that an export can tell whose success this is
             entry["outcomes"] = "".join("01"[int(success)] for success in outcome.success)  # by start, for other pairings
-            if outcome is not baseline:
-                entry["paired_gain"] = paired_difference(baseline.success, outcome.success)
+            if outcome is not reference:
+                entry["paired_gain"] = paired_difference(reference.success, outcome.success)
             if models:
                 entry |= _imagined(policies[name], models, outcome, world, seed)
             if models and judge:
@@ -133,6 +146,25 @@ def evaluate(cfg: Config) -> None:
             result |= _quality(models, world, out / "media", seed, policies["policy"])
     result["physics_steps"] = world.physics_steps
     write_json(out / "evaluation.json", result)
+
+
+def _earlier(file: Path, cfg: Config) -> Config:
+    """The policy of an earlier evaluation on the same starts.
+
+    Raises:
+        ValueError: if the starts or the weights are others now.
+    """
+    evaluation = json.loads(file.read_text())
+    entry, weights = evaluation["policies"]["policy"], sha256(Path(evaluation["policies"]["policy"]["folder"]) / checkpoint.WEIGHTS)
+    for what, then, now in (
+        ("seed", evaluation["seed"], cfg["seed"]),
+        ("world", evaluation["world"], cfg["world"]),
+        ("episodes", entry["episodes"], cfg["episodes"]),
+        ("weights", entry["weights_sha256"], weights),
+    ):
+        if then != now:
+            raise ValueError(f"baseline={file} was measured with {what} {then}, this is {now}; give the policy's folder instead")
+    return entry
 
 
 def _player(where: str, **connection: Any) -> Player:
@@ -197,8 +229,23 @@ def export(cfg: Config) -> None:
     """A robot bundle, verified against the policy."""
     policy = checkpoint.load(cfg["policy"], Policy)
     parts: Config = {"observation": _example(policy)} if cfg["data"] is None else _parts(policy, Dataset(Path(cfg["data"])))
-    result = export_policy(policy, Path(cfg["out"]), format=cfg["format"], fps=cfg["fps"], limits=cfg["limits"], **parts)
+    settings = {name: cfg[name] for name in ("format", "precision", "fps", "limits")}
+    evaluation = None if cfg["evaluation"] is None else _earned(Path(cfg["evaluation"]), Path(cfg["policy"]))
+    result = export_policy(policy, Path(cfg["out"]), evaluation=evaluation, **settings, **parts)
     print(f"{cfg['out']}: parity {result['parity']}")
+
+
+def _earned(file: Path, folder: Path) -> Config:
+    """The success of the policy in `folder`, from an evaluation of exactly these weights."""
+    evaluation = json.loads(file.read_text())
+    weights = sha256(folder / checkpoint.WEIGHTS)
+    for entry in evaluation["policies"].values():
+        if entry.get("weights_sha256") == weights:
+            world = evaluation["world"]
+            settings = (f"{name}={value}" for name, value in world.items() if name != "_target_" and not isinstance(value, dict))
+            about = {"seed": evaluation["seed"], "world": f"{world['_target_'].rpartition('.')[2]}({', '.join(settings)})"}
+            return {name: entry[name] for name in ("rate", "ci95", "episodes")} | about
+    raise ValueError(f"{file} has no evaluation of the weights in {folder}; write one with worldsim evaluate policy={folder}")
 
 
 def _example(policy: Policy) -> Observation:

@@ -26,6 +26,8 @@ from worldsim.blocks import MAX_TOKENS, tokenizer
 from worldsim.bundle import DESCRIPTION, FORMAT_VERSION, GRAPHS, TOKENIZER, Bundle, description_sha256, load_bundle, sha256
 from worldsim.flow import sample_ode
 from worldsim.interfaces import Policy
+from worldsim.model_card import model_card
+from worldsim.quantization import quantize
 from worldsim.robot.check import Recorded, read_recorded, replay, write_recorded
 from worldsim.robot.limits import limits_of
 from worldsim.robot.reliability import Reference, write_reference
@@ -34,7 +36,9 @@ from worldsim.types import Observation
 __all__ = ["Bundle", "TokenPolicy", "export_policy", "load_bundle"]
 
 OPSET = 18
-TOLERANCE = 1e-4  # normalised actions; float32 kernels of two runtimes differ by about 1e-6
+CARD = "README.md"
+# Of normalised actions. Float32 kernels of two runtimes differ by about 1e-6; 8 bits cost about 0.02, see docs/robot.md.
+TOLERANCE = {"float32": 1e-4, "int8": 0.1}
 _PROTOBUF_LIMIT = 2**31
 
 
@@ -72,6 +76,7 @@ def export_policy(
     folder: str | Path,
     *,
     format: Literal["onnx", "torch"] = "onnx",
+    precision: Literal["float32", "int8"] = "float32",
     observation: Observation,
     fps: int | None = None,
     state_names: Sequence[str] | None = None,
@@ -81,6 +86,7 @@ def export_policy(
     recorded: Observation | None = None,
     reference: Reference | None = None,
     limits: Mapping[str, Any] | None = None,
+    evaluation: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write a robot bundle and compare it with the policy on `cases` random inputs, in float32 on the CPU.
 
@@ -88,6 +94,7 @@ def export_policy(
         policy: a flow policy that is also a `TokenPolicy`; it is copied, not changed.
         folder: the bundle; an earlier bundle there is replaced, but only by one that passed the comparison.
         format: "onnx" for onnxruntime and other runtimes, "torch" for `torch.export.load`.
+        precision: "int8" keeps linear layers in 8 bits (`quantization.py`); onnx only.
         observation: real observations [b, ...]; the first gives the shapes, all of them take part in the comparison.
         fps: control frequency in Hz, written down for the robot.
         state_names: names of the state's elements, in order.
@@ -98,16 +105,17 @@ def export_policy(
             `python -m worldsim.robot.check` can compare on the robot.
         reference: what training looked like, from `worldsim.robot.reliability.fit_reference`, for adaptive autonomy.
         limits: of the robot, entries of `worldsim.robot.limits.Limits` as JSON values.
+        evaluation: of this policy, in physics: rate, ci95, episodes, seed and world.
 
     Returns:
         The description in `bundle.json`, with `max_abs_difference` under "parity".
 
     Raises:
         ValueError: if an argument does not fit the policy, `folder` holds something else, the policy's actions are not finite, or
-            the file differs from the policy by more than 1e-4. Nothing is left behind then.
+            the file differs from the policy by more than `TOLERANCE`. Nothing is left behind then.
     """
     folder = Path(folder)
-    _check_arguments(policy, folder, format, observation, state_names, action_names, cases)
+    _check_arguments(policy, folder, format, precision, observation, state_names, action_names, cases)
     if recorded is not None:
         _check_recorded(recorded, policy, observation)
     # Float32 on the CPU is what a robot runs, and the reference for it.
@@ -128,6 +136,8 @@ def export_policy(
             "noise": noises[:1],
         }
         _write_graph(_Graph(policy), inputs, draft / GRAPHS[format], format)
+        if precision == "int8":
+            quantize(draft / GRAPHS[format])
         tokenizer().save(str(draft / TOKENIZER))
         files = [GRAPHS[format], TOKENIZER]
         if recorded is not None:
@@ -137,6 +147,7 @@ def export_policy(
         description = {
             "format_version": FORMAT_VERSION,
             "format": format,
+            "precision": precision,
             "policy": f"{type(policy).__module__}.{type(policy).__qualname__}",
             "inputs": [_entry(name, tensor) for name, tensor in inputs.items()],
             "outputs": [{**_entry("actions", noises[:1]), "low": -1.0, "high": 1.0}],
@@ -147,12 +158,15 @@ def export_policy(
             "action_names": None if action_names is None else list(action_names),
             "num_steps": policy.num_steps,
             "limits": None if limits is None else dict(limits),
+            "evaluation": None if evaluation is None else dict(evaluation),
             "versions": {"worldsim": _worldsim_version(), "torch": torch.__version__},
             "sha256": {name: sha256(draft / name) for name in files},
         }
         limits_of(description)
         _write_description(draft, description)
-        description["parity"] = _compare(policy, draft, images, states, instructions, noises)
+        description["parity"] = _compare(policy, draft, images, states, instructions, noises, TOLERANCE[precision])
+        (draft / CARD).write_text(model_card(description))
+        description["sha256"][CARD] = sha256(draft / CARD)
         _write_description(draft, description)
         _replace(draft, folder, Path(scratch) / "replaced")
     return description
@@ -162,6 +176,7 @@ def _check_arguments(
     policy: Policy,
     folder: Path,
     format: str,
+    precision: str,
     observation: Observation,
     state_names: Sequence[str] | None,
     action_names: Sequence[str] | None,
@@ -169,6 +184,8 @@ def _check_arguments(
 ) -> None:
     if format not in GRAPHS:
         raise ValueError(f"format must be one of {', '.join(GRAPHS)}, got {format!r}")
+    if precision not in TOLERANCE or (precision == "int8" and format != "onnx"):
+        raise ValueError(f"precision must be float32, or int8 with format=onnx, got {precision!r} with format={format}")
     if not isinstance(policy, TokenPolicy):
         raise ValueError(f"{type(policy).__name__} cannot be exported: it needs `camera` and `encode_tokens` (worldsim/export.py)")
     if policy.camera not in observation.images:
@@ -260,7 +277,7 @@ def _write_graph(graph: nn.Module, inputs: dict[str, Tensor], path: Path, format
 
 
 def _compare(
-    policy: Policy, draft: Path, images: Tensor, states: Tensor, instructions: list[str], noises: Tensor
+    policy: Policy, draft: Path, images: Tensor, states: Tensor, instructions: list[str], noises: Tensor, tolerance: float
 ) -> dict[str, Any]:
     """Run the written file as a robot would, against `Policy.encode` and `sample_ode` on sentences."""
     observation = Observation({policy.camera: images}, states, tuple(instructions))  # type: ignore[union-attr]
@@ -279,12 +296,12 @@ def _compare(
     difference = float(np.abs(actual - exact.clamp(-1, 1).numpy()).max())
     if (recorded := read_recorded(draft)) is not None:
         difference = float(np.maximum(difference, replay(bundle, recorded)))  # NaN stays NaN
-    if not (math.isfinite(difference) and difference <= TOLERANCE):
+    if not (math.isfinite(difference) and difference <= tolerance):
         raise ValueError(
-            f"the exported policy differs from the original by {difference:.1e} in normalised actions, at most {TOLERANCE:.0e} is "
+            f"the exported policy differs from the original by {difference:.1e} in normalised actions, at most {tolerance:.0e} is "
             f"allowed; nothing was exported"
         )
-    return {"max_abs_difference": difference, "tolerance": TOLERANCE, "cases": len(images), "share_not_clamped": inside}
+    return {"max_abs_difference": difference, "tolerance": tolerance, "cases": len(images), "share_not_clamped": inside}
 
 
 def _replace(draft: Path, folder: Path, replaced: Path) -> None:

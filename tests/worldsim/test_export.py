@@ -110,7 +110,7 @@ def test_tokens_are_those_of_training(exported):
 def test_description(exported):
     _, folder, description = exported
     assert sorted(os.listdir(folder)) == sorted(["bundle.json", *description["sha256"]])
-    assert len(description["sha256"]) == 2
+    assert len(description["sha256"]) == 3
     assert os.listdir(folder.parent) == ["bundle"]  # no scratch folder
     written = json.loads((folder / "bundle.json").read_text())
     assert {key: written[key] for key in description} == description
@@ -144,7 +144,7 @@ def test_what_a_robot_needs_is_in_the_bundle_and_under_its_hashes(policy, tmp_pa
     more = {"recorded": observation, "reference": reference, "limits": limits}
     description = export_policy(policy, folder, format=format, observation=make_observation(), **more)
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert files == {"bundle.json", *description["sha256"]} and len(files) == 10
+    assert files == {"bundle.json", *description["sha256"]} and len(files) == 11
     bundle, recorded = load_bundle(folder, threads=1), read_recorded(folder)
     assert limits_of(bundle.description).max_delta.tolist() == [0.5, 0.25]
     assert read_reference(folder).near == reference.near
@@ -159,6 +159,29 @@ def test_what_a_robot_needs_is_in_the_bundle_and_under_its_hashes(policy, tmp_pa
     (folder / "observations" / "actions.npy").write_bytes(b"")
     with pytest.raises(ValueError, match=r"actions.npy was altered"):
         load_bundle(folder)
+
+
+def test_eight_bits_make_a_smaller_file_that_acts_almost_the_same(policy, tmp_path):
+    pytest.importorskip("onnx")
+    plain, small = tmp_path / "plain", tmp_path / "small"
+    export_policy(policy, plain, observation=make_observation())
+    description = export_policy(policy, small, observation=make_observation(), precision="int8")
+    assert (small / "policy.onnx").stat().st_size < 0.6 * (plain / "policy.onnx").stat().st_size
+    assert 1e-4 < description["parity"]["max_abs_difference"] <= description["parity"]["tolerance"] == 0.1
+    assert load_bundle(small).description["precision"] == "int8"
+
+
+def test_the_card_says_what_was_measured_and_for_whom(policy, tmp_path):
+    evaluation = {"rate": 0.75, "ci95": [0.7, 0.8], "episodes": 512, "seed": 9, "world": "GenesisWorld(scene=push_block)"}
+    more = {"state_names": ["x", "y", "vx", "vy"], "fps": 10, "evaluation": evaluation}
+    description = export_policy(policy, tmp_path / "bundle", format="torch", observation=make_observation(), **more)
+    assert description["evaluation"] == evaluation
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    for said in ("# FlowVLA", "75.0 % [70.0, 80.0] of 512 episodes", "x, y, vx, vy", "10 Hz", "uint8 [1, 64, 64, 3]"):
+        assert said in card
+    (tmp_path / "bundle" / "README.md").write_text(card.replace("75.0", "99.0"))
+    with pytest.raises(ValueError, match=r"README.md was altered"):
+        load_bundle(tmp_path / "bundle")
 
 
 def test_recorded_observations_take_part_in_the_comparison(policy, tmp_path, monkeypatch):
@@ -307,6 +330,8 @@ def test_other_files_are_never_replaced(policy, tmp_path):
     ("arguments", "message"),
     [
         ({"format": "tensorrt"}, "format must be one of onnx, torch"),
+        ({"precision": "int4"}, "precision must be float32, or int8"),
+        ({"precision": "int8", "format": "torch"}, "precision must be float32, or int8 with format=onnx"),
         ({"state_names": ["x"]}, "state_names must have 4 names, got 1"),
         ({"action_names": ["x"]}, "action_names must have 2 names, got 1"),
         ({"cases": 8}, "cases must be at least 32"),
