@@ -149,17 +149,18 @@ def stages(cfg: dict[str, Any]) -> list[Stage]:
         loop.append(Stage("post_train", learn, ("world_model", "policy", "reflector"), alone=True))
     loop.insert(-1, judge(cfg))
     last = final_names(cfg)
+    starts = (f"episodes={size['episodes']}", f"world.num_envs={size['evaluation_envs']}", "world.phrasings=eval")
     evaluation = (
         f"policy={run}/{last['policy']}",
-        f"baseline={run}/policy",
+        f"baseline={run}/baseline/evaluation.json",
         f"world_model={run}/{last['world_model']}",
         f"reflector={run}/judge",
-        f"episodes={size['episodes']}",
-        f"world.num_envs={size['evaluation_envs']}",
-        "world.phrasings=eval",
         f"out={run}",
     )
-    return [*loop, Stage("evaluate", ("evaluate", *evaluation), (last["policy"], "judge"), alone=True)]
+    # The first policy is measured while one core waits for the world model, if there is such a time.
+    waits = ("policy", "collect_1") if cfg["evolve"]["rounds"] else ("policy",)
+    loop.append(Stage("baseline", ("evaluate", f"policy={run}/policy", f"out={run}/baseline", *starts), waits))
+    return [*loop, Stage("evaluate", ("evaluate", *evaluation, *starts), (last["policy"], "judge", "baseline"), alone=True)]
 
 
 def judge(cfg: dict[str, Any]) -> Stage:
@@ -270,7 +271,7 @@ def execute(todo: list[Stage], run: Path, *, jobs: int) -> Iterator[str]:
 def summarise(cfg: dict[str, Any]) -> dict[str, Any]:
     """Everything that was measured, for `summary.json`."""
     run = Path(cfg["run"])
-    evaluation = json.loads((run / "evaluation.json").read_text())
+    evaluation, first = (json.loads((run / where / "evaluation.json").read_text()) for where in (".", "baseline"))
     policies = evaluation["policies"]
     done = {stage.name: _done(run, stage.name) for stage in stages(cfg)}
     steps = {f"collect_{root.parent.name}": _steps(root) for root in sorted((run / "data").glob("*/meta"))}
@@ -294,7 +295,7 @@ def summarise(cfg: dict[str, Any]) -> dict[str, Any]:
             "paired_gain": policies["policy"]["paired_gain"],
         },
         "learners": learners,
-        "physics_steps": {**steps, "evaluate": evaluation["physics_steps"]},
+        "physics_steps": {**steps, "evaluate": first["physics_steps"] + evaluation["physics_steps"]},
         "imagination": policies["policy"]["imagination"],
         "imagination_before": policies["baseline"]["imagination"],
         "reflector": calibration[last["reflector"]],
