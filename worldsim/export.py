@@ -94,7 +94,7 @@ def export_policy(
         policy: a flow policy that is also a `TokenPolicy`; it is copied, not changed.
         folder: the bundle; an earlier bundle there is replaced, but only by one that passed the comparison.
         format: "onnx" for onnxruntime and other runtimes, "torch" for `torch.export.load`.
-        precision: "int8" keeps linear layers in 8 bits (`quantization.py`); onnx only.
+        precision: "int8" keeps linear layers and embeddings in 8 bits (`quantization.py`); onnx only.
         observation: real observations [b, ...]; the first gives the shapes, all of them take part in the comparison.
         fps: control frequency in Hz, written down for the robot.
         state_names: names of the state's elements, in order.

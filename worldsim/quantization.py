@@ -1,4 +1,4 @@
-"""Linear layers of an ONNX graph in 8 bits: a smaller bundle for small computers, at the price of some accuracy.
+"""Linear layers and embeddings of an ONNX graph in 8 bits: a smaller bundle for small computers, at the price of some accuracy.
 
 Weights are stored as int8 with one scale per output channel; activations are quantised as they come (onnxruntime's dynamic
 quantisation). Convolutions stay float32, because in 8 bits they were slower. `benchmarks/bundle.py` measures what it costs."""
@@ -27,7 +27,7 @@ def quantize(path: Path) -> None:
         quantize_dynamic(
             model,
             path,
-            op_types_to_quantize=["Gemm", "MatMul"],
+            op_types_to_quantize=["Gather", "Gemm", "MatMul"],
             per_channel=True,
             weight_type=QuantType.QInt8,
             extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
