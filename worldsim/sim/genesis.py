@@ -220,6 +220,19 @@ class GenesisWorld(World):
         self._place(torch.arange(self.num_envs), state)
         return self._observe()
 
+    def replay(
+        self, state: PhysicsState, actions: Float[Tensor, "b t ad"]
+    ) -> tuple[Float[Tensor, "b t s"], Float[Tensor, "b t 2"]]:
+        """Proprioception and the block's place [m] after each action from `state` on, without pictures and without ends."""
+        self._place(torch.arange(self.num_envs), state)
+        felt, places = [], []
+        for action in actions.unbind(1):
+            self._simulate(action)
+            felt.append(self._proprioception())
+            places.append(self.truth().block)
+        self.count_physics(self.num_envs * len(felt))
+        return torch.stack(felt, dim=1), torch.stack(places, dim=1)
+
     def set_dynamics(self, index: Int[Tensor, " n"], *, mass: Factor = 1.0, friction: Factor = 1.0, gain: Factor = 1.0) -> None:
         """Change the environments `index` from now on, over resets too; factors of the scene's values, one number or [n].
 

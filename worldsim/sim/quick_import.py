@@ -5,6 +5,7 @@ frame belongs to. A frame knows that itself. `stage.py` and its neighbours get `
 
 import inspect
 import sys
+from contextlib import AbstractContextManager
 from typing import Any
 from unittest.mock import patch
 
@@ -17,7 +18,12 @@ def _module(thing: Any, _filename: str | None = None) -> Any:
     return _search(thing, _filename)
 
 
-with patch.object(inspect, "getmodule", _module):
+def quick_frames() -> AbstractContextManager[Any]:
+    """While it lasts, `inspect.getmodule` asks frames themselves."""
+    return patch.object(inspect, "getmodule", _module)
+
+
+with quick_frames():
     import genesis as gs
 
-__all__ = ["gs"]
+__all__ = ["gs", "quick_frames"]

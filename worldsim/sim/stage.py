@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from worldsim.sim.quick_import import gs
+from worldsim.sim.quick_import import gs, quick_frames
 
 
 def init_genesis() -> None:
@@ -17,11 +17,12 @@ def init_genesis() -> None:
         # Mesa's threads cost more than they bring on small pictures (863 against 664 of 64x64 per second on two threads).
         os.environ.setdefault("LP_NUM_THREADS", "0")
         threads = torch.get_num_threads()
-        gs.init(
-            backend=gs.cpu,  # pyright: ignore[reportAttributeAccessIssue] - set by `import genesis` at run time
-            logging_level="error",
-            precision="32",
-        )
+        with quick_frames():  # it imports its solvers
+            gs.init(
+                backend=gs.cpu,  # pyright: ignore[reportAttributeAccessIssue] - set by `import genesis` at run time
+                logging_level="error",
+                precision="32",
+            )
         torch.set_num_threads(threads)
 
 
