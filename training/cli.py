@@ -59,6 +59,7 @@ VERBS = {
     "fit": Verb("training.fit:fit", "train one module with Lightning", "experiment=world_model trainer.max_steps=2000"),
     "rollout": Verb("training.verbs:rollout", "imagine episodes: video, dataset, statistics", "policy=runs/policy world=dream"),
     "evaluate": Verb("training.verbs:evaluate", "measure success with confidence intervals", "policy=runs/policy world=push_block"),
+    "identify": Verb("training.verbs:identify", "find a robot's camera, delay and dynamics", "recording=data/robot seed=0"),
     "export": Verb("training.verbs:export", "write a robot bundle and check its parity", "policy=runs/policy format=onnx"),
     "serve": Verb("training.verbs:serve", "answer robots over a websocket, in openpi's protocol", "bundle=runs/bundle port=8000"),
     "report": Verb("training.verbs:report", "write one self-contained HTML page about a run", "run=runs/demo"),

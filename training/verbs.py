@@ -225,6 +225,19 @@ def _quality(models: tuple[WorldModel, Reflector], world: Any, media: Path, seed
     return {"world_model": figures, "reflector": judged}
 
 
+def identify(cfg: Config) -> None:
+    """What camera, light, delay and dynamics a robot has, from a few recorded episodes whose starts are known."""
+    from worldsim.identification import identify as explain  # imports Genesis, which takes seconds
+    from worldsim.identification import known_starts
+
+    world = instantiate(cfg["world"], _convert_="all")
+    episodes = list(Dataset(Path(cfg["recording"])).episodes())
+    starts = known_starts(world, episodes, seed=cfg["seed"])
+    found = explain(world, episodes, starts, seed=cfg["seed"], generations=cfg["generations"])
+    write_json(Path(cfg["out"]), {"found": found, "episodes": len(episodes), "physics_steps": world.physics_steps})
+    print("\n".join(f"{name} {value:.3g}" for name, value in found.items()))
+
+
 def export(cfg: Config) -> None:
     """A robot bundle, verified against the policy."""
     policy = checkpoint.load(cfg["policy"], Policy)
