@@ -19,6 +19,7 @@ from torch import Tensor
 
 from training.demo import Stage, execute
 from training.exploitation import run_exploitation
+from training.rehearsal import run_rehearsal
 from worldsim.files import write_json
 from worldsim.metrics import paired_difference, success_rate
 
@@ -43,7 +44,7 @@ class Pace(Callback):
 
 def bench(cfg: dict[str, Any]) -> None:
     """The verb: run the suite that was asked for."""
-    {"algorithms": run_algorithms, "exploitation": run_exploitation}[cfg["suite"]](cfg)
+    {"algorithms": run_algorithms, "exploitation": run_exploitation, "rehearsal": run_rehearsal}[cfg["suite"]](cfg)
 
 
 def run_algorithms(cfg: dict[str, Any]) -> None:
