@@ -144,7 +144,10 @@ def test_the_verb_judges_a_server_as_it_judges_a_folder(
     with served(policy, api_key="secret") as server:
         for name in (folders["policy"], server.url):
             assert cli.main(["evaluate", f"policy={name}", *where, *size, f"out={tmp_path / 'out'}"]) == 0
-            results.append(json.loads((tmp_path / "out" / "evaluation.json").read_text())["policies"]["policy"])
+            entry = json.loads((tmp_path / "out" / "evaluation.json").read_text())["policies"]["policy"]
+            assert entry.pop("folder") == name
+            assert (entry.pop("weights_sha256", None) is None) == (name == server.url)
+            results.append(entry)
     assert results[0] == results[1]
     assert 0 < results[0]["rate"] < 1
 
