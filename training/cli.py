@@ -118,7 +118,7 @@ def _run(args: list[str]) -> None:
         rest = [f"suite={rest[0]}", *rest[1:]]
     overrides, search_dir = _split(verb, rest)
     config = OmegaConf.to_container(compose_config(verb, overrides, search_dir), resolve=True, throw_on_missing=True)
-    gc.set_threshold(20_000)  # imports make half a million objects to keep: collecting among them took a fifth of the start
+    gc.set_threshold(20_000)  # imports make objects to keep, and collecting among them takes time
     module, _, function = VERBS[verb].function.partition(":")
     getattr(import_module(module), function)(config)
 

@@ -19,7 +19,7 @@ from worldsim.metrics import paired_difference, success_rate
 matplotlib.use("agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
-ROBOT = "push_block_stand_in"
+ROBOT = ("world=push_block_randomized", "randomization@world=stand_in")
 WORLDS = {"nominal": "push_block", "randomised": "push_block_randomized", "identified": "push_block_identified"}
 
 
@@ -57,14 +57,14 @@ def stages(cfg: dict[str, Any]) -> list[Stage]:
         seeds = (f"seed_everything={cfg['seed']}", f"data.seed={cfg['seed']}", f"trainer.max_steps={cfg['policy_steps']}")
         return [Stage(f"collect_{name}", (*demos, *settings[name]), needs), Stage(name, (*fit, *seeds), (f"collect_{name}",))]
 
-    robot = (f"world={ROBOT}", f"world.world.num_envs={recorded}")
+    robot = (*ROBOT, f"world.world.num_envs={recorded}")
     actor = ("actor=policy", f"actor.folder={out}/nominal", "actor.noise=0.2")
     episodes = (f"root={out}/data/robot", f"episodes={recorded}", f"seed={first + 500_000}")
     search = (f"recording={out}/data/robot", f"seed={first + 500_000}", f"generations={cfg['generations']}", f"out={file}")
     measured = (f"policy={out}/identified", f"+others.randomised={out}/randomised", f"baseline={out}/nominal")
     held_out = (f"episodes={cfg['episodes']}", f"seed={cfg['evaluation_seed']}")
     every = cfg["evaluation_envs"]
-    there = (f"world={ROBOT}", "world.world.phrasings=eval", f"world.world.num_envs={every}", f"out={out}/robot")
+    there = (*ROBOT, "world.world.phrasings=eval", f"world.world.num_envs={every}", f"out={out}/robot")
     here = ("world.phrasings=eval", f"world.num_envs={every}", f"policy={out}/nominal", f"out={out}/model")
     return [
         *learn("nominal"),
@@ -99,7 +99,7 @@ def summarise(cfg: dict[str, Any]) -> dict[str, Any]:
 
 
 def gap_closed(own: Tensor, before: Tensor, after: Tensor, *, draws: int = 4000) -> dict[str, Any]:
-    """(after - before) / (own - before), with a 95 % bootstrap interval over starts.
+    """(after - before) / (own - before), with a 95 % bootstrap interval over starts; 0 where there is no gap.
 
     Args:
         own: outcomes of the nominal policy where it was trained, bool [n].

@@ -155,7 +155,10 @@ def _earlier(file: Path, cfg: Config) -> Config:
         ValueError: if the starts or the weights are others now.
     """
     evaluation = json.loads(file.read_text())
-    entry, weights = evaluation["policies"]["policy"], sha256(Path(evaluation["policies"]["policy"]["folder"]) / checkpoint.WEIGHTS)
+    entry = evaluation.get("policies", {}).get("policy", {})
+    if not {"folder", "weights_sha256"} <= entry.keys():
+        raise ValueError(f"baseline={file} does not say which weights it measured; give the policy's folder instead")
+    weights = sha256(Path(entry["folder"]) / checkpoint.WEIGHTS)
     for what, then, now in (
         ("seed", evaluation["seed"], cfg["seed"]),
         ("world", evaluation["world"], cfg["world"]),
@@ -252,7 +255,7 @@ def _earned(file: Path, folder: Path) -> Config:
     """The success of the policy in `folder`, from an evaluation of exactly these weights."""
     evaluation = json.loads(file.read_text())
     weights = sha256(folder / checkpoint.WEIGHTS)
-    for entry in evaluation["policies"].values():
+    for entry in evaluation.get("policies", {}).values():
         if entry.get("weights_sha256") == weights:
             world = evaluation["world"]
             settings = (f"{name}={value}" for name, value in world.items() if name != "_target_" and not isinstance(value, dict))

@@ -55,7 +55,7 @@ def identify(
         generations: of the search over dynamics.
 
     Raises:
-        ValueError: if the numbers do not fit together.
+        ValueError: if the numbers do not fit together, or an episode is of another robot.
     """
     n = len(episodes)
     if not n or len(starts.elapsed) != n or world.num_envs % (4 * n) or world.num_envs < 8 * n:
@@ -63,6 +63,14 @@ def identify(
             f"{n} episodes need as many starts and 8, 12, 16 ... times as many environments, got {len(starts.elapsed)} starts and "
             f"{world.num_envs} environments"
         )
+    for number, episode in enumerate(episodes):
+        frames, state = episode.images.get(world.camera, torch.empty(0)), episode.state
+        size = (*world.scene.data["camera"]["size"], 3)
+        if frames.shape[1:] != size or state.shape[1] != len(world.state_names):
+            raise ValueError(
+                f"episode {number} must have {size} pictures of camera {world.camera!r} and {len(world.state_names)} numbers of "
+                f"state, got {tuple(frames.shape[1:])} and {state.shape[1]}; record it on the robot that the world models"
+            )
     every = torch.arange(world.num_envs)
     nominal = world.restore(starts[every % n]).images[world.camera][:n]
     recorded = torch.stack([episode.images[world.camera][0] for episode in episodes])
@@ -218,7 +226,8 @@ def identified_world(world: GenesisWorld, file: str, spread: float = 1.0) -> Ran
     Raises:
         ValueError: if a parameter is missing.
     """
-    found: Found = json.loads(Path(file).read_text())["found"]
+    document = json.loads(Path(file).read_text())
+    found: Found = document.get("found", {}) if isinstance(document, dict) else {}
     if missing := SPREAD.keys() - found.keys():
         raise ValueError(f"{file} lacks {sorted(missing)}; write it with worldsim identify")
 

@@ -1,6 +1,7 @@
 """System identification finds what was hidden, in pictures and in motion, and says when it cannot."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,9 @@ def test_starts_that_were_not_planned_are_refused(worlds):
         known_starts(nominal, [episode], seed=SEED + 1000)
     with pytest.raises(ValueError, match="1 episodes need as many starts"):
         identify(nominal, [episode], nominal.snapshot())
+    blind = replace(episode, images={"wrist": episode.images["front"]})
+    with pytest.raises(ValueError, match="episode 0 must have .* pictures of camera 'front'"):
+        identify(nominal, [blind], nominal.snapshot()[:1])
 
 
 def test_a_world_with_what_was_found(worlds, tmp_path: Path):

@@ -93,7 +93,7 @@ class FrameTable:
         """
         rows = row[:, None] + torch.arange(1 - context, horizon + 1)
         rows = rows.clamp(self.first[row, None], self.last[row, None])
-        frames = self.frames.index_select(0, rows.flatten()).unflatten(0, rows.shape)  # ten times faster than self.frames[rows]
+        frames = self.frames.index_select(0, rows.flatten()).unflatten(0, rows.shape)  # much faster than self.frames[rows]
         return {"frames": frames, "state": self.state[rows], **self.actions(row, horizon)}
 
     def actions(self, row: Int[Tensor, " b"], horizon: int) -> dict[str, Tensor]:

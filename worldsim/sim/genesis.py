@@ -223,7 +223,15 @@ class GenesisWorld(World):
     def replay(
         self, state: PhysicsState, actions: Float[Tensor, "b t ad"]
     ) -> tuple[Float[Tensor, "b t s"], Float[Tensor, "b t 2"]]:
-        """Proprioception and the block's place [m] after each action from `state` on, without pictures and without ends."""
+        """Act without pictures and without ends.
+
+        Args:
+            state: where each environment begins.
+            actions: in [-1, 1], t control steps.
+
+        Returns:
+            Proprioception [m, m/s] and the place of the named block [m] after each action.
+        """
         self._place(torch.arange(self.num_envs), state)
         felt, places = [], []
         for action in actions.unbind(1):

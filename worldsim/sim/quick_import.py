@@ -1,4 +1,4 @@
-"""Importing Genesis in a third of the time.
+"""Importing Genesis faster.
 
 Genesis decorates about a thousand kernels, and for each of them `inspect` looks through all loaded modules for the one that a stack
 frame belongs to. A frame knows that itself. `stage.py` and its neighbours get `gs` from here."""

@@ -14,7 +14,7 @@ from worldsim.sim.quick_import import gs, quick_frames
 def init_genesis() -> None:
     """Start Genesis on the CPU once per process, and leave torch's thread count as it was."""
     if not gs._initialized:
-        # Mesa's threads cost more than they bring on small pictures (863 against 664 of 64x64 per second on two threads).
+        # Mesa's own threads cost more than they bring on small pictures.
         os.environ.setdefault("LP_NUM_THREADS", "0")
         threads = torch.get_num_threads()
         with quick_frames():  # it imports its solvers
