@@ -17,7 +17,7 @@ import torch
 from worldsim.bundle import Bundle, load_bundle
 from worldsim.metrics import success_rate
 from worldsim.robot.autonomy import Autonomy
-from worldsim.robot.chunks import Execution, OpenLoop, RealTimeChunking, TemporalEnsembling
+from worldsim.robot.chunks import Blending, Execution, Guide, OpenLoop, RealTimeChunking, TemporalEnsembling
 from worldsim.robot.drivers import Driver, RobotObservation
 from worldsim.robot.limits import limits_of
 from worldsim.robot.loop import PATIENCE, ControlLoop
@@ -80,9 +80,10 @@ def episode(bundle: Bundle, folder: Path, robot: WorldDriver, seed: int, executi
     instruction = robot.begin(seed, clock)
     fps, camera = bundle.description["fps"], bundle.description["camera"]
 
-    def policy(observation: RobotObservation) -> np.ndarray:
+    def policy(observation: RobotObservation, guide: Guide | None = None) -> np.ndarray:
         time.sleep(1.5 * PATIENCE / fps if late else 0)
-        return bundle(observation.images[camera], observation.state, instruction, bundle.noise(noise))
+        inputs = observation.images[camera], observation.state, instruction, bundle.noise(noise)
+        return bundle(*inputs) if guide is None else bundle.guided(*inputs, guide.previous, guide.weights)
 
     reference = read_reference(folder) if THRESHOLDS in bundle.description["sha256"] else None
     limits = limits_of(bundle.description)
@@ -115,6 +116,7 @@ if __name__ == "__main__":
     for late in (False, True):
         for name, make in (
             (f"open_loop {ah - late}", lambda late=late: OpenLoop(ah - late)),
+            (f"blend {ah // 2}", lambda: Blending(ah // 2)),
             (f"rtc {ah // 2}", lambda: RealTimeChunking(ah // 2)),
             ("ensemble", lambda: TemporalEnsembling()),
         ):

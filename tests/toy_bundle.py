@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from toy_robot import LIMITS, SIZE, walk
 
-from worldsim.bundle import DESCRIPTION, FORMAT_VERSION, GRAPHS, TOKENIZER, description_sha256, load_bundle, sha256
+from worldsim.bundle import DESCRIPTION, FORMAT_VERSION, GRAPHS, GUIDED, TOKENIZER, description_sha256, load_bundle, sha256
 from worldsim.robot.check import Recorded, write_recorded
 from worldsim.robot.reliability import fit_reference, write_reference
 
@@ -19,9 +19,13 @@ HORIZON, WORDS = 8, 4
 
 
 def make_bundle(folder: Path) -> Path:
-    """It walks in circles: actions = clip(state @ turn + noise / 100 + tiny terms of image and tokens)."""
+    """It walks in circles: actions = clip(state @ turn + noise / 100 + tiny terms of image and tokens).
+
+    Guided, without the tiny terms, they are w previous + (1 - w) actions.
+    """
     folder.mkdir(parents=True)
     _write_graph(folder / GRAPHS["onnx"])
+    _write_guided(folder / GUIDED["onnx"])
     tokenizer = Tokenizer(WordLevel({"[PAD]": 0, "go": 1, "stop": 2}, unk_token="[PAD]"))
     tokenizer.enable_padding(length=WORDS)
     tokenizer.enable_truncation(WORDS)
@@ -43,7 +47,7 @@ def make_bundle(folder: Path) -> Path:
         "limits": {name: LIMITS[name] for name in ("max_delta", "state_low", "state_high", "workspace")},
     }
     episodes = [walk(seed) for seed in range(30)]
-    files = [GRAPHS["onnx"], TOKENIZER, *write_reference(fit_reference(episodes[:20], episodes[20:]), folder)]
+    files = [GRAPHS["onnx"], GUIDED["onnx"], TOKENIZER, *write_reference(fit_reference(episodes[:20], episodes[20:]), folder)]
     sign(folder, description, files)
     files += write_recorded(_recorded(folder, episodes), folder)
     sign(folder, description, files)
@@ -71,8 +75,8 @@ def _write_graph(path: Path) -> None:
     turn = np.array([[-0.5, 20], [-20, -0.5]], np.float32)  # around, and a little inwards
     constants = {"turn": turn, "hundredth": np.float32(0.01), "millionth": np.float32(1e-6), "axes": np.array([1])}
     nodes = [
-        helper.make_node("MatMul", ["state", "turn"], ["around"]),
-        helper.make_node("Unsqueeze", ["around", "axes"], ["action"]),
+        helper.make_node("MatMul", ["state", "turn"], ["features"]),
+        helper.make_node("Unsqueeze", ["features", "axes"], ["action"]),
         helper.make_node("Mul", ["noise", "hundredth"], ["shaken"]),
         helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["pixels"], ["brightness"], keepdims=0),
@@ -87,11 +91,34 @@ def _write_graph(path: Path) -> None:
     constants |= {"low": np.float32(-1), "high": np.float32(1)}
     kinds = {"image": (TensorProto.UINT8, [1, SIZE, SIZE, 3]), "state": (TensorProto.FLOAT, [1, 2])}
     kinds |= {"tokens": (TensorProto.INT64, [1, WORDS]), "noise": (TensorProto.FLOAT, [1, HORIZON, 2])}
+    outputs = {"actions": (TensorProto.FLOAT, [1, HORIZON, 2]), "features": (TensorProto.FLOAT, [1, 2])}
+    _save(path, nodes, constants, kinds, outputs)
+
+
+def _write_guided(path: Path) -> None:
+    constants = {"hundredth": np.float32(0.01), "one": np.array([1]), "two": np.array([2])}
+    nodes = [
+        helper.make_node("Unsqueeze", ["features", "one"], ["action"]),
+        helper.make_node("Mul", ["noise", "hundredth"], ["shaken"]),
+        helper.make_node("Add", ["action", "shaken"], ["free"]),
+        helper.make_node("Clip", ["free", "low", "high"], ["own"]),
+        helper.make_node("Unsqueeze", ["weights", "two"], ["share"]),
+        helper.make_node("Sub", ["previous", "own"], ["apart"]),
+        helper.make_node("Mul", ["share", "apart"], ["drawn"]),
+        helper.make_node("Add", ["own", "drawn"], ["actions"]),
+    ]
+    constants |= {"low": np.float32(-1), "high": np.float32(1)}
+    actions = (TensorProto.FLOAT, [1, HORIZON, 2])
+    kinds = {"features": (TensorProto.FLOAT, [1, 2]), "noise": actions, "previous": actions}
+    _save(path, nodes, constants, {**kinds, "weights": (TensorProto.FLOAT, [1, HORIZON])}, {"actions": actions})
+
+
+def _save(path: Path, nodes: list[Any], constants: dict[str, Any], inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
     graph = helper.make_graph(
         nodes,
         "toy",
-        [helper.make_tensor_value_info(name, *kind) for name, kind in kinds.items()],
-        [helper.make_tensor_value_info("actions", TensorProto.FLOAT, [1, HORIZON, 2])],
+        [helper.make_tensor_value_info(name, *kind) for name, kind in inputs.items()],
+        [helper.make_tensor_value_info(name, *kind) for name, kind in outputs.items()],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)

@@ -7,17 +7,19 @@ rest of worldsim, so it may be copied beside a bundle. Read `export.py` next: it
 import hashlib
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DESCRIPTION, TOKENIZER = "bundle.json", "tokenizer.json"
 GRAPHS = {"onnx": "policy.onnx", "torch": "policy.pt2"}
+GUIDED = {"onnx": "guided.onnx", "torch": "guided.pt2"}  # the sampler alone, drawn towards a chunk that is being executed
 
-Run = Callable[[dict[str, np.ndarray]], np.ndarray]
+Run = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 
 
 class Bundle:
@@ -26,11 +28,12 @@ class Bundle:
     Args:
         description: contents of `bundle.json`.
         tokenizer: padded and cut to the graph's number of tokens.
-        run: the graph, arrays by input name -> actions.
+        run: the graph, arrays by input name -> arrays by output name.
+        guided: the guided sampler: features, noise, previous and weights -> actions.
     """
 
-    def __init__(self, description: dict[str, Any], tokenizer: Tokenizer, run: Run):
-        self.description, self._tokenizer, self._run = description, tokenizer, run
+    def __init__(self, description: dict[str, Any], tokenizer: Tokenizer, run: Run, guided: Run):
+        self.description, self._tokenizer, self._run, self._guided = description, tokenizer, run, guided
         self.shapes = {entry["name"]: tuple(entry["shape"]) for entry in description["inputs"]}
         self._dtypes = {entry["name"]: np.dtype(entry["dtype"]) for entry in description["inputs"]}
 
@@ -58,22 +61,55 @@ class Bundle:
         Raises:
             ValueError: if an input has another shape or dtype, or a value or an action is not finite.
         """
-        inputs = {"image": image, "state": state, "tokens": self.tokens(instruction), "noise": noise}
-        feed = {name: self._check(name, np.asarray(value)) for name, value in inputs.items()}
-        actions = self._run(feed)[0]
-        if not np.isfinite(actions).all():
-            raise ValueError("the policy's actions are not finite; do not execute them, check the observation")
-        return actions
+        return _finite(self._run(self._feed(image, state, instruction, noise))["actions"])
 
-    def _check(self, name: str, value: np.ndarray) -> np.ndarray:
-        shape, dtype = self.shapes[name][1:], self._dtypes[name]
-        if value.shape != shape or value.dtype != dtype:
-            raise ValueError(
-                f"{name} must be {dtype} of shape {shape}, got {value.dtype} {value.shape}; convert it before the call"
-            )
-        if not np.isfinite(value).all():
-            raise ValueError(f"{name} must be finite, got NaN or infinity; check the sensor")
-        return np.ascontiguousarray(value[None])
+    def guided(
+        self,
+        image: np.ndarray,
+        state: np.ndarray,
+        instruction: str,
+        noise: np.ndarray,
+        previous: np.ndarray,
+        weights: np.ndarray,
+    ) -> np.ndarray:
+        """A chunk that goes on from one that is being executed (real-time chunking, `worldsim.flow.sample_guided`).
+
+        Args:
+            image: as for a call, like the next three.
+            state: proprioception.
+            instruction: one sentence.
+            noise: from `noise`.
+            previous: its actions for the same steps, float32 [ah, ad].
+            weights: how much each counts, float32 [ah] in [0, 1].
+
+        Raises:
+            ValueError: as a call.
+        """
+        feed = self._feed(image, state, instruction, noise)
+        # The graph's own sample is thrown away: its sampler is small beside the encoder, whose features are what counts here.
+        features = self._run(feed)["features"]
+        shape, dtype = self.shapes["noise"][1:], self._dtypes["noise"]
+        guide = {"previous": _row("previous", previous, shape, dtype), "weights": _row("weights", weights, shape[:1], dtype)}
+        return _finite(self._guided({"features": features, "noise": feed["noise"], **guide})["actions"])
+
+    def _feed(self, image: np.ndarray, state: np.ndarray, instruction: str, noise: np.ndarray) -> dict[str, np.ndarray]:
+        inputs = {"image": image, "state": state, "tokens": self.tokens(instruction), "noise": noise}
+        return {name: _row(name, value, self.shapes[name][1:], self._dtypes[name]) for name, value in inputs.items()}
+
+
+def _row(name: str, value: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    value = np.asarray(value)
+    if value.shape != shape or value.dtype != dtype:
+        raise ValueError(f"{name} must be {dtype} of shape {shape}, got {value.dtype} {value.shape}; convert it before the call")
+    if not np.isfinite(value).all():
+        raise ValueError(f"{name} must be finite, got NaN or infinity; check the sensor")
+    return np.ascontiguousarray(value[None])
+
+
+def _finite(actions: np.ndarray) -> np.ndarray:
+    if not np.isfinite(actions).all():
+        raise ValueError("the policy's actions are not finite; do not execute them, check the observation")
+    return actions[0]
 
 
 def load_bundle(folder: str | Path, *, threads: int = 0) -> Bundle:
@@ -97,9 +133,10 @@ def load_bundle(folder: str | Path, *, threads: int = 0) -> Bundle:
             raise ValueError(f"{folder / name} is missing from the bundle; export the policy again")
         if sha256(folder / name) != expected:
             raise ValueError(f"{folder / name} was altered after the export (its sha256 differs); export the policy again")
-    graph = folder / GRAPHS[description["format"]]
-    run = _onnx(graph, threads) if description["format"] == "onnx" else _torch(graph)
-    return Bundle(description, Tokenizer.from_file(str(folder / TOKENIZER)), run)
+    read = partial(_onnx, threads=threads) if description["format"] == "onnx" else _torch
+    tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+    graph, guided = (read(folder / names[description["format"]]) for names in (GRAPHS, GUIDED))
+    return Bundle(description, tokenizer, graph, guided)
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
@@ -119,7 +156,8 @@ def _read_description(folder: Path) -> dict[str, Any]:
     if missing or description["format"] not in GRAPHS:
         what = f"lacks {sorted(missing)}" if missing else f"has the unknown format {description['format']!r}"
         raise ValueError(f"{path} {what}; export the policy again")
-    if unchecked := {GRAPHS[description["format"]], TOKENIZER} - description["sha256"].keys():
+    files = {GRAPHS[description["format"]], GUIDED[description["format"]], TOKENIZER}
+    if unchecked := files - description["sha256"].keys():
         raise ValueError(f"{path} has no hash of {sorted(unchecked)[0]}; export the policy again")
     return description
 
@@ -153,7 +191,8 @@ def _onnx(path: Path, threads: int) -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda feed: np.asarray(session.run(["actions"], feed)[0])
+    names = [output.name for output in session.get_outputs()]
+    return lambda feed: {name: np.asarray(value) for name, value in zip(names, session.run(names, feed), strict=True)}
 
 
 def _torch(path: Path) -> Run:
@@ -161,8 +200,9 @@ def _torch(path: Path) -> Run:
 
     module = torch.export.load(path).module()
 
-    def run(feed: dict[str, np.ndarray]) -> np.ndarray:
+    def run(feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         with torch.no_grad():
-            return module(**{name: torch.from_numpy(value) for name, value in feed.items()}).numpy()
+            outputs = module(**{name: torch.from_numpy(value) for name, value in feed.items()})
+        return {name: value.numpy() for name, value in outputs.items()}
 
     return run

@@ -88,6 +88,43 @@ def sample_ode(velocity: VelocityField, noise: Tensor, *, num_steps: int) -> Ten
     return x
 
 
+def sample_guided(
+    velocity: VelocityField,
+    noise: Float[Tensor, "b n d"],
+    *,
+    previous: Float[Tensor, "b n d"],
+    weights: Float[Tensor, "b n"],
+    num_steps: int,
+    strongest: float = 5.0,
+) -> Float[Tensor, "b n d"]:
+    """`sample_ode` drawn towards a known sample: the guidance of real-time chunking (arXiv:2506.07339, equations 2 to 4).
+
+    x <- x - (v - c g)/K with the data estimate x_0 = x - t*v, g = (d x_0 / d x)^T [w (previous - x_0)] and
+    c = min(strongest, ((1-t)^2 + t^2) / (t (1-t))). With w = 0 it is `sample_ode`.
+
+    Args:
+        velocity: the field, differentiable in x.
+        noise: x_1 ~ N(0, I).
+        previous: what the sample should agree with.
+        weights: w in [0, 1] of each of its n rows.
+        num_steps: K.
+        strongest: bound of the guidance; near noise the paper's weight goes to infinity.
+    """
+    x = noise
+    for time in time_grid(num_steps)[:-1]:
+        t = torch.full((x.shape[0],), time, device=x.device, dtype=x.dtype)
+
+        def estimate(x: Tensor, t: Tensor = t) -> tuple[Tensor, Tensor]:
+            v = velocity(x, t)
+            return data_estimate(x, v, t), v
+
+        data, pull_back, v = torch.func.vjp(estimate, x, has_aux=True)  # type: ignore[misc]
+        (gradient,) = pull_back(weights[..., None] * (previous - data))
+        strength = strongest if time == 1 else min(strongest, ((1 - time) ** 2 + time**2) / (time * (1 - time)))
+        x = x - (v - strength * gradient) / num_steps
+    return x
+
+
 def matching_loss(
     velocity: VelocityField, data: Tensor, *, noise: Tensor, t: Float[Tensor, " b"], mask: Tensor | None = None
 ) -> Tensor:

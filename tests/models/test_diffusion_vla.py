@@ -8,6 +8,7 @@ from models.policies.diffusion_vla import DiffusionVLA
 from training.algorithms.chain import every_step, sample_chain
 from training.chains import Diffusion
 from worldsim import checkpoint
+from worldsim.export import export_policy
 from worldsim.flow import sample_ode
 from worldsim.types import Observation
 
@@ -112,3 +113,8 @@ def test_saved_and_loaded_it_is_the_same(policy, tmp_path):
     features = policy.encode(observation(2))
     x, t = torch.randn(2, 4, 2), torch.rand(2)
     torch.testing.assert_close(loaded.velocity(features, x, t), policy.velocity(features, x, t), rtol=0, atol=0)
+
+
+def test_it_becomes_a_robot_bundle(policy, tmp_path):
+    description = export_policy(policy, tmp_path / "bundle", observation=observation(3))
+    assert description["parity"]["max_abs_difference"] <= 1e-4

@@ -15,7 +15,7 @@ from worldsim import checkpoint
 from worldsim import export as export_module
 from worldsim.blocks import tokenize
 from worldsim.export import export_policy, load_bundle
-from worldsim.flow import sample_ode
+from worldsim.flow import sample_guided, sample_ode
 from worldsim.robot import check
 from worldsim.robot.check import read_recorded, replay
 from worldsim.robot.limits import limits_of
@@ -75,6 +75,31 @@ def test_bundle_acts_like_the_policy(exported):
     np.testing.assert_allclose(actual, expected.numpy(), rtol=0, atol=1e-5)  # sums of some hundred float32 products of order 1
 
 
+def test_guided_actions_are_those_of_the_guided_sampler(exported):
+    policy, folder, _ = exported
+    bundle, obs = load_bundle(folder, threads=1), make_observation()
+    random = np.random.default_rng(4)
+    noise = np.stack([bundle.noise(random) for _ in range(3)])
+    previous, weights = random.uniform(-1, 1, (3, 4, 2)).astype(np.float32), np.tile(np.float32([1, 0.5, 0.2, 0]), (3, 1))
+    with torch.no_grad():
+        features = policy.encode(obs)
+        expected = sample_guided(
+            lambda x, t: policy.velocity(features, x, t),
+            torch.from_numpy(noise),
+            previous=torch.from_numpy(previous),
+            weights=torch.from_numpy(weights),
+            num_steps=3,
+        ).clamp(-1, 1)
+    arrays = list(zip(obs.images["wrist"].numpy(), obs.state.numpy(), INSTRUCTIONS, noise, strict=True))
+    actual = np.stack([bundle.guided(*case, previous[i], weights[i]) for i, case in enumerate(arrays)])
+    np.testing.assert_allclose(actual, expected.numpy(), rtol=0, atol=1e-4)  # derivatives of the network amplify rounding
+    unguided = np.stack([bundle.guided(*case, previous[i], 0 * weights[i]) for i, case in enumerate(arrays)])
+    np.testing.assert_allclose(unguided, np.stack([bundle(*case) for case in arrays]), rtol=0, atol=1e-5)
+    assert np.abs(actual - unguided).max() > 0.1
+    with pytest.raises(ValueError, match=r"weights must be float32 of shape \(4,\), got float32 \(3,\)"):
+        bundle.guided(*arrays[0], previous[0], weights[0, :3])
+
+
 def test_every_input_matters(exported):
     _, folder, _ = exported
     bundle, obs = load_bundle(folder, threads=1), make_observation()
@@ -110,7 +135,7 @@ def test_tokens_are_those_of_training(exported):
 def test_description(exported):
     _, folder, description = exported
     assert sorted(os.listdir(folder)) == sorted(["bundle.json", *description["sha256"]])
-    assert len(description["sha256"]) == 3
+    assert len(description["sha256"]) == 4
     assert os.listdir(folder.parent) == ["bundle"]  # no scratch folder
     written = json.loads((folder / "bundle.json").read_text())
     assert {key: written[key] for key in description} == description
@@ -144,7 +169,7 @@ def test_what_a_robot_needs_is_in_the_bundle_and_under_its_hashes(policy, tmp_pa
     more = {"recorded": observation, "reference": reference, "limits": limits}
     description = export_policy(policy, folder, format=format, observation=make_observation(), **more)
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert files == {"bundle.json", *description["sha256"]} and len(files) == 11
+    assert files == {"bundle.json", *description["sha256"]} and len(files) == 12
     bundle, recorded = load_bundle(folder, threads=1), read_recorded(folder)
     assert limits_of(bundle.description).max_delta.tolist() == [0.5, 0.25]
     assert read_reference(folder).near == reference.near
@@ -167,7 +192,7 @@ def test_eight_bits_make_a_smaller_file_that_acts_almost_the_same(policy, tmp_pa
     export_policy(policy, plain, observation=make_observation())
     description = export_policy(policy, small, observation=make_observation(), precision="int8")
     assert (small / "policy.onnx").stat().st_size < 0.6 * (plain / "policy.onnx").stat().st_size
-    assert 1e-4 < description["parity"]["max_abs_difference"] <= description["parity"]["tolerance"] == 0.1
+    assert 1e-4 < description["parity"]["max_abs_difference"] <= description["parity"]["tolerance"] == 0.25
     assert load_bundle(small).description["precision"] == "int8"
 
 
@@ -201,7 +226,7 @@ def test_onnx_file_says_what_the_description_says(policy, tmp_path):
     assert {entry.domain for entry in model.opset_import} <= {""}  # no operator of a vendor
     shapes = {entry.name: [d.dim_value for d in entry.type.tensor_type.shape.dim] for entry in model.graph.input}
     assert shapes == {"image": [1, 64, 64, 3], "state": [1, 4], "tokens": [1, 32], "noise": [1, 4, 2]}
-    assert [entry.name for entry in model.graph.output] == ["actions"]
+    assert [entry.name for entry in model.graph.output] == ["actions", "features"]
 
 
 def test_robot_needs_only_numpy_tokenizers_and_onnxruntime(policy, tmp_path):

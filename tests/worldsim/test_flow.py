@@ -78,6 +78,45 @@ def test_sample_ode_moments_of_gaussian_data(num_steps, std):
     assert at_1 - at_0 == pytest.approx(std, abs=6e-6)
 
 
+def standard_normal_velocity(x, t):
+    """Of data N(0, 1): E[data | x] = (1-t) x / (t^2 + (1-t)^2), v = (x - E[data | x]) / t."""
+    t = t[:, None, None]
+    return (x - (1 - t) * x / (t**2 + (1 - t) ** 2)) / t
+
+
+def test_guidance_by_hand():
+    """K = 2. At t = 1 the data estimate is 0 whatever x is, so x <- x/2; at t = .5 it is x, v = 0 and c = (.25 + .25) / .25 = 2, so
+    x <- x + 2 w (previous - x) / 2."""
+    noise = torch.tensor([[[2.0], [2.0], [2.0]]])
+    previous, weights = torch.full((1, 3, 1), 5.0), torch.tensor([[1.0, 0.25, 0.0]])
+    drawn = flow.sample_guided(standard_normal_velocity, noise, previous=previous, weights=weights, num_steps=2)
+    torch.testing.assert_close(drawn, torch.tensor([[[5.0], [2.0], [1.0]]]))
+    bounded = flow.sample_guided(standard_normal_velocity, noise, previous=previous, weights=weights, num_steps=2, strongest=0.5)
+    torch.testing.assert_close(bounded, torch.tensor([[[2.0], [1.25], [1.0]]]))
+
+
+def test_guidance_is_bounded_near_noise_and_data_and_goes_through_the_network():
+    """Coupled rows: agreeing in the first row moves the second, through the derivative of the network."""
+    mix = torch.tensor([[1.0, 0.5], [0.0, 1.0]])
+
+    def velocity(x, t):  # the data estimate is x - t v = mix x
+        return (x - torch.einsum("ij,bjd->bid", mix, x)) / t[:, None, None]
+
+    noise, previous, weights = torch.tensor([[[1.0], [1.0]]]), torch.tensor([[[2.5], [9.0]]]), torch.tensor([[1.0, 0.0]])
+    # One step at t = 1: c = 5, x_0 = [1.5, 1], v = [-.5, 0], g = mix^T [1, 0] = [1, .5].
+    drawn = flow.sample_guided(velocity, noise, previous=previous, weights=weights, num_steps=1)
+    torch.testing.assert_close(drawn, torch.tensor([[[1.5 + 5], [1 + 2.5]]]))
+
+
+def test_without_weights_guidance_is_the_plain_sampler():
+    noise = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(1))
+    plain = flow.sample_ode(standard_normal_velocity, noise, num_steps=5)
+    drawn = flow.sample_guided(
+        standard_normal_velocity, noise, previous=torch.ones(3, 4, 2), weights=torch.zeros(3, 4), num_steps=5
+    )
+    assert torch.equal(plain, drawn)
+
+
 def test_matching_loss_by_hand():
     data, noise = torch.zeros(1, 2, 1), torch.tensor([[[1.0], [3.0]]])
     loss = flow.matching_loss(lambda x, t: 2 * x, data, noise=noise, t=torch.tensor([0.75]))

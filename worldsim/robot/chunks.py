@@ -1,4 +1,4 @@
-"""Three ways to execute action chunks while the next one is being computed, and interpolation between actions.
+"""Four ways to execute action chunks while the next one is being computed, and interpolation between actions.
 
 Inference takes longer than a control step, so a chunk arrives late: its first actions are already past. Every chunk says at which
 step it was observed, and action i belongs to step `start + i`, whoever executes it. Read `loop.py` next: it calls these.
@@ -34,6 +34,19 @@ class Chunk:
         return self.actions[step - self.start] if self.start <= step < self.end else None
 
 
+@dataclass(frozen=True)
+class Guide:
+    """What a new chunk should agree with.
+
+    Attributes:
+        previous: actions of the present plan for the new chunk's steps, float32 [ah, ad]; zeros where it has none.
+        weights: how much each counts, float32 [ah] in [0, 1].
+    """
+
+    previous: np.ndarray
+    weights: np.ndarray
+
+
 class Execution(ABC):
     """Decides when a new chunk is wanted, and which action belongs to a step."""
 
@@ -52,6 +65,10 @@ class Execution(ABC):
     @abstractmethod
     def clear(self) -> None:
         """Forget all chunks, after a fault."""
+
+    def guide(self, step: int, delay: int) -> Guide | None:
+        """What inference on the observation of `step` should agree with, if its chunk will arrive about `delay` steps later."""
+        return None
 
 
 class OpenLoop(Execution):
@@ -124,17 +141,13 @@ class TemporalEnsembling(Execution):
         return weights @ actions / weights.sum(), covering[-1].observed_at
 
 
-class RealTimeChunking(Execution):
-    """Real-time chunking without a look inside the sampler (after Black, Galliker, Levine 2025, arXiv:2506.07339).
+class Blending(Execution):
+    """The result of real-time chunking without a look inside the sampler, for policies that cannot be guided.
 
     Inference on the observation of step s starts while the present plan is executed. When its chunk arrives d steps later, the d
-    actions that were executed in the meantime are frozen, later ones go over from the present plan to the new chunk with the
-    paper's exponentially falling prefix weights, and what the present plan does not reach is the new chunk's.
-
-    This is not all of RTC. The paper also guides every denoising step towards the frozen prefix, so that the new chunk is drawn to
-    go on from it; that needs the velocity as a graph of its own, while a bundle holds its whole sampler as one. Blending the
-    results keeps the motion continuous, but where old and new plan disagree (left or right around an obstacle) it passes
-    through their average.
+    actions that were executed in the meantime are frozen, later ones go over from the present plan to the new chunk with
+    `prefix_weights`, and what the present plan does not reach is the new chunk's. The motion stays continuous, but where old and
+    new plan disagree (left or right around an obstacle) it passes through their average.
 
     Args:
         execute: actions between two starts of inference, at least 1 (the paper's execution horizon). With a delay of d steps,
@@ -154,13 +167,37 @@ class RealTimeChunking(Execution):
     def add(self, chunk: Chunk, step: int) -> bool:
         if step >= chunk.end:
             return False
-        self._plan = chunk if self._plan is None else _blend(self._plan, chunk, delay=step - chunk.start)
+        self._plan = chunk if self._plan is None else self._joined(self._plan, chunk, step)
         return True
 
     def action(self, step: int) -> tuple[np.ndarray, float] | None:
         if self._plan is None or (action := self._plan.at(step)) is None:
             return None
         return action, self._plan.observed_at
+
+    def _joined(self, plan: Chunk, chunk: Chunk, step: int) -> Chunk:
+        return _blend(plan, chunk, delay=step - chunk.start)
+
+
+class RealTimeChunking(Blending):
+    """Real-time chunking (Black, Galliker, Levine 2025, arXiv:2506.07339): the sampler itself goes on from the present plan.
+
+    Inference is told what the present plan does from the observed step on, with `prefix_weights`: the actions that will be
+    executed before the new chunk arrives count fully, later ones less and less. Every denoising step is drawn towards them
+    (`worldsim.flow.sample_guided`), so the new chunk is one that the policy could have chosen and that continues the motion. It
+    is then executed as it is. The policy must take a `Guide`.
+    """
+
+    def guide(self, step: int, delay: int) -> Guide | None:
+        if self._plan is None or (overlap := self._plan.end - step) <= 0:
+            return None
+        horizon = len(self._plan.actions)
+        previous = np.zeros((horizon, self._plan.actions.shape[1]), np.float32)
+        previous[:overlap] = self._plan.actions[step - self._plan.start :]
+        return Guide(previous, prefix_weights(horizon, delay=min(delay, overlap), overlap=overlap).astype(np.float32))
+
+    def _joined(self, plan: Chunk, chunk: Chunk, step: int) -> Chunk:
+        return chunk
 
 
 def _blend(plan: Chunk, chunk: Chunk, *, delay: int) -> Chunk:

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from worldsim.robot.autonomy import Autonomy
-from worldsim.robot.chunks import Chunk, Execution, interpolate
+from worldsim.robot.chunks import Chunk, Execution, Guide, interpolate
 from worldsim.robot.drivers import Driver, DriverError, RobotObservation
 from worldsim.robot.recording import Recorder
 from worldsim.robot.safety import Command, Fault, Mode, Proposal, Safety
 
-Policy = Callable[[RobotObservation], np.ndarray]  # observation -> actions [ah, ad]
+Policy = Callable[..., np.ndarray]  # observation -> actions [ah, ad]; (observation, guide) from an `Execution` that guides
 # Share of a tick that may pass before it goes on without an answer. A policy that is quick then acts on what it has just seen: a
 # whole step later its success in the default world falls from nine tenths to less than half (docs/robot.md).
 PATIENCE = 0.2
@@ -82,12 +82,13 @@ class Inference:
         self.busy = False
         self.took_s = 0.0
 
-    def ask(self, observation: RobotObservation, step: int, now: float) -> None:
-        """Start on an observation of policy step `step`."""
+    def ask(self, observation: RobotObservation, step: int, now: float, guide: Guide | None = None) -> None:
+        """Start on an observation of policy step `step`, with what its answer should agree with."""
         assert not self.busy
         self.busy, self._step, self._asked_at = True, step, now
         self._answer = Future()
-        threading.Thread(target=_answer, args=(self._answer, self._policy, observation), name="policy", daemon=True).start()
+        question = (observation,) if guide is None else (observation, guide)
+        threading.Thread(target=_answer, args=(self._answer, self._policy, question), name="policy", daemon=True).start()
 
     def busy_s(self, now: float) -> float:
         """How long the present question has been waiting for its answer, 0 without one."""
@@ -108,10 +109,10 @@ class Inference:
         return Chunk(actions, self._step, self._asked_at)
 
 
-def _answer(future: Future[tuple[np.ndarray, float]], policy: Policy, observation: RobotObservation) -> None:
+def _answer(future: Future[tuple[np.ndarray, float]], policy: Policy, question: tuple[Any, ...]) -> None:
     began = time.perf_counter()
     try:
-        future.set_result((np.asarray(policy(observation), np.float64), time.perf_counter() - began))
+        future.set_result((np.asarray(policy(*question), np.float64), time.perf_counter() - began))
     except Exception as error:  # nothing is swallowed: `poll` gives it to the control thread, which holds the robot
         future.set_exception(error)
 
@@ -224,7 +225,7 @@ class ControlLoop:
         if (busy_s := self._inference.busy_s(now)) + self._period_s > self._safety.limits.watchdog_s:
             return Fault(f"the policy has not answered for {busy_s:.2f} s")
         if observation is not None and part == 0 and not self._inference.busy and self._execution.wants(step, self._delay()):
-            self._inference.ask(observation, step, now)
+            self._inference.ask(observation, step, now, self._execution.guide(step, self._delay()))
             self._outdated = False
             if fault := self._collect(self._inference.poll(self._patience_s), step, now):
                 return fault

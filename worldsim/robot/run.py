@@ -16,7 +16,7 @@ import numpy as np
 
 from worldsim.bundle import Bundle, load_bundle
 from worldsim.robot.autonomy import Autonomy, Verdict
-from worldsim.robot.chunks import Execution, OpenLoop, RealTimeChunking, TemporalEnsembling
+from worldsim.robot.chunks import Blending, Execution, Guide, OpenLoop, RealTimeChunking, TemporalEnsembling
 from worldsim.robot.drivers import Driver, DriverError, DryRun, RobotObservation
 from worldsim.robot.limits import limits_of, read_limits
 from worldsim.robot.loop import ControlLoop, Policy, Report
@@ -29,6 +29,7 @@ from worldsim.robot.safety import Safety
 EXECUTIONS: dict[str, Callable[[int], Execution]] = {
     "open_loop": OpenLoop,
     "ensemble": lambda execute: TemporalEnsembling(),
+    "blend": Blending,
     "rtc": RealTimeChunking,
 }
 
@@ -37,10 +38,11 @@ def bundle_policy(bundle: Bundle, instruction: str, *, seed: int = 0) -> Policy:
     """A bundle under one instruction, with noise from `seed`, as the loop calls it."""
     generator, camera = np.random.default_rng(seed), bundle.description["camera"]
 
-    def policy(observation: RobotObservation) -> np.ndarray:
+    def policy(observation: RobotObservation, guide: Guide | None = None) -> np.ndarray:
         if camera not in observation.images:
             raise ValueError(f"the policy looks through camera {camera!r}, the robot has {', '.join(observation.images) or 'none'}")
-        return bundle(observation.images[camera], observation.state, instruction, bundle.noise(generator))
+        inputs = observation.images[camera], observation.state, instruction, bundle.noise(generator)
+        return bundle(*inputs) if guide is None else bundle.guided(*inputs, guide.previous, guide.weights)
 
     return policy
 

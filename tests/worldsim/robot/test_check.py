@@ -15,7 +15,7 @@ from worldsim.bundle import description_sha256, load_bundle, sha256
 from worldsim.robot.check import latency_ms, main, read_recorded, replay
 from worldsim.robot.reliability import read_reference
 
-FILES = ("bundle.json", "policy.onnx", "tokenizer.json", "reliability.npy", "reliability.json")
+FILES = ("bundle.json", "policy.onnx", "guided.onnx", "tokenizer.json", "reliability.npy", "reliability.json")
 FILES += tuple(f"observations/{name}" for name in ("images.npy", "states.npy", "noises.npy", "actions.npy", "instructions.json"))
 
 
@@ -85,10 +85,11 @@ def test_a_signed_description_without_a_key_is_refused(bundle, capsys, key):
     assert f"lacks ['{key}']" in one_line(bundle, capsys)
 
 
-def test_a_signed_description_that_leaves_the_graph_unchecked_is_refused(bundle, capsys):
+@pytest.mark.parametrize("graph", ["policy.onnx", "guided.onnx"])
+def test_a_signed_description_that_leaves_a_graph_unchecked_is_refused(bundle, capsys, graph):
     description = json.loads((bundle / "bundle.json").read_text())
-    sign(bundle, description, [name for name in description["sha256"] if name != "policy.onnx"])
-    assert "no hash of policy.onnx" in one_line(bundle, capsys)
+    sign(bundle, description, [name for name in description["sha256"] if name != graph])
+    assert f"no hash of {graph}" in one_line(bundle, capsys)
     sign(bundle, description | {"format": "tarball"})
     assert "unknown format 'tarball'" in one_line(bundle, capsys)
 

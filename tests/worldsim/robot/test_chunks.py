@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from worldsim.robot.chunks import Chunk, OpenLoop, RealTimeChunking, TemporalEnsembling, interpolate, prefix_weights
+from worldsim.robot.chunks import Blending, Chunk, OpenLoop, RealTimeChunking, TemporalEnsembling, interpolate, prefix_weights
 
 
 def chunk(start: int, *values: float) -> Chunk:
@@ -96,52 +96,52 @@ def test_weights_fall():
 
 
 def test_what_is_executed_during_inference_is_frozen_and_the_rest_blends():
-    rtc = RealTimeChunking(3)
-    rtc.add(chunk(0, *[0.0] * 8), 0)
-    assert not rtc.wants(2, 2)
-    assert rtc.wants(3, 2)
-    before = [said(rtc, step) for step in range(8)]
-    rtc.add(chunk(3, *[1.0] * 8), 5)  # asked at step 3, arrives at 5
+    blending = Blending(3)
+    blending.add(chunk(0, *[0.0] * 8), 0)
+    assert not blending.wants(2, 2)
+    assert blending.wants(3, 2)
+    before = [said(blending, step) for step in range(8)]
+    blending.add(chunk(3, *[1.0] * 8), 5)  # asked at step 3, arrives at 5
     # Steps 3 and 4 were executed meanwhile. The old plan reaches up to step 7: delay 2, overlap 5, c_i = (5 - i) / 4.
-    after = [said(rtc, step) for step in range(3, 11)]
+    after = [said(blending, step) for step in range(3, 11)]
     assert after[:2] == before[3:5]
     blend = [1 - c * (math.exp(c) - 1) / (math.e - 1) for c in (3 / 4, 2 / 4, 1 / 4)]
     np.testing.assert_allclose(after[2:5], blend)
     assert after[5:] == [1, 1, 1]
-    assert rtc.action(5)[1] == 13.0
+    assert blending.action(5)[1] == 13.0
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_no_chunk_changes_the_past_and_agreeing_chunks_change_nothing(seed):
     random = np.random.default_rng(seed)
     horizon, execute = int(random.integers(4, 12)), int(random.integers(1, 4))
-    rtc, truth = RealTimeChunking(execute), random.standard_normal((300, 2))
+    blending, truth = Blending(execute), random.standard_normal((300, 2))
     executed, step, asked = [], 0, None
     while step < 200:
-        if asked is None and rtc.wants(step, 1):
+        if asked is None and blending.wants(step, 1):
             asked, arrives = step, step + int(random.integers(0, 4))
         if asked is not None and step >= arrives:
-            planned = [rtc.action(past) for past in range(asked, step)]
-            assert rtc.add(Chunk(truth[asked : asked + horizon], asked, float(asked)), step)
+            planned = [blending.action(past) for past in range(asked, step)]
+            assert blending.add(Chunk(truth[asked : asked + horizon], asked, float(asked)), step)
             for before, past in zip(planned, range(asked, step), strict=True):
                 if before is not None:
-                    np.testing.assert_allclose(rtc.action(past)[0], before[0], rtol=0, atol=1e-12)
+                    np.testing.assert_allclose(blending.action(past)[0], before[0], rtol=0, atol=1e-12)
             asked = None
-        executed.append(rtc.action(step))
+        executed.append(blending.action(step))
         step += 1
     errors = [np.abs(found[0] - truth[i]).max() for i, found in enumerate(executed) if found is not None]
     assert len(errors) > 100 and max(errors) < 1e-12
 
 
 def test_without_a_plan_the_first_chunk_is_the_plan_and_a_plan_that_ran_out_does_not_count():
-    rtc = RealTimeChunking(2)
-    rtc.add(chunk(0, 0, 1, 2), 1)
-    assert said(rtc, 1) == 1
-    assert rtc.add(chunk(9, 9, 10, 11), 10)
-    assert [said(rtc, step) for step in (9, 10, 11, 12)] == [9, 10, 11, None]
+    blending = Blending(2)
+    blending.add(chunk(0, 0, 1, 2), 1)
+    assert said(blending, 1) == 1
+    assert blending.add(chunk(9, 9, 10, 11), 10)
+    assert [said(blending, step) for step in (9, 10, 11, 12)] == [9, 10, 11, None]
 
 
-@pytest.mark.parametrize("execution", [OpenLoop(1), TemporalEnsembling(), RealTimeChunking(1)])
+@pytest.mark.parametrize("execution", [OpenLoop(1), TemporalEnsembling(), Blending(1), RealTimeChunking(1)])
 def test_a_chunk_that_comes_too_late_is_refused_and_clear_forgets(execution):
     execution.clear()
     assert not execution.add(chunk(0, 1, 2, 3), 3)
@@ -150,6 +150,23 @@ def test_a_chunk_that_comes_too_late_is_refused_and_clear_forgets(execution):
     assert said(execution, 2) == 3
     execution.clear()
     assert said(execution, 2) is None
+
+
+def test_inference_is_guided_by_what_the_plan_does_from_its_step_on():
+    rtc = RealTimeChunking(3)
+    assert rtc.guide(0, 1) is None
+    rtc.add(chunk(0, *range(8)), 0)
+    guide = rtc.guide(3, 2)
+    assert guide is not None
+    np.testing.assert_array_equal(guide.previous[:, 0], [3, 4, 5, 6, 7, 0, 0, 0])
+    np.testing.assert_allclose(guide.weights, prefix_weights(8, delay=2, overlap=5), rtol=1e-6)
+    assert guide.previous.dtype == guide.weights.dtype == np.float32
+    np.testing.assert_array_equal(rtc.guide(6, 5).weights, [1, 1, 0, 0, 0, 0, 0, 0])  # the plan ends before the chunk would come
+    assert rtc.guide(8, 1) is None
+    assert rtc.add(chunk(3, *[9.0] * 8), 5)
+    assert [said(rtc, step) for step in (5, 10, 11)] == [9, 9, None]  # executed as it is
+    rtc.clear()
+    assert rtc.guide(5, 1) is None
 
 
 # Interpolation ----------------------------------------------------------------------------------------------------------------
@@ -164,7 +181,7 @@ def test_interpolation_by_hand():
 
 
 def test_impossible_arguments_are_refused():
-    for kind in (OpenLoop, RealTimeChunking):
+    for kind in (OpenLoop, Blending):
         with pytest.raises(ValueError, match="positive whole number, got 0"):
             kind(0)
     with pytest.raises(ValueError, match="decay must not be negative"):

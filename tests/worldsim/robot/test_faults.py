@@ -18,7 +18,7 @@ import pytest
 from toy_robot import ROOT, RobotProcess, circle, make_limits
 
 from worldsim.robot.autonomy import Autonomy
-from worldsim.robot.chunks import RealTimeChunking
+from worldsim.robot.chunks import Blending
 from worldsim.robot.loop import ControlLoop, Report
 from worldsim.robot.process import ProcessDriver
 from worldsim.robot.safety import Intervention, Mode, Safety
@@ -60,7 +60,7 @@ def start(robot: RobotProcess, policy=circle, clock: Callable[[], float] = time.
     driver = ProcessDriver(robot.address)
     safety = Safety(make_limits(), driver.observe().state, clock(), period_s=1 / FPS)
     autonomy = Autonomy("front")
-    loop = ControlLoop(driver, policy, RealTimeChunking(4), safety, fps=FPS, autonomy=autonomy, clock=clock)
+    loop = ControlLoop(driver, policy, Blending(4), safety, fps=FPS, autonomy=autonomy, clock=clock)
     reports: list[Report] = []
     thread = threading.Thread(target=lambda: reports.append(loop.run(20)), daemon=True)
     thread.start()

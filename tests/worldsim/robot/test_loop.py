@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from toy_robot import ToyRobot, circle, make_limits
 
-from worldsim.robot.chunks import OpenLoop
+from worldsim.robot.chunks import OpenLoop, RealTimeChunking
 from worldsim.robot.drivers import DriverError
 from worldsim.robot.loop import ControlLoop, Inference, percentiles
 from worldsim.robot.safety import Fault, Mode, Safety
@@ -220,6 +220,23 @@ def test_answers_of_no_use_are_faults(answer, message):
         time.sleep(1e-3)
     assert isinstance(fault, Fault) and message in fault.reason
     assert not inference.busy
+
+
+def test_an_execution_that_guides_tells_the_policy_what_is_being_executed():
+    robot, guides = ToyRobot(), []
+
+    def policy(observation, guide=None):
+        guides.append(guide)
+        return np.tile([0.01 * len(guides), 0], (8, 1))
+
+    safety = Safety(make_limits(), robot.position, time.monotonic(), period_s=0.02)
+    ControlLoop(robot, policy, RealTimeChunking(4), safety, fps=50.0).run(0.5)
+    assert guides[0] is None and len(guides) > 3
+    for i, guide in enumerate(guides[1:], start=1):
+        left = int((guide.weights > 0).sum())
+        assert 0 < left < 8
+        np.testing.assert_allclose(guide.previous[:left, 0], 0.01 * i, rtol=1e-6)
+        assert (guide.previous[left:] == 0).all()
 
 
 def test_chunks_of_before_a_fault_are_not_executed_after_it():

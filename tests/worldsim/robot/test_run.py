@@ -36,7 +36,7 @@ def test_a_bundle_moves_a_robot_and_is_recorded(toy_bundle, robot, tmp_path):
     assert (log / "camera_front.u8").stat().st_size == len(rows) * 32 * 32 * 3
 
 
-@pytest.mark.parametrize("chunks", ["ensemble", "open_loop"])
+@pytest.mark.parametrize("chunks", ["ensemble", "open_loop", "blend"])
 def test_other_executions_move_it_too(toy_bundle, robot, chunks):
     assert main(arguments(toy_bundle, robot, "--chunks", chunks)) == 0
     assert [what for _, what in robot.notes()].count("send") >= 8

@@ -29,10 +29,10 @@ DESCRIPTION = {
 }
 
 
-def graph(feed: dict[str, np.ndarray]) -> np.ndarray:
+def graph(feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Actions that tell which image, state, sentence and noise came in."""
     seen = feed["image"].astype(np.float32).mean() + 10 * feed["state"].sum() + 100 * feed["tokens"].sum()
-    return (seen + feed["noise"]).astype(np.float32)
+    return {"actions": (seen + feed["noise"]).astype(np.float32)}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def bundle() -> Bundle:
     )
     tokenizer.enable_padding(length=4)
     tokenizer.enable_truncation(4)
-    return Bundle(DESCRIPTION, tokenizer, graph)
+    return Bundle(DESCRIPTION, tokenizer, graph, guided=graph)
 
 
 def observation(**changes: Any) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def test_each_fault_is_one_clear_line(bundle: Bundle, fault: str) -> None:
 
 
 def test_actions_that_are_not_finite_are_the_clients_to_know(bundle: Bundle) -> None:
-    broken = Bundle(DESCRIPTION, bundle._tokenizer, lambda feed: np.full((1, AH, AD), np.nan, np.float32))
+    broken = Bundle(DESCRIPTION, bundle._tokenizer, lambda feed: {"actions": np.full((1, AH, AD), np.nan, np.float32)}, graph)
     words = "actions are not finite; do not execute them"
     with (
         Server(BundlePolicy(broken), port=0) as server,
