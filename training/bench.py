@@ -17,9 +17,9 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from training.demo import Stage, execute
 from training.exploitation import run_exploitation
 from training.rehearsal import run_rehearsal
+from training.stages import Stage, execute
 from worldsim.files import write_json
 from worldsim.metrics import paired_difference, success_rate
 

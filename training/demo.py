@@ -1,18 +1,11 @@
 """`worldsim demo`: the whole loop on the embedded default, as stages in processes of their own.
 
 Every stage is a `worldsim` command that a user could type. Stages run side by side when cores allow and their inputs are
-there; a finished stage leaves `done.json` and is skipped when the demo is started again."""
+there, and are skipped when the demo is started again. `stages.py` runs them."""
 
 import json
 import os
-import shlex
-import shutil
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,27 +13,9 @@ from typing import Any
 import psutil
 import yaml
 
+from training.stages import Stage, done_file, execute
 from worldsim.files import write_json
 from worldsim.report import write_report
-
-STATUS_EVERY_S = 20
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One command of the loop.
-
-    Attributes:
-        name: also the name of its folder in the run.
-        arguments: of the `worldsim` command.
-        needs: stages that must have finished.
-        alone: it gets all cores.
-    """
-
-    name: str
-    arguments: tuple[str, ...]
-    needs: tuple[str, ...] = ()
-    alone: bool = False
 
 
 def collect_command(cfg: dict[str, Any], root: str, actor: str, episodes: int, stream: int, *more: str) -> tuple[str, ...]:
@@ -234,40 +209,6 @@ def run_demo(cfg: dict[str, Any]) -> None:
     print(f"Read {page}")
 
 
-def execute(todo: list[Stage], run: Path, *, jobs: int) -> Iterator[str]:
-    """Run stages in order of the list as soon as what they need is done, `jobs` at a time; yields each finished name."""
-    finished = {stage.name for stage in todo if _done_file(run, stage.name).is_file()}
-    running: dict[str, tuple[subprocess.Popen, float]] = {}
-    cores, last_status = os.cpu_count() or 1, time.monotonic()
-    try:
-        while len(finished) < len(todo):
-            for stage in todo:
-                free = len(running) < (1 if stage.alone else jobs)
-                if stage.name not in finished and stage.name not in running and free and finished.issuperset(stage.needs):
-                    threads = cores if stage.alone else max(1, cores // jobs)
-                    running[stage.name] = (_start(stage, run, threads), time.monotonic())
-            time.sleep(0.2)
-            for name, (process, began) in list(running.items()):
-                pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-                if pid == 0:
-                    continue
-                del running[name]
-                if status != 0:
-                    raise ValueError(f"stage {name} failed: {_last_line(run, name)} (log: {_folder(run, name) / 'log.txt'})")
-                _keep_metrics(run, name)
-                write_json(_done_file(run, name), {"wall_s": time.monotonic() - began, "peak_rss_mb": usage.ru_maxrss / 1024})
-                finished.add(name)
-                yield name
-            if time.monotonic() - last_status > STATUS_EVERY_S:
-                last_status = time.monotonic()
-                for name in running:
-                    print(f"    {name}: {_last_line(run, name)}", flush=True)
-    finally:
-        for process, _ in running.values():
-            process.send_signal(signal.SIGTERM)
-            process.wait()
-
-
 def summarise(cfg: dict[str, Any]) -> dict[str, Any]:
     """Everything that was measured, for `summary.json`."""
     run = Path(cfg["run"])
@@ -317,38 +258,9 @@ def _total(summary: dict[str, Any], stages: str) -> int:
     return sum(steps for name, steps in summary["physics_steps"].items() if name.startswith(stages))
 
 
-def _start(stage: Stage, run: Path, threads: int) -> subprocess.Popen:
-    folder = _folder(run, stage.name)
-    folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-W", "ignore", "-m", "training.cli", *stage.arguments]
-    (folder / "command.txt").write_text("worldsim " + shlex.join(stage.arguments) + "\n")
-    with (folder / "log.txt").open("a") as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
-
-
-def _keep_metrics(run: Path, name: str) -> None:
-    """The newest Lightning CSV of a stage, where the report looks for it."""
-    files = sorted((run / name).glob("csv/version_*/metrics.csv"), key=lambda path: path.stat().st_mtime)
-    if files:
-        shutil.copy(files[-1], _folder(run, name) / "metrics.csv")
-
-
-def _folder(run: Path, name: str) -> Path:
-    return run / "stages" / name
-
-
-def _done_file(run: Path, name: str) -> Path:
-    return _folder(run, name) / "done.json"
-
-
 def _done(run: Path, name: str) -> dict[str, float]:
-    return json.loads(_done_file(run, name).read_text())
+    return json.loads(done_file(run, name).read_text())
 
 
 def _steps(folder: Path) -> int:
     return json.loads((folder / "physics_steps.json").read_text())["physics_steps"]
-
-
-def _last_line(run: Path, name: str) -> str:
-    lines = (_folder(run, name) / "log.txt").read_text(errors="replace").replace("\r", "\n").strip().splitlines()
-    return lines[-1].strip()[:140] if lines else "starting"

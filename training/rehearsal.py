@@ -12,7 +12,7 @@ import matplotlib
 import torch
 from torch import Tensor
 
-from training.demo import Stage, execute
+from training.stages import Stage, execute
 from worldsim.files import write_json
 from worldsim.metrics import paired_difference, success_rate
 

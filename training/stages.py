@@ -1,0 +1,135 @@
+"""Stages of a demo or a benchmark: `worldsim` commands in processes of their own, side by side when cores allow.
+
+Importing torch, Lightning and Genesis takes a process several seconds, so a server imports them once and is copied for every stage
+(`multiprocessing`'s forkserver). A finished stage leaves `done.json` and is skipped when its run is started again.
+"""
+
+import multiprocessing
+import os
+import resource
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from unittest.mock import patch
+
+from worldsim.files import write_json
+
+STATUS_EVERY_S = 20
+# What the server imports: the commands, and what their configurations name.
+PRELOADED = [
+    *("training.fit", "training.verbs", "training.data", "training.bc", "training.world_model", "training.reflector"),
+    *("training.analytic", "training.dreamed", "models.world.latent_flow", "worldsim.dream", "worldsim.sim.genesis"),
+]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of the loop.
+
+    Attributes:
+        name: also the name of its folder in the run.
+        arguments: of the `worldsim` command.
+        needs: stages that must have finished.
+        alone: it gets all cores.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    alone: bool = False
+
+
+def execute(todo: list[Stage], run: Path, *, jobs: int) -> Iterator[str]:
+    """Run stages in order of the list as soon as what they need is done, `jobs` at a time; yields each finished name.
+
+    Raises:
+        ValueError: if a stage failed.
+    """
+    finished = {stage.name for stage in todo if done_file(run, stage.name).is_file()}
+    running: dict[str, BaseProcess] = {}
+    cores, last_status = os.cpu_count() or 1, time.monotonic()
+    try:
+        while len(finished) < len(todo):
+            for stage in todo:
+                free = len(running) < (1 if stage.alone else jobs)
+                if stage.name not in finished and stage.name not in running and free and finished.issuperset(stage.needs):
+                    running[stage.name] = _start(stage, run, threads=cores if stage.alone else max(1, cores // jobs))
+            time.sleep(0.2)
+            for name, process in list(running.items()):
+                if process.exitcode is None:
+                    continue
+                del running[name]
+                if process.exitcode != 0:
+                    raise ValueError(f"stage {name} failed: {_last_line(run, name)} (log: {folder(run, name) / 'log.txt'})")
+                finished.add(name)
+                yield name
+            if time.monotonic() - last_status > STATUS_EVERY_S:
+                last_status = time.monotonic()
+                for name in running:
+                    print(f"    {name}: {_last_line(run, name)}", flush=True)
+    finally:
+        for process in running.values():
+            process.terminate()
+            process.join()
+
+
+def folder(run: Path, name: str) -> Path:
+    """Where a stage keeps its command, log, metrics and `done.json`."""
+    return run / "stages" / name
+
+
+def done_file(run: Path, name: str) -> Path:
+    """Of a stage: `wall_s` and `peak_rss_mb`, written when it has succeeded."""
+    return folder(run, name) / "done.json"
+
+
+def _start(stage: Stage, run: Path, threads: int) -> BaseProcess:
+    folder(run, stage.name).mkdir(parents=True, exist_ok=True)
+    (folder(run, stage.name) / "command.txt").write_text("worldsim " + shlex.join(stage.arguments) + "\n")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    with patch.dict(os.environ, {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}):
+        forkserver.ensure_running()
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    process = context.Process(target=_work, args=(stage, run, threads, environment, time.monotonic()), name=stage.name)
+    process.start()
+    return process
+
+
+def _work(stage: Stage, run: Path, threads: int, environment: dict[str, str], began: float) -> None:
+    """A stage in its process, a copy of the server."""
+    import torch
+
+    from training.cli import main
+
+    with (folder(run, stage.name) / "log.txt").open("a") as log:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(log.fileno(), stream.fileno())
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(threads)
+    sys.argv = ["worldsim", *stage.arguments]
+    if code := main(stage.arguments):
+        sys.exit(code)
+    _keep_metrics(run, stage.name)
+    peak_rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    write_json(done_file(run, stage.name), {"wall_s": time.monotonic() - began, "peak_rss_mb": peak_rss_mb})
+
+
+def _keep_metrics(run: Path, name: str) -> None:
+    """The newest Lightning CSV of a stage, where the report looks for it."""
+    files = sorted((run / name).glob("csv/version_*/metrics.csv"), key=lambda path: path.stat().st_mtime)
+    if files:
+        shutil.copy(files[-1], folder(run, name) / "metrics.csv")
+
+
+def _last_line(run: Path, name: str) -> str:
+    log = folder(run, name) / "log.txt"
+    lines = log.read_text(errors="replace").replace("\r", "\n").strip().splitlines() if log.is_file() else []
+    return lines[-1].strip()[:140] if lines else "starting"
