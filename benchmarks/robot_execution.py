@@ -116,6 +116,7 @@ if __name__ == "__main__":
     for late in (False, True):
         for name, make in (
             (f"open_loop {ah - late}", lambda late=late: OpenLoop(ah - late)),
+            (f"open_loop {ah // 2}", lambda: OpenLoop(ah // 2)),
             (f"blend {ah // 2}", lambda: Blending(ah // 2)),
             (f"rtc {ah // 2}", lambda: RealTimeChunking(ah // 2)),
             ("ensemble", lambda: TemporalEnsembling()),
