@@ -86,9 +86,10 @@ def test_no_events_break_the_invariants(kind, events):
     drive(kind, events)
 
 
-@given(
-    proposals=st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1), st.floats(0.001, 0.3)), min_size=1, max_size=20),
-)
+NUMBERS = st.floats(-1, 1, allow_subnormal=False)  # some libraries make the processor round subnormal numbers to 0
+
+
+@given(proposals=st.lists(st.tuples(NUMBERS, NUMBERS, st.floats(0.001, 0.3)), min_size=1, max_size=20))
 @settings(max_examples=700, deadline=None)
 def test_commands_within_every_limit_pass_unchanged(proposals):
     limits = make_limits(max_delta=[2, 2], workspace=None)
