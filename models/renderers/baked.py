@@ -45,7 +45,7 @@ class BakedField(Configured):
         resolution: tuple[int, int, int] = (128, 128, 128),
         block: int = 4,
         coarse: int = 48,
-        fine: int = 32,
+        fine: int = 16,
         background: tuple[float, float, float] = (0.0, 0.0, 0.0),
     ):
         super().__init__()
@@ -83,12 +83,13 @@ class BakedField(Configured):
             raise ValueError("a field must have finite values and no negative density; check the NeRF's training")
         self.grid.copy_(values.T.reshape(1, 4, z, y, x))
         block = z // self.bounds.shape[2]
-        largest, least = F.max_pool3d(self.grid[:, :1], block), -F.max_pool3d(-self.grid[:, :1], block)
 
-        def around(values: Tensor) -> Tensor:  # interpolation reaches into the neighbouring cells
-            return F.max_pool3d(values, kernel_size=3, stride=1, padding=1)
+        def largest(values: Tensor) -> Tensor:
+            # Half a cell around as well: interpolation reaches across its faces, and so does a stretch of a ray.
+            return F.max_pool3d(values, kernel_size=2 * block, stride=block, padding=block // 2)
 
-        self.bounds.copy_(torch.cat([-around(-least), around(largest)], dim=1))
+        density = self.grid[:, :1]
+        self.bounds.copy_(torch.cat([-largest(-density), largest(density)], dim=1))
         return self
 
     @torch.no_grad()
@@ -100,8 +101,7 @@ class BakedField(Configured):
         enter, leave = box_distances(origins, directions, self.low, self.size)
         pace = (leave - enter) / self.coarse
         t = enter[:, None] + pace[:, None] * (torch.arange(self.coarse, device=origins.device) + 0.5)
-        points = origins[:, None] + t[..., None] * directions[:, None]
-        least, largest = self._look(self.bounds, points, mode="nearest").unbind(-1)
+        least, largest = self._bounds_at(origins, directions, t)
         certain = least * pace[:, None]
         worth = (largest * pace[:, None] > 1e-3) & (certain.cumsum(dim=1) - certain < OPAQUE)
 
@@ -112,27 +112,44 @@ class BakedField(Configured):
         depth = enter[rows, None] + pace[rows, None] * (stretch + 1 + wanted - passed.gather(1, stretch))
         span = pace[rows] * passed[:, -1] / self.fine
         points = origins[rows, None] + depth[..., None] * directions[rows, None]
-        optical = self._look(self.grid[:, :1], points, mode="bilinear")[..., 0] * span[:, None]
+        optical = self._look(points, channels=1)[..., 0] * span[:, None]
         before = optical.cumsum(dim=1) - optical
         weight = torch.exp(-before) * (1 - torch.exp(-optical))
         opacity = weight.sum(dim=1)
-        middle = (weight.cumsum(dim=1) < opacity[:, None] / 2).sum(dim=1, keepdim=True).clamp(max=self.fine - 1)
+        stopped = weight.cumsum(dim=1)
+        middle = (stopped < opacity[:, None] / 2).sum(dim=1, keepdim=True).clamp(max=self.fine - 1)
+        there = weight.gather(1, middle)[:, 0].clamp(min=1e-6)
+        share = 0.5 - (stopped.gather(1, middle)[:, 0] - opacity / 2) / there  # of the sample's stretch, from its middle
 
         color = self.background.expand(len(origins), 3).clone()
         ray, sample = (weight > 1e-4).nonzero(as_tuple=True)  # few samples are seen, so colours are looked up for those alone
-        seen = self._look(self.grid, points[ray, sample][:, None], mode="bilinear")[:, 0]
+        seen = self._look(points[ray, sample][:, None], channels=4)[:, 0]
         rgb = seen[:, 1:] / seen[:, :1].clamp(min=1e-6)
         color[rows] = ((1 - opacity)[:, None] * self.background).index_add(0, ray, weight[ray, sample, None] * rgb)
         distance = torch.full_like(enter, torch.inf)
-        distance[rows] = torch.where(opacity > 1e-3, depth.gather(1, middle)[:, 0], torch.inf)
+        distance[rows] = torch.where(opacity > 1e-3, depth.gather(1, middle)[:, 0] + share * span, torch.inf)
         accumulation = torch.zeros_like(enter)
         accumulation[rows] = opacity
         return color, distance, accumulation
 
-    def _look(self, grid: Tensor, points: Float[Tensor, "n s 3"], mode: str) -> Float[Tensor, "n s c"]:
+    def _bounds_at(
+        self, origins: Float[Tensor, "n 3"], directions: Float[Tensor, "n 3"], t: Float[Tensor, "n s"]
+    ) -> tuple[Float[Tensor, "n s"], Float[Tensor, "n s"]]:
+        """Least and largest density in the coarse cells at distances t along the rays."""
+        cells = self.bounds.shape[:1:-1]
+        per_metre = torch.tensor(cells, device=t.device) / self.size
+        start, move = (origins - self.low) * per_metre, directions * per_metre
+        index = torch.zeros_like(t, dtype=torch.long)
+        for axis in (2, 1, 0):
+            along = torch.addcmul(start[:, axis, None], t, move[:, axis, None])
+            index = index.mul_(cells[axis]).add_(along.long().clamp_(0, cells[axis] - 1))
+        least, largest = self.bounds.flatten(2)[0]
+        return least[index], largest[index]
+
+    def _look(self, points: Float[Tensor, "n s 3"], channels: int) -> Float[Tensor, "n s c"]:
         where = (points - self.low) / self.size * 2 - 1
-        values = F.grid_sample(grid, where[None, :, :, None], mode=mode, padding_mode="border", align_corners=False)
-        return values[0, ..., 0].permute(1, 2, 0)
+        grid = self.grid[:, :channels].expand(len(points), -1, -1, -1, -1)  # torch spreads nothing but a batch over its threads
+        return F.grid_sample(grid, where[:, :, None, None], padding_mode="border", align_corners=False)[..., 0, 0].mT
 
 
 def box_distances(
