@@ -57,6 +57,9 @@ class Verb(NamedTuple):
 VERBS = {
     "collect": Verb("training.verbs:collect", "record demonstrations as a LeRobot v3 dataset", "world=push_block episodes=50"),
     "fit": Verb("training.fit:fit", "train one module with Lightning", "experiment=world_model trainer.max_steps=2000"),
+    "convert": Verb(
+        "training.verbs:convert", "make a scene trained with ns-train one that worlds show", "run=outputs/kitchen/nerfacto/1"
+    ),
     "rollout": Verb("training.verbs:rollout", "imagine episodes: video, dataset, statistics", "policy=runs/policy world=dream"),
     "evaluate": Verb("training.verbs:evaluate", "measure success with confidence intervals", "policy=runs/policy world=push_block"),
     "identify": Verb("training.verbs:identify", "find a robot's camera, delay and dynamics", "recording=data/robot seed=0"),

@@ -81,6 +81,13 @@ def _store(
     return done
 
 
+def convert(cfg: Config) -> None:
+    """A run of `ns-train` as a field that `world.fields=[...]` shows; nothing that is written in it is executed."""
+    from models.renderers.foreign import convert as convert_run  # needs the extra nerf, which no other verb here does
+
+    print(convert_run(Path(cfg["run"]), Path(cfg["out"])))
+
+
 def rollout(cfg: Config) -> None:
     """Play a policy, in a dream unless told otherwise: a video grid, a LeRobot dataset and statistics."""
     policy, out = checkpoint.load(cfg["policy"], Policy), Path(cfg["out"])

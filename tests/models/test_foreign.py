@@ -15,6 +15,7 @@ pytest.importorskip("nerfstudio", reason="needs the extra nerf")
 from nerfstudio.models.nerfacto import NerfactoModelConfig
 
 from models.renderers.foreign import Nerfacto, convert, read_config
+from training.cli import main
 from worldsim import checkpoint
 from worldsim.alignment import Similarity
 
@@ -66,6 +67,13 @@ def test_a_converted_scene_renders_what_the_model_rendered(trained: tuple[Path, 
     origins, directions = torch.randn(50, 3), torch.nn.functional.normalize(torch.randn(50, 3), dim=1)
     for mine, theirs in zip(again.render(origins, directions), trained[1].render(origins, directions), strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+def test_the_command_converts_a_run_and_refuses_what_is_none(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["convert", f"run={run}", f"out={tmp_path / 'scene'}"]) == 0
+    assert isinstance(checkpoint.load(tmp_path / "scene"), Nerfacto)
+    assert main(["convert", f"run={tmp_path / 'nothing'}"]) == 2
+    assert "pass the folder of a run of ns-train" in capsys.readouterr().err
 
 
 def test_the_alignment_leads_back_to_the_captures_coordinates(run: Path, tmp_path: Path):
