@@ -5,6 +5,7 @@ configuration is read as plain data, the checkpoint as tensors, and the model is
 """
 
 import json
+import math
 import pickle
 import re
 import zipfile
@@ -23,10 +24,13 @@ from nerfstudio.models.nerfacto import NerfactoModel, NerfactoModelConfig
 from torch import Tensor, nn
 
 from models.renderers.nerfstudio import Look, RadianceField
+from models.renderers.splats import Splats
 from worldsim import checkpoint
 from worldsim.alignment import ALIGNMENT, Similarity
 from worldsim.checkpoint import Configured
 
+SPLATFACTO = ("means", "scales", "quats", "opacities", "features_dc", "features_rest")
+SH_CONSTANT = 0.28209479177387814  # the spherical harmonic of degree 0
 NOT_RENDERED = ("lpips.", "camera_optimizer.", "device_indicator_param")
 
 
@@ -62,7 +66,7 @@ class Nerfacto(Configured):
 
 
 def convert(run: Path, out: Path) -> Path:
-    """Write a run of `ns-train nerfacto` or `ns-train worldsim-nerf` as a folder that `worldsim.checkpoint.load` reads.
+    """Write a run of `ns-train` nerfacto, splatfacto or worldsim-nerf as a folder that `worldsim.checkpoint.load` reads.
 
     `alignment.json` in it leads from nerfstudio's units to the coordinates of the capture.
 
@@ -82,17 +86,12 @@ def convert(run: Path, out: Path) -> Path:
             f"{run / 'config.yml'} is not a configuration of ns-train: {error!r}; pass the run's own folder"
         ) from error
     weights, to_capture = read_weights(run), read_transform(run / "dataparser_transforms.json")
-    if method == "worldsim-nerf":
-        model, prefix = _radiance_field(settings, weights), "radiance."
-    elif method == "nerfacto":
-        model, prefix = _nerfacto(settings, weights), ""
-    else:
-        raise ValueError(f"{run} is a {method}, which worldsim cannot render; train nerfacto or worldsim-nerf on the same data")
-    target: nn.Module = model.model if isinstance(model, Nerfacto) else model
-    rest = {name: value for name, value in target.state_dict().items() if name.startswith(NOT_RENDERED)}
-    mine = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if not name.startswith(NOT_RENDERED)}
+    if method not in BUILDERS:
+        raise ValueError(
+            f"{run} is of method {method}, which worldsim cannot render; train one of {', '.join(BUILDERS)} on the same data"
+        )
     try:
-        target.load_state_dict({**mine, **rest})
+        model = BUILDERS[method](settings, weights)
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:300]
         remedy = "weights of tiny-cuda-nn need training again with --pipeline.model.implementation torch"
@@ -178,19 +177,47 @@ _PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/", _plain)
 def _radiance_field(settings: dict[str, Any], weights: dict[str, Tensor]) -> RadianceField:
     names = ("levels", "max_resolution", "log2_table", "hidden", "proposal_samples", "samples", "implementation")
     low, high = _box(weights, "radiance.field.aabb")
-    return RadianceField(low, high, **{name: settings[name] for name in names if name in settings})  # type: ignore[arg-type]
+    field = RadianceField(low, high, **{name: settings[name] for name in names if name in settings})  # type: ignore[arg-type]
+    _fill(field, {name.removeprefix("radiance."): tensor for name, tensor in weights.items()})
+    return field
 
 
 def _nerfacto(settings: dict[str, Any], weights: dict[str, Tensor]) -> Nerfacto:
     appearances = weights.get("field.embedding_appearance.embedding.weight")
     known = {field.name for field in fields(NerfactoModelConfig)} - {"_target", "camera_optimizer"}
     low, high = _box(weights, "field.aabb")
-    return Nerfacto(
+    field = Nerfacto(
         low,
         high,
         images=1 if appearances is None else len(appearances),
         settings={name: value for name, value in settings.items() if name in known},
     )
+    _fill(field.model, weights)
+    return field
+
+
+def _splats(settings: dict[str, Any], weights: dict[str, Tensor]) -> Splats:
+    try:
+        means, scales, quats, opacities, first, rest = (weights[f"gauss_params.{name}"] for name in SPLATFACTO)
+        degree = math.isqrt(1 + rest.shape[1]) - 1
+    except (KeyError, IndexError) as error:
+        raise ValueError(f"the checkpoint lacks parameters of splats: {error!r}; train splatfacto again") from error
+    if degree == 0:  # then splatfacto learns the colour itself, through a sigmoid
+        first = (first.sigmoid() - 0.5) / SH_CONSTANT
+    splats = Splats(len(means), degree)
+    harmonics = torch.cat([first[:, None], rest], dim=1)
+    values = {"means": means, "scales": scales.exp(), "quats": quats, "opacities": opacities.sigmoid().flatten()}
+    splats.load_state_dict(values | {"harmonics": harmonics})
+    return splats
+
+
+BUILDERS = {"nerfacto": _nerfacto, "splatfacto": _splats, "worldsim-nerf": _radiance_field}
+
+
+def _fill(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load weights; those of parts that no rendering needs may be missing or more."""
+    rest = {name: value for name, value in model.state_dict().items() if name.startswith(NOT_RENDERED)}
+    model.load_state_dict({**{name: value for name, value in weights.items() if not name.startswith(NOT_RENDERED)}, **rest})
 
 
 def _box(weights: dict[str, Tensor], name: str) -> tuple[list[float], list[float]]:

@@ -105,7 +105,7 @@ def poison(run: Path) -> None:
 
 
 def other_method(run: Path) -> None:
-    (run / "config.yml").write_text((run / "config.yml").read_text().replace("method_name: nerfacto", "method_name: splatfacto"))
+    (run / "config.yml").write_text((run / "config.yml").read_text().replace("method_name: nerfacto", "method_name: instant-ngp"))
 
 
 def other_size(run: Path) -> None:
@@ -122,7 +122,7 @@ def other_size(run: Path) -> None:
         (lambda run: (run / "nerfstudio_models" / "step-000000009.ckpt").write_bytes(b"junk"), "is not a checkpoint"),
         (lambda run: (run / "dataparser_transforms.json").write_text('{"transform": [[1]], "scale": 1}'), "is damaged"),
         (poison, "is not a checkpoint"),
-        (other_method, "is a splatfacto"),
+        (other_method, "is of method instant-ngp"),
         (other_size, "do not fit its configuration"),
     ],
     ids=["no config", "broken yaml", "other yaml", "no checkpoint", "junk", "no rotation", "pickle", "method", "shapes"],
