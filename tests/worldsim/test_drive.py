@@ -1,5 +1,6 @@
 """`DriveWorld`: wheels move the robot as wheels do, its camera goes with it, its driver arrives; captured rooms stand in place."""
 
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from models.renderers.baked import BakedField
+from training.cli import main
 from worldsim import checkpoint
 from worldsim.cameras import Intrinsics
 from worldsim.checks import check_world
@@ -160,3 +162,19 @@ def test_captured_rooms_stand_around_the_moving_robot(tmp_path: Path):
         torch.testing.assert_close(floor[rows], expected, atol=0.02, rtol=0)
     check_world(nerf)
     nerf.close()
+
+
+def test_a_policy_is_cloned_and_then_reinforced_in_captured_rooms(tmp_path: Path):
+    fields = [room_field("room_oak", tmp_path), room_field("room_brick", tmp_path)]
+    where = [f"world.fields=[{','.join(fields)}]", "world.num_envs=4"]
+    data, first, second = (tmp_path / name for name in ("demos", "cloned", "reinforced"))
+    assert main(["collect", "world=room_nerf", *where, f"root={data}", "episodes=4", "seed=1"]) == 0
+    quick = ["logger=[]", f"data.roots=[{data}]", "data.batch_size=4"]
+    assert main(["fit", "experiment=policy_room", *quick, "trainer.max_steps=2", f"run_dir={first}"]) == 0
+    arena = [f"model.arena.{option}" for option in where]
+    learn = [f"model.policy={first}", "model.chunks=3", "model.advantage.warmup=0", "trainer.limit_train_batches=2"]
+    assert main(["fit", "experiment=post_train_room", *quick, *arena, *learn, f"run_dir={second}"]) == 0
+    before, after = (dict(checkpoint.load(folder).named_parameters()) for folder in (first, second))
+    assert all(value.isfinite().all() for value in after.values())
+    assert any(not torch.equal(value, before[name]) for name, value in after.items())
+    assert json.loads((second / "physics_steps.json").read_text())["physics_steps"] > 4 * 3 * 4
