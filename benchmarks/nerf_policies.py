@@ -1,10 +1,11 @@
-"""Policies cloned before captured scenes, in pictures they never saw. Extra `nerf`; resumable. It has never run to its end yet.
+"""Policies that learn before captured scenes, in pictures they never saw. Extra `nerf`; resumable.
 
 .venv/bin/python benchmarks/nerf_policies.py
 
 The default task: demonstrations before the captured table, with and without randomisation, then Genesis's own pictures. The room:
-demonstrations in three captured rooms, then a captured room and Genesis's own pictures of it, both never seen. All worlds of one
-task give the same starts and unheard sentences. Results: `runs/nerf_policies/results.json`; a stage whose output exists is skipped.
+demonstrations in three captured rooms, then PPO there, then a captured room and Genesis's own pictures of it, both never seen. All
+worlds of one task give the same starts and unheard sentences. Results: `runs/nerf_policies/results.json`; a stage or an evaluation
+whose output exists is skipped.
 """
 
 import json
@@ -25,7 +26,7 @@ from worldsim.interfaces import Policy
 from worldsim.metrics import paired_difference, success_rate
 
 OUT = Path("runs/nerf_policies")
-EPISODES, SEED, DEMONSTRATIONS = 256, 940_000_000, 384
+EPISODES, SEED, DEMONSTRATIONS = 512, 940_000_000, 384
 ROOMS, UNSEEN = ("room_oak", "room_slate", "room_brick"), "room"
 
 
@@ -59,25 +60,38 @@ def clone(name: str, experiment: str, *collect: str) -> Path:
     return run
 
 
-def success(policy: Path, world: str, *options: str) -> torch.Tensor:
+def success(policy: Path, place: str, world: str, *options: str) -> torch.Tensor:
     """Of every held-out start."""
-    config: Any = compose_config(
-        "evaluate", [f"world={world}", f"policy={policy}", "world.phrasings=eval", "world.num_envs=32", *options]
-    )
-    built = instantiate(config.world, _convert_="all")
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision() == "bf16-mixed"):
-        outcome = evaluate(built, checkpoint.load(policy, Policy), episodes=EPISODES, seed=SEED)
-    built.close()
-    return outcome.success
+    file = OUT / "evaluations" / f"{policy.name}, {place}.json"
+    if not file.exists():
+        config: Any = compose_config(
+            "evaluate", [f"world={world}", f"policy={policy}", "world.phrasings=eval", "world.num_envs=64", *options]
+        )
+        built = instantiate(config.world, _convert_="all")
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision() == "bf16-mixed"):
+            outcome = evaluate(built, checkpoint.load(policy, Policy), episodes=EPISODES, seed=SEED)
+        built.close()
+        write_json(file, outcome.success.tolist())
+    return torch.tensor(json.loads(file.read_text()))
 
 
-def compare(name: str, outcomes: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Success in each world, and what is lost against the first one on the same starts."""
-    first = next(iter(outcomes.values()))
-    rows = {world: dict(success_rate(o)) | {"change": paired_difference(first, o)} for world, o in outcomes.items()}
-    for world, row in rows.items():
+def compare(policy: Path, worlds: dict[str, tuple[str, ...]], start: Path | None = None) -> dict[str, Any]:
+    """Success in each world; on the same starts what is lost against the first world, and gained on the policy that learning began
+    with."""
+    rows, first = {}, None
+    for place, options in worlds.items():
+        outcome = success(policy, place, *options)
+        first = outcome if first is None else first
+        row = dict(success_rate(outcome)) | {"change": paired_difference(first, outcome)}
+        if start is not None:
+            row["gain"] = paired_difference(success(start, place, *options), outcome)
         low, high = row["ci95"]
-        print(f"{name}, {world}: {100 * row['rate']:.1f} % [{100 * low:.1f}, {100 * high:.1f}], change {row['change']}", flush=True)
+        more = f", gain {row['gain']}" if start else ""
+        print(
+            f"{policy.name}, {place}: {100 * row['rate']:.1f} % [{100 * low:.1f}, {100 * high:.1f}], change {row['change']}{more}",
+            flush=True,
+        )
+        rows[place] = row
     return rows
 
 
@@ -87,25 +101,28 @@ if __name__ == "__main__":
     for room in (*ROOMS, UNSEEN):
         field(room, "around", "nerf_room", room)
     results = {}
-    for name, world, fields in (
-        ("plain", "push_block_nerf", f"world.fields=[{OUT}/table]"),
-        ("randomised", "push_block_nerf_randomized", f"world.world.fields=[{OUT}/table]"),
-    ):
-        policy = clone(f"table_{name}", "policy", f"world={world}", fields)
-        worlds = {"captured table": ("push_block_nerf", f"world.fields=[{OUT}/table]"), "Genesis": ("push_block",)}
-        results[f"table, {name}"] = compare(
-            f"table, {name}", {label: success(policy, *options) for label, options in worlds.items()}
-        )
-    for name, world, prefix in (("plain", "room_nerf", "world"), ("randomised", "room_nerf_randomized", "world.world")):
-        policy = clone(
-            f"rooms_{name}", "policy_room", f"world={world}", f"{prefix}.fields=[{','.join(captured)}]", "actor.noise=0.1"
-        )
-        worlds = {
-            "captured rooms": ("room_nerf", f"world.fields=[{','.join(captured)}]"),
-            "captured room never seen": ("room_nerf", f"world.fields=[{OUT}/{UNSEEN}/baked]"),
-            "Genesis, room never seen": ("room",),
-        }
-        results[f"rooms, {name}"] = compare(
-            f"rooms, {name}", {label: success(policy, *options) for label, options in worlds.items()}
-        )
+    tables = {"captured table": ("push_block_nerf", f"world.fields=[{OUT}/table]"), "Genesis": ("push_block",)}
+    rooms = {
+        "captured rooms": ("room_nerf", f"world.fields=[{','.join(captured)}]"),
+        "captured room never seen": ("room_nerf", f"world.fields=[{OUT}/{UNSEEN}/baked]"),
+        "Genesis, room never seen": ("room",),
+    }
+    for name, ending, prefix in (("plain", "", "world"), ("randomised", "_randomized", "world.world")):
+        policy = clone(f"table_{name}", "policy", f"world=push_block_nerf{ending}", f"{prefix}.fields=[{OUT}/table]")
+        results[policy.name] = compare(policy, tables)
+    for name, ending, prefix in (("plain", "", "world"), ("randomised", "_randomized", "world.world")):
+        fields = f"{prefix}.fields=[{','.join(captured)}]"
+        policy = clone(f"rooms_{name}", "policy_room", f"world=room_nerf{ending}", fields, "actor.noise=0.1")
+        results[policy.name] = compare(policy, rooms)
+    start, better = OUT / "rooms_plain", OUT / "rooms_reinforced"
+    stage(
+        better / "model.safetensors",
+        "fit",
+        "experiment=post_train_room",
+        f"model.policy={start}",
+        f"model.arena.world.fields=[{','.join(captured)}]",
+        f"data.roots=[{OUT}/data/rooms_plain]",
+        f"run_dir={better}",
+    )
+    results[better.name] = compare(better, rooms, start)
     write_json(OUT / "results.json", {"episodes": EPISODES, "seed": SEED, "demonstrations": DEMONSTRATIONS, **results})

@@ -70,7 +70,9 @@ def test_paraphrases_keep_the_meaning_and_use_every_wording():
 
 
 def test_unknown_scene_lists_the_known_ones():
-    with pytest.raises(FileNotFoundError, match="scene 'no_such' not found .* known scenes: push_block, push_block_hard"):
+    with pytest.raises(
+        FileNotFoundError, match="scene 'no_such' not found .* known scenes: push_block, push_block_gate, push_block_hard"
+    ):
         Scene("no_such")
 
 
