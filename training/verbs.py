@@ -48,11 +48,19 @@ def collect(cfg: Config) -> None:
         print(instantiate(cfg["capture"], root=cfg["root"], scene=scene, _convert_="all"))
         return
     world = instantiate(cfg["world"], _convert_="all")
-    _store(world, instantiate(cfg["actor"]), Path(cfg["root"]), episodes=cfg["episodes"], seed=cfg["seed"], storage=cfg["storage"])
+    settings = {name: cfg[name] for name in ("episodes", "seed", "storage", "n_action_steps")}
+    _store(world, instantiate(cfg["actor"]), Path(cfg["root"]), **settings)
 
 
 def _store(
-    world: World, actor: Any, root: Path, *, episodes: int, seed: int, storage: Literal["image", "video"] = "image"
+    world: World,
+    actor: Any,
+    root: Path,
+    *,
+    episodes: int,
+    seed: int,
+    storage: Literal["image", "video"] = "image",
+    n_action_steps: int | None = None,
 ) -> list[Any]:
     images: Any = world.single_observation_space["images"]
     counter = root / "meta" / "physics_steps.json"
@@ -68,7 +76,7 @@ def _store(
         storage=storage,
     ) as writer:
         # A resumed recording goes on with starts that the interrupted one has not reached.
-        stream = record_episodes(world, actor, seed=seed + writer.num_episodes)
+        stream = record_episodes(world, actor, seed=seed + writer.num_episodes, n_action_steps=n_action_steps)
         missing = range(writer.num_episodes, episodes)
         for first in track(range(0, len(missing), world.num_envs), description=f"collect {root.name}"):
             batch = list(islice(stream, min(world.num_envs, len(missing) - first)))
@@ -95,7 +103,8 @@ def rollout(cfg: Config) -> None:
     if cfg["episodes"] % world.num_envs:
         raise ValueError(f"episodes must be a multiple of world.num_envs={world.num_envs}, got {cfg['episodes']}")
     with torch.autocast("cpu", torch.bfloat16, enabled=precision() == "bf16-mixed"):
-        _store(world, PolicyActor(policy, seed=cfg["seed"]), out / "dataset", episodes=cfg["episodes"], seed=cfg["seed"])
+        settings = {name: cfg[name] for name in ("episodes", "seed", "n_action_steps")}
+        _store(world, PolicyActor(policy, seed=cfg["seed"]), out / "dataset", **settings)
     data = Dataset(out / "dataset")
     episodes = list(data.episodes())
     grid = video.tile([episode.images[world.camera] for episode in episodes], columns=4)
@@ -116,7 +125,7 @@ def evaluate(cfg: Config) -> None:
     baseline = earlier["folder"] if earlier else cfg["baseline"]
     folders = {**({"baseline": baseline} if baseline else {}), "policy": cfg["policy"], **cfg["others"]}
     policies = {name: _player(where, api_key=cfg["api_key"], timeout_s=cfg["timeout_s"]) for name, where in folders.items()}
-    out, seed = Path(cfg["out"]), cfg["seed"]
+    out, seed, executed = Path(cfg["out"]), cfg["seed"], cfg["n_action_steps"]
     models = None
     if cfg["world_model"] and cfg["reflector"]:
         models = checkpoint.load(cfg["world_model"], WorldModel), checkpoint.load(cfg["reflector"], Reflector)
@@ -131,8 +140,8 @@ def evaluate(cfg: Config) -> None:
                 success = torch.tensor([letter == "1" for letter in earlier["outcomes"]])
                 outcomes[name] = replace(outcomes["policy"], success=success)
             else:
-                outcomes[name] = play_episodes(world, policies[name], episodes=cfg["episodes"], seed=seed)
-        result: Config = {"policies": {}, "seed": seed, "world": cfg["world"]}
+                outcomes[name] = play_episodes(world, policies[name], episodes=cfg["episodes"], seed=seed, n_action_steps=executed)
+        result: Config = {"policies": {}, "seed": seed, "world": cfg["world"], "n_action_steps": executed}
         reference = outcomes[next(iter(policies))]
         for name in policies:
             outcome = outcomes[name]
@@ -143,9 +152,9 @@ def evaluate(cfg: Config) -> None:
             if outcome is not reference:
                 entry["paired_gain"] = paired_difference(reference.success, outcome.success)
             if models:
-                entry |= _imagined(policies[name], models, outcome, world, seed)
+                entry |= _imagined(policies[name], models, outcome, world, cfg)
             if models and judge:
-                entry["judged_rate"] = _imagined(policies[name], (models[0], judge), outcome, world, seed)["imagined_rate"]
+                entry["judged_rate"] = _imagined(policies[name], (models[0], judge), outcome, world, cfg)["imagined_rate"]
             result["policies"][name] = entry
             low, high = entry["ci95"]
             print(f"{name}: {100 * entry['rate']:.1f} % [{100 * low:.1f}, {100 * high:.1f}] in physics", flush=True)
@@ -170,6 +179,7 @@ def _earlier(file: Path, cfg: Config) -> Config:
         ("seed", evaluation["seed"], cfg["seed"]),
         ("world", evaluation["world"], cfg["world"]),
         ("episodes", entry["episodes"], cfg["episodes"]),
+        ("n_action_steps", evaluation.get("n_action_steps"), cfg["n_action_steps"]),
         ("weights", entry["weights_sha256"], weights),
     ):
         if then != now:
@@ -186,9 +196,12 @@ def _player(where: str, **connection: Any) -> Player:
     return RemotePolicies(where, **connection)
 
 
-def _imagined(policy: Player, models: tuple[WorldModel, Reflector], outcome: Outcomes, world: World, seed: int) -> Config:
+def _imagined(policy: Player, models: tuple[WorldModel, Reflector], outcome: Outcomes, world: World, cfg: Config) -> Config:
     starts = outcome.starts.with_context(models[0].context)
-    imagined = imagine_outcomes(policy, *models, starts, max_episode_steps=world.max_episode_steps, batch=world.num_envs, seed=seed)
+    settings = {name: cfg[name] for name in ("seed", "n_action_steps")}
+    imagined = imagine_outcomes(
+        policy, *models, starts, max_episode_steps=world.max_episode_steps, batch=world.num_envs, **settings
+    )
     frames = len(starts) * world.max_episode_steps
     return {
         "imagined_rate": float(imagined.success.float().mean()),

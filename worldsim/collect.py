@@ -155,13 +155,14 @@ class PolicyActor(Actor):
         return (chunk + self.noise * torch.randn(shape, generator=self.generator)).clamp(-1, 1)
 
 
-def collect(world: World, actor: Actor, *, seed: int) -> Iterator[Episode]:
+def collect(world: World, actor: Actor, *, seed: int, n_action_steps: int | None = None) -> Iterator[Episode]:
     """Episodes without end, each yielded when it finishes; short episodes finish first, so take whole multiples of `num_envs`.
 
     Args:
         world: reset here; its autoreset starts each next episode.
         actor: asked for a new chunk by environment, when its last one is used up.
         seed: environment i plays the stream seed + i.
+        n_action_steps: actions of each chunk that are executed before the actor is asked again; None for all.
 
     Yields:
         Episodes with success and progress of every frame from the world's judge (task truth, or a reflector in a dream).
@@ -185,7 +186,7 @@ def collect(world: World, actor: Actor, *, seed: int) -> Iterator[Episode]:
             }
         left[started] = 0
         if (left == 0).any():
-            fresh = actor.act(world, obs)
+            fresh = actor.act(world, obs)[:, :n_action_steps]
             if fresh.shape != chunk.shape:
                 chunk = torch.zeros_like(fresh)
             chunk = torch.where((left == 0)[:, None, None], fresh, chunk)

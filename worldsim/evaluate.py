@@ -40,7 +40,7 @@ class Outcomes:
 
 
 @torch.no_grad()
-def evaluate(world: World, policy: Player, *, episodes: int, seed: int) -> Outcomes:
+def evaluate(world: World, policy: Player, *, episodes: int, seed: int, n_action_steps: int | None = None) -> Outcomes:
     """Play `episodes` episodes with the policy's deterministic sampler and noise seeded by episode.
 
     Args:
@@ -48,9 +48,10 @@ def evaluate(world: World, policy: Player, *, episodes: int, seed: int) -> Outco
         policy: in evaluation mode, or what plays in its place.
         episodes: n, a multiple of the world's `num_envs`.
         seed: episode i starts from stream seed + i.
+        n_action_steps: actions of each chunk that are executed before the policy looks again (LeRobot's name); None for all.
 
     Raises:
-        ValueError: if n is not a positive multiple of `num_envs`.
+        ValueError: if n is not a positive multiple of `num_envs`, or no action of a chunk is executed.
     """
     b = world.num_envs
     if episodes < 1 or episodes % b:
@@ -61,7 +62,7 @@ def evaluate(world: World, policy: Player, *, episodes: int, seed: int) -> Outco
         task = progress.add_task("evaluate", total=episodes)
         for first in range(0, episodes, b):
             obs, _ = world.reset(seed=seed + first)
-            parts.append((*play(world, policy, obs, seed=seed + first), obs))
+            parts.append((*play(world, policy, obs, seed=seed + first, n_action_steps=n_action_steps), obs))
             progress.advance(task, b)
     return Outcomes(
         success=torch.cat([part[0] for part in parts]),
@@ -72,13 +73,17 @@ def evaluate(world: World, policy: Player, *, episodes: int, seed: int) -> Outco
 
 
 @torch.no_grad()
-def play(world: World, policy: Player, obs: Observation, *, seed: int) -> tuple[Bool[Tensor, " b"], Int[Tensor, " b"]]:
-    """One episode in every environment of a freshly reset world: success and length, [b] each."""
+def play(
+    world: World, policy: Player, obs: Observation, *, seed: int, n_action_steps: int | None = None
+) -> tuple[Bool[Tensor, " b"], Int[Tensor, " b"]]:
+    """One episode in every environment of a freshly reset world: success and length, [b] each; arguments as for `evaluate`."""
+    if n_action_steps is not None and n_action_steps < 1:
+        raise ValueError(f"n_action_steps must be at least 1, got {n_action_steps}; null executes whole chunks")
     actor = actor_of(policy, seed)
     success = torch.zeros(world.num_envs, dtype=torch.bool)
     ended, length = success.clone(), torch.zeros(world.num_envs, dtype=torch.long)
     while not ended.all():
-        result = world.step_chunk(actor.act(world, obs))
+        result = world.step_chunk(actor.act(world, obs)[:, :n_action_steps])
         success |= result.terminated.any(1) & ~ended
         length += (result.valid.sum(1)) * ~ended
         ended |= result.done
@@ -92,7 +97,15 @@ def actor_of(policy: Player, seed: int) -> Actor:
 
 
 def imagine_outcomes(
-    policy: Player, world_model: WorldModel, reflector: Reflector, starts: Starts, *, max_episode_steps: int, batch: int, seed: int
+    policy: Player,
+    world_model: WorldModel,
+    reflector: Reflector,
+    starts: Starts,
+    *,
+    max_episode_steps: int,
+    batch: int,
+    seed: int,
+    n_action_steps: int | None = None,
 ) -> Outcomes:
     """The same starts, imagined: success by the reflector's verdict in a dream.
 
@@ -104,13 +117,14 @@ def imagine_outcomes(
         max_episode_steps: as in physics.
         batch: dreams at a time; the number of starts must be a multiple.
         seed: of the policy's noise, as in physics.
+        n_action_steps: as for `evaluate`.
     """
     began = time.monotonic()
     world = DreamWorld(world_model, reflector, starts, num_envs=batch, max_episode_steps=max_episode_steps)
     parts = []
     for first in range(0, len(starts), batch):
         obs, _ = world.reset(seed=seed + first, options={"start": torch.arange(first, first + batch)})
-        parts.append(play(world, policy, obs, seed=seed + first))
+        parts.append(play(world, policy, obs, seed=seed + first, n_action_steps=n_action_steps))
     success, length = (torch.cat(values) for values in zip(*parts, strict=True))
     return Outcomes(success, length, starts, time.monotonic() - began)
 

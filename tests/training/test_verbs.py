@@ -10,7 +10,7 @@ from training.verbs import _earlier, _earned
 from worldsim import checkpoint
 from worldsim.bundle import sha256
 
-CONFIG = {"seed": 7, "world": {"_target_": "a.World", "scene": "push_block", "effects": {}}, "episodes": 4}
+CONFIG = {"seed": 7, "world": {"_target_": "a.World", "scene": "push_block", "effects": {}}, "episodes": 4, "n_action_steps": None}
 
 
 @pytest.fixture
@@ -28,7 +28,9 @@ def test_a_baseline_that_played_the_same_starts_counts(evaluation: Path):
     assert _earlier(evaluation, CONFIG)["outcomes"] == "0101"
 
 
-@pytest.mark.parametrize("change", [{"seed": 8}, {"episodes": 8}, {"world": {"_target_": "a.World", "scene": "other"}}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 8}, {"episodes": 8}, {"n_action_steps": 2}, {"world": {"_target_": "a.World", "scene": "other"}}]
+)
 def test_a_baseline_of_other_starts_is_refused(evaluation: Path, change: dict[str, Any]):
     with pytest.raises(ValueError, match=f"was measured with {next(iter(change))}"):
         _earlier(evaluation, CONFIG | change)

@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from worldsim.collect import Actor, PlayActor, collect
+from worldsim.evaluate import evaluate
 from worldsim.interfaces import ChunkResult, World
 from worldsim.types import Judgement, Observation, TensorBatch
 
@@ -71,6 +72,22 @@ class CountingWorld(World):
         return Observation({"front": image}, value[:, None].float(), sentences)
 
 
+class SteppedWorld(CountingWorld):
+    """Also plays chunks; an environment whose episode has ended waits for the chunk's end."""
+
+    def step_chunk(self, actions):
+        done, results = torch.zeros(3, dtype=torch.bool), []
+        for action in actions.split(1, dim=1):
+            results.append((super().step_chunk(action), done))
+            done = done | results[-1][0].done
+        joined = {
+            name: torch.cat([getattr(result, name) & ~over[:, None] for result, over in results], dim=1)
+            for name in ("terminated", "truncated", "valid")
+        }
+        reward = torch.cat([result.reward for result, _ in results], dim=1)
+        return ChunkResult(results[-1][0].obs, results[-1][0].final_obs, reward, **joined)
+
+
 class CountingActor(Actor):
     """Chunks of `ah` actions: the value seen when it decided (scaled to [0, 1]), plus 0.0001 per action within the chunk."""
 
@@ -86,10 +103,11 @@ class CountingActor(Actor):
         self.begun += started
 
 
-@pytest.mark.parametrize("ah", [1, 2, 4])
-def test_every_value_of_eight_episodes(ah):
+@pytest.mark.parametrize(("ah", "executed"), [(1, None), (2, None), (4, None), (4, 2), (3, 1), (2, 9)])
+def test_every_value_of_eight_episodes(ah, executed):
     world, actor = CountingWorld(), CountingActor(ah)
-    episodes = list(islice(collect(world, actor, seed=11), 8))
+    episodes = list(islice(collect(world, actor, seed=11, n_action_steps=executed), 8))
+    ah = min(ah, executed or ah)
     assert world.seeds == [11], "the world's autoreset starts the next episodes"
     # Ends by step: 2:e0 3:e1 4:e0 5:e2 6:e0,e1 8:e0 9:e1
     order = [(0, 0), (1, 0), (0, 1), (2, 0), (0, 2), (1, 1), (0, 3), (1, 2)]
@@ -110,6 +128,23 @@ def test_every_value_of_eight_episodes(ah):
         decided = [first + k // ah * ah for k in range(length)]
         expected = torch.tensor([value / 1000 + 0.0001 * (k % ah) for k, value in enumerate(decided)])
         torch.testing.assert_close(episode.action[:, 0], expected)
+
+
+@pytest.mark.parametrize(("executed", "decisions"), [(None, 2), (2, 3), (1, 5)])
+def test_an_evaluation_executes_as_many_actions_of_a_chunk_as_it_is_told(executed: int | None, decisions: int):
+    """The third environment's episode has five steps, with chunks of four; each decision is made at the step that it names."""
+    world, seen = SteppedWorld(), []
+
+    class Witness(CountingActor):
+        def act(self, world, obs):
+            seen.append(int(obs.state[2]) % 10)
+            return super().act(world, obs)
+
+    outcome = evaluate(world, lambda seed: Witness(4), episodes=3, seed=0, n_action_steps=executed)
+    assert seen == [k * (executed or 4) for k in range(decisions)]
+    assert outcome.success.tolist() == [True, True, False] and outcome.length.tolist() == list(LENGTHS)
+    with pytest.raises(ValueError, match="n_action_steps must be at least 1, got 0"):
+        evaluate(world, lambda seed: Witness(4), episodes=3, seed=0, n_action_steps=0)
 
 
 def test_actor_is_told_of_every_start():
