@@ -3,15 +3,30 @@
 Half precision pays only where the hardware computes in it; elsewhere it is emulated, slower than float32. `doctor.py` prints it.
 """
 
-from typing import Literal
+from collections.abc import Callable
+from functools import wraps
+from typing import Literal, ParamSpec, TypeVar
 
 import torch
+
+P, R = ParamSpec("P"), TypeVar("R")
 
 
 def precision() -> Literal["bf16-mixed", "32-true"]:
     """Lightning's `precision`: "bf16-mixed" on a GPU with bfloat16 or a CPU with AMX, else "32-true"."""
     fast = torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else has_amx()
     return "bf16-mixed" if fast else "32-true"
+
+
+def exact(function: Callable[P, R]) -> Callable[P, R]:
+    """Matrix products in `function` stay float32 under a caller's autocast: poses and rays need more digits than bfloat16 has."""
+
+    @wraps(function)
+    def in_float32(*args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return function(*args, **kwargs)
+
+    return in_float32
 
 
 def has_amx() -> bool:

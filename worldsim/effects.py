@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from worldsim.device import exact
+
 Frames = Float[Tensor, "b 3 h w"]
 Values = dict[str, Float[Tensor, " b"]]
 
@@ -101,6 +103,7 @@ class View(Effect):
     zoom: Distribution
     fov: float = 40.0
 
+    @exact
     def apply(self, frames: Frames, values: Values, generators: Sequence[torch.Generator]) -> Frames:
         height, width = frames.shape[-2:]
         edge = math.tan(math.radians(self.fov) / 2)

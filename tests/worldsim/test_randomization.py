@@ -108,12 +108,11 @@ def test_a_view_is_what_a_turned_camera_with_that_lens_sees(pan: float, tilt: fl
     expected = pattern(zoomed.directions() @ turned.T)
     picture = torch.from_numpy(pattern(lens.directions() @ straight.T)).float().permute(2, 0, 1)[None]
     names = dict(zip(("pan", "tilt", "roll", "zoom"), (pan, tilt, roll, zoom), strict=True))
-    seen = (
-        SOMETHING["view"]
-        .apply(picture, {name: torch.tensor([float(v)]) for name, v in names.items()}, [])[0]
-        .permute(1, 2, 0)
-        .numpy()
-    )
+    values = {name: torch.tensor([float(v)]) for name, v in names.items()}
+    seen = SOMETHING["view"].apply(picture, values, [])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(SOMETHING["view"].apply(picture, values, []), seen), "half precision is for networks"
+    seen = seen[0].permute(1, 2, 0).numpy()
     inner = (slice(18, -18), slice(26, -26))
     assert np.abs(seen - expected)[inner].max() < 0.01
     assert np.abs(picture[0].permute(1, 2, 0).numpy() - expected)[inner].max() > 0.02

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from worldsim.cameras import look_at
+from worldsim.device import exact
 from worldsim.sim.driver import driver_action
 from worldsim.sim.genesis import GenesisWorld, PhysicsState
 from worldsim.sim.nerf import NerfWorld
@@ -36,6 +37,7 @@ class DriveWorld(GenesisWorld):
         truth = self.truth()
         return driver_action(truth.pusher, self.heading, truth.goal)
 
+    @exact
     def camera_poses(self) -> Float[Tensor, "b 4 4"]:
         cos, sin = self.heading.cos(), self.heading.sin()
         body = torch.eye(4).repeat(self.num_envs, 1, 1)

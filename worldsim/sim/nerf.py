@@ -18,6 +18,7 @@ from worldsim import checkpoint
 from worldsim.alignment import ALIGNMENT, Similarity
 from worldsim.cameras import Intrinsics, Pose, look_at
 from worldsim.compositing import Backdrop, composite
+from worldsim.device import exact
 from worldsim.sim.genesis import GenesisWorld
 from worldsim.sim.stage import add_obstacles, add_static, vis_options
 
@@ -119,6 +120,7 @@ class CapturedScene:
         aligned = (folder / ALIGNMENT).is_file()
         self.to_world = Similarity.load(folder / ALIGNMENT) if aligned else Similarity(1.0, np.eye(3), np.zeros(3))
 
+    @exact
     def look(self, lens: Intrinsics, pose: Pose) -> Backdrop:
         """What a camera of the world sees of it: colour, planar depth [m] and opacity, [h, w] of the lens."""
         inside = torch.from_numpy(self.to_world.inverse().poses(pose)).float()
