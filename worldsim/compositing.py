@@ -4,12 +4,17 @@ A NeRF gives colour, opacity and distance *along the ray*; a simulator gives col
 here are metres in the world (`alignment.py`), all colours floats 0..1, and both renderers use one camera (`cameras.py`).
 """
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from worldsim.files import write_json
+
+COLORS = "colors.json"  # beside a field: from the simulator's colours to the capture's
 Colors = Float[Tensor, "b h w 3"]
 Depth = Float[Tensor, "b h w"]
 
@@ -91,6 +96,27 @@ class ColorFit:
     def __call__(self, color: Float[Tensor, "*b 3"]) -> Float[Tensor, "*b 3"]:
         return (color @ self.matrix + self.offset).clamp(0, 1)
 
+    def save(self, path: Path) -> None:
+        """Write as JSON; beside a field, under the name `COLORS`, it is what a `NerfWorld` draws its bodies with."""
+        write_json(path, {"matrix": self.matrix.tolist(), "offset": self.offset.tolist()})
+
+    @classmethod
+    def load(cls, path: Path) -> "ColorFit":
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is damaged.
+        """
+        try:
+            data = json.loads(path.read_text())
+            matrix, offset = (torch.tensor(data[name], dtype=torch.float) for name in ("matrix", "offset"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not a colour fit: {error!r}; fit the scene's colours again") from error
+        if matrix.shape != (3, 3) or offset.shape != (3,) or not (matrix.isfinite().all() and offset.isfinite().all()):
+            raise ValueError(f"{path} needs a finite 3x3 matrix and 3 offsets; fit the scene's colours again")
+        return cls(matrix, offset)
+
 
 @dataclass(frozen=True)
 class Footprints:
@@ -128,4 +154,4 @@ def contact_shadow(
     x, y = cos * offset[..., 0] + sin * offset[..., 1], cos * offset[..., 1] - sin * offset[..., 0]
     outside = (torch.stack([x, y], dim=-1).abs() - bodies.half[:, :, None, None]).clamp(min=0).norm(dim=-1)
     away = outside + bodies.bottom.clamp(min=0)[:, :, None, None]
-    return 1 - strength * surface * torch.exp(-away / reach).amax(dim=1)
+    return 1 - strength * torch.where(surface, torch.exp(-away / reach).amax(dim=1), 0.0)

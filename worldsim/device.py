@@ -9,7 +9,8 @@ from typing import Literal, ParamSpec, TypeVar
 
 import torch
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def precision() -> Literal["bf16-mixed", "32-true"]:

@@ -1,5 +1,6 @@
 """`NerfWorld` keeps the contract of `World`, and shows what Genesis shows when its field is the table of the scene."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from worldsim import checkpoint
 from worldsim.alignment import Similarity
 from worldsim.cameras import Intrinsics, look_at
 from worldsim.checks import check_world
+from worldsim.compositing import ColorFit
 from worldsim.metrics import psnr
 from worldsim.sim.capture import photograph
 from worldsim.sim.genesis import GenesisWorld
@@ -91,6 +93,35 @@ def test_what_hangs_over_the_table_hides_the_bodies_beneath(color: torch.Tensor,
     assert moved[:, 16:48, :28].any(dim=(1, 2)).all(), "bodies left of the screen are seen"
     assert not moved[:, 16:48, 40:].any(), "and none beneath it"
     behind.close()
+
+
+def test_blocks_throw_shadows_of_contact_and_take_the_captures_colours(fields: list[str], tmp_path: Path):
+    plain, shaded = (NerfWorld(fields[:1], num_envs=2, shadow=shadow) for shadow in (0.0, 0.8))
+    without, with_shadow = (world.reset(seed=7)[0].images["front"].float().mean(-1) for world in (plain, shaded))
+    change = with_shadow - without
+    center = plain.snapshot().block_pose[:, 0, :3].numpy()
+    camera = plain.scene.data["camera"]
+    lens, pose = Intrinsics.from_fov(camera["fov"], width=64, height=64), look_at(camera["pos"], camera["lookat"])
+    for i in range(2):
+        column, row = lens.project(center[i : i + 1], pose)[0][0]
+        rows, columns = torch.meshgrid(torch.arange(64) - row, torch.arange(64) - column, indexing="ij")
+        away = (rows.square() + columns.square()).sqrt()
+        assert change[i][away < 9].min() < -20, "dark where the block touches the table"
+        assert change[i][away > 22].abs().max() <= 2, "and nowhere else"
+    plain.close()
+    shaded.close()
+    shutil.copytree(fields[0], tmp_path / "magenta")
+    ColorFit(torch.zeros(3, 3), torch.tensor([1.0, 0.0, 1.0])).save(tmp_path / "magenta" / "colors.json")
+    magenta = NerfWorld([str(tmp_path / "magenta")], num_envs=2)
+    picture = magenta.reset(seed=7)[0].images["front"].float()
+    body = (picture[..., 0] > 240) & (picture[..., 1] < 15) & (picture[..., 2] > 240)
+    assert (body.sum(dim=(1, 2)) > 100).all()
+    magenta.close()
+    (tmp_path / "magenta" / "colors.json").write_text('{"matrix": [[1]], "offset": [0, 0, 0]}')
+    with pytest.raises(ValueError, match="needs a finite 3x3 matrix"):
+        NerfWorld([str(tmp_path / "magenta")], num_envs=2)
+    with pytest.raises(ValueError, match="shadow must be in"):
+        NerfWorld(fields, shadow=2.0)
 
 
 def test_a_mesh_of_the_capture_stops_the_block(fields: list[str], tmp_path: Path):

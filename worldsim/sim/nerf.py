@@ -1,11 +1,12 @@
 """`NerfWorld`: Genesis moves the bodies, a radiance field of a captured scene shows everything else.
 
 Only what moves (blocks, discs, robot) is drawn by the simulator; `worldsim/compositing.py` puts it into the field's picture by
-depth. That picture is rendered anew only where the camera has moved. Read `capture.py` for how a scene gets into a field, and
-`drive.py` for a camera on a robot.
+depth, in the capture's colours and with shadows of contact where wanted. The field's picture is rendered anew only where the camera
+has moved. Read `capture.py` for how a scene gets into a field, and `drive.py` for a camera on a robot.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from torch import Tensor
 from worldsim import checkpoint
 from worldsim.alignment import ALIGNMENT, Similarity
 from worldsim.cameras import Intrinsics, Pose, look_at
-from worldsim.compositing import Backdrop, composite
+from worldsim.compositing import COLORS, Backdrop, ColorFit, Footprints, composite, contact_shadow
 from worldsim.device import exact
 from worldsim.sim.genesis import GenesisWorld
 from worldsim.sim.stage import add_obstacles, add_static, vis_options
 
 SOFTNESS = 0.002  # metres
+GROUND = 0.03  # so far from z = 0 the field may be and still be the ground [m]
 
 
 class NerfWorld(GenesisWorld):
@@ -31,8 +33,10 @@ class NerfWorld(GenesisWorld):
     Args:
         fields: folders of radiance fields, `worldsim fit experiment=nerf`; an episode shows number (seed + episode) modulo their
             number. A field that is not in the world's metres has its similarity transform beside it, `alignment.json`
-            (`worldsim/alignment.py`).
+            (`worldsim/alignment.py`), and one whose colours are not the simulator's a fit of them, `colors.json` (`ColorFit`).
         bias: bodies so little behind the field's surface are still seen [m], see `worldsim.compositing.composite`.
+        shadow: how dark the ground is where a block touches it, 0 to 1; 0 where the simulator lights the capture, too.
+        shadow_reach: how far such shadows fade [m].
         obstacles: a mesh file of what the capture shows besides the table, to bump into (`models/renderers/mesh.py`), or null.
         scene, num_envs, phrasings, seed, success_steps: as for `GenesisWorld`.
 
@@ -51,6 +55,8 @@ class NerfWorld(GenesisWorld):
         success_steps: int = 1,
         bias: float = 0.02,
         obstacles: str | None = None,
+        shadow: float = 0.0,
+        shadow_reach: float = 0.02,
     ):
         if not fields:
             raise ValueError("a NerfWorld needs at least one radiance field; train one with worldsim fit experiment=nerf")
@@ -59,24 +65,32 @@ class NerfWorld(GenesisWorld):
             raise FileNotFoundError(
                 f"obstacles {obstacles} is no file; make it with models.renderers.mesh.surface(field).export(...)"
             )
+        if not (0 <= shadow <= 1 and shadow_reach > 0):
+            raise ValueError(f"shadow must be in 0..1 and shadow_reach positive, got {shadow} and {shadow_reach}; 0 for none")
+        self.shadow, self.shadow_reach = shadow, shadow_reach
         super().__init__(scene, num_envs, phrasings, seed, success_steps)
 
     @property
     def backdrop(self) -> Backdrop:
         """What stands behind the bodies, one picture per environment."""
-        numbers, poses = (self._stream.sum(dim=1) % len(self.fields)).tolist(), self.camera_poses().double().numpy()
-        seen = [self._look(number, pose.tobytes()) for number, pose in zip(numbers, poses, strict=True)]
+        poses = self.camera_poses().double().numpy()
+        seen = [self._look(number, pose.tobytes()) for number, pose in zip(self._shown, poses, strict=True)]
         return Backdrop(*(torch.stack([getattr(b, key) for b in seen]) for key in ("color", "depth", "accumulation")))
+
+    @property
+    def _shown(self) -> list[int]:
+        """Which field each environment shows."""
+        return (self._stream.sum(dim=1) % len(self.fields)).tolist()
 
     def _build(self) -> None:
         camera = self.scene.data["camera"]
         height, width = camera["size"]
-        lens = Intrinsics.from_fov(camera["fov"], width=width, height=height)
-        scenes = [CapturedScene(folder) for folder in self.fields]
+        self._lens = Intrinsics.from_fov(camera["fov"], width=width, height=height)
+        self._scenes = [CapturedScene(folder) for folder in self.fields]
 
-        @lru_cache(maxsize=4 * max(self.num_envs, len(scenes)))
+        @lru_cache(maxsize=4 * max(self.num_envs, len(self._scenes)))
         def look(number: int, pose: bytes) -> Backdrop:
-            return scenes[number].look(lens, np.frombuffer(pose).reshape(4, 4))
+            return self._scenes[number].look(self._lens, np.frombuffer(pose).reshape(4, 4))
 
         self._look = look
         super()._build()
@@ -93,6 +107,7 @@ class NerfWorld(GenesisWorld):
         if self.obstacles is not None:
             add_obstacles(self._scene, self.obstacles)
 
+    @exact
     def _pixels(self) -> Tensor:
         self._aim()
         rgb, depth = (np.ascontiguousarray(values) for values in self._camera.render(depth=True, force_render=True)[:2])
@@ -100,15 +115,32 @@ class NerfWorld(GenesisWorld):
         planar = torch.from_numpy(depth).reshape(shape)
         planar = torch.where(planar < 0.99 * self._camera.far, planar, torch.inf)
         bodies = torch.from_numpy(rgb).reshape(*shape, 3).float() / 255
-        picture, _ = composite(self.backdrop, bodies, planar, softness=SOFTNESS, bias=self.bias)
+        bodies = torch.stack([self._scenes[number].colors(body) for number, body in zip(self._shown, bodies, strict=True)])
+        backdrop = self.backdrop
+        if self.shadow:
+            backdrop = replace(backdrop, color=backdrop.color * self._shade(backdrop)[..., None])
+        picture, _ = composite(backdrop, bodies, planar, softness=SOFTNESS, bias=self.bias)
         return (picture * 255).round().to(torch.uint8)
+
+    def _shade(self, backdrop: Backdrop) -> Tensor:
+        """Contact shadows of the blocks on the ground, the plane z = 0."""
+        rays, planar_per_ray = _rays(self._lens)
+        poses, distance = self.camera_poses(), backdrop.depth / planar_per_ray.float()
+        points = poses[:, None, :3, 3] + (rays @ poses[:, :3, :3].mT) * distance.flatten(1)[..., None]
+        points = points.reshape(*distance.shape, 3)
+        half = torch.tensor([block["size"] for block in self.scene.data["blocks"].values()]) / 2
+        x, y, height, w, _, _, z = self.snapshot().block_pose.unbind(-1)
+        size = half[:, :2].expand(*x.shape, 2)
+        blocks = Footprints(torch.stack([x, y], dim=-1), 2 * torch.atan2(z, w), size, height - half[:, 2])
+        return contact_shadow(points, points[..., 2].abs() < GROUND, blocks, strength=self.shadow, reach=self.shadow_reach)
 
 
 class CapturedScene:
     """A radiance field and its place in the world.
 
     Args:
-        folder: the field, with `alignment.json` beside it where it is not in the world's metres.
+        folder: the field, with `alignment.json` beside it where it is not in the world's metres, and `colors.json` where its
+            colours are not the simulator's.
 
     Raises:
         FileNotFoundError: if there is no field.
@@ -117,6 +149,7 @@ class CapturedScene:
 
     def __init__(self, folder: Path):
         self.field = checkpoint.load(folder)
+        self.colors = ColorFit.load(folder / COLORS) if (folder / COLORS).is_file() else ColorFit(torch.eye(3), torch.zeros(3))
         aligned = (folder / ALIGNMENT).is_file()
         self.to_world = Similarity.load(folder / ALIGNMENT) if aligned else Similarity(1.0, np.eye(3), np.zeros(3))
 
