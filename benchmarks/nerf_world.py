@@ -78,8 +78,11 @@ def compare(scene: str, run: str) -> np.ndarray:
     backdrop = nerf.backdrop
     _, share = composite(backdrop, seen.float() / 255, torch.from_numpy(bodies).float(), softness=SOFTNESS, bias=nerf.bias)
     iou = ((share > 0.5) & silhouette).sum() / ((share > 0.5) | silhouette).sum()
-    both = torch.from_numpy(np.isfinite(bodies) & np.isfinite(empty))
-    in_front = torch.from_numpy(bodies < empty)
+    # Genesis samples depth some .4 pixels beside a pixel's centre; of a picture five times as large that is less than a tenth.
+    large = Intrinsics.from_fov(camera["fov"], width=320, height=320)
+    centre = photograph(scene, pose[None], large)[1][:, 2::5, 2::5]
+    both = torch.from_numpy(np.isfinite(bodies) & np.isfinite(centre))
+    in_front = torch.from_numpy(bodies < centre)
     order = ((share > 0.5) == in_front)[both].float().mean()
     hidden = int((both & ~in_front).sum())
     print(f"{scene}, silhouettes: IoU {iou:.3f}; order right in {100 * order:.2f} % of {int(both.sum())} pixels where both are")
