@@ -83,10 +83,10 @@ class BakedField(Configured):
             raise ValueError("a field must have finite values and no negative density; check the NeRF's training")
         self.grid.copy_(values.T.reshape(1, 4, z, y, x))
         block = z // self.bounds.shape[2]
+        around = max(1, block // 2)  # interpolation reaches across a cell's faces, and so does a stretch of a ray
 
         def largest(values: Tensor) -> Tensor:
-            # Half a cell around as well: interpolation reaches across its faces, and so does a stretch of a ray.
-            return F.max_pool3d(values, kernel_size=2 * block, stride=block, padding=block // 2)
+            return F.max_pool3d(values, kernel_size=block + 2 * around, stride=block, padding=around)
 
         density = self.grid[:, :1]
         self.bounds.copy_(torch.cat([-largest(-density), largest(density)], dim=1))

@@ -39,6 +39,14 @@ def test_baking_is_checked_against_the_field_it_came_from(field: BakedField):
     assert (baked - density)[far].abs().max() < 4
 
 
+@pytest.mark.parametrize("block", [1, 2, 5])
+def test_coarse_cells_of_any_size_hide_nothing(field: BakedField, block: int):
+    other = BakedField(LOW, HIGH, (160, 160, 60), block, background=(0.0, 0.0, 1.0)).bake(ball_and_floor)
+    origins, directions = rays(look_at((0.0, -0.7, 0.5), [0, 0, 0.05]), Intrinsics.from_fov(45, width=32, height=32))
+    pictures = [model.render(origins, directions)[0] for model in (field, other)]
+    assert ((pictures[0] - pictures[1]).abs().amax(dim=1) < 0.05).float().mean() > 0.94
+
+
 def test_rays_that_miss_see_the_background_and_those_from_inside_what_is_there(field: BakedField):
     up = torch.tensor([[0.0, 0.0, 1.0]])
     color, distance, opacity = field.render(torch.tensor([[0.0, 0.0, 1.0]]), up)
