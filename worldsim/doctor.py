@@ -67,6 +67,7 @@ VERBS = {
     "fit": ("torch", "lightning"),
     "rollout": ("torch",),
     "evaluate": ("torch", "genesis", "gl"),
+    "convert": ("torch", "nerfstudio"),
     "identify": ("torch", "genesis", "gl"),
     "export": ("torch", "onnx", "onnxscript", "onnxruntime"),
     "serve": ("websockets", "msgpack", "onnxruntime"),
