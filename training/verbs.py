@@ -125,7 +125,7 @@ def evaluate(cfg: Config) -> None:
     baseline = earlier["folder"] if earlier else cfg["baseline"]
     folders = {**({"baseline": baseline} if baseline else {}), "policy": cfg["policy"], **cfg["others"]}
     policies = {name: _player(where, api_key=cfg["api_key"], timeout_s=cfg["timeout_s"]) for name, where in folders.items()}
-    out, seed, executed = Path(cfg["out"]), cfg["seed"], cfg["n_action_steps"]
+    out, settings = Path(cfg["out"]), {name: cfg[name] for name in ("episodes", "seed", "n_action_steps")}
     models = None
     if cfg["world_model"] and cfg["reflector"]:
         models = checkpoint.load(cfg["world_model"], WorldModel), checkpoint.load(cfg["reflector"], Reflector)
@@ -140,8 +140,8 @@ def evaluate(cfg: Config) -> None:
                 success = torch.tensor([letter == "1" for letter in earlier["outcomes"]])
                 outcomes[name] = replace(outcomes["policy"], success=success)
             else:
-                outcomes[name] = play_episodes(world, policies[name], episodes=cfg["episodes"], seed=seed, n_action_steps=executed)
-        result: Config = {"policies": {}, "seed": seed, "world": cfg["world"], "n_action_steps": executed}
+                outcomes[name] = play_episodes(world, policies[name], **settings)
+        result: Config = {"policies": {}, **{name: cfg[name] for name in ("seed", "world", "n_action_steps")}}
         reference = outcomes[next(iter(policies))]
         for name in policies:
             outcome = outcomes[name]
@@ -159,7 +159,7 @@ def evaluate(cfg: Config) -> None:
             low, high = entry["ci95"]
             print(f"{name}: {100 * entry['rate']:.1f} % [{100 * low:.1f}, {100 * high:.1f}] in physics", flush=True)
         if models:
-            result |= _quality(models, world, out / "media", seed, policies["policy"])
+            result |= _quality(models, world, out / "media", policies["policy"], cfg)
     result["physics_steps"] = world.physics_steps
     write_json(out / "evaluation.json", result)
 
@@ -210,12 +210,12 @@ def _imagined(policy: Player, models: tuple[WorldModel, Reflector], outcome: Out
     }
 
 
-def _quality(models: tuple[WorldModel, Reflector], world: Any, media: Path, seed: int, policy: Player) -> Config:
+def _quality(models: tuple[WorldModel, Reflector], world: Any, media: Path, policy: Player, cfg: Config) -> Config:
     """Open-loop quality along fresh noisy-expert actions, and videos of the policy's own episodes beside their dream."""
-    world_model, reflector = models
+    (world_model, reflector), seed = models, cfg["seed"]
     world.success_steps, ends = 10**9, world.success_steps
     play = record(world, PlayActor(seed=seed), steps=world.max_episode_steps, seed=seed + 500_000)
-    own = record(world, actor_of(policy, seed), steps=world.max_episode_steps, seed=seed)
+    own = record(world, actor_of(policy, seed), steps=world.max_episode_steps, seed=seed, n_action_steps=cfg["n_action_steps"])
     world.success_steps = ends
     color = torch.tensor(next(iter(world.scene.data["blocks"].values()))["color"])
     figures, judged, dreamed = quality(world_model, reflector, play, color)
@@ -280,6 +280,8 @@ def _earned(file: Path, folder: Path) -> Config:
             world = evaluation["world"]
             settings = (f"{name}={value}" for name, value in world.items() if name != "_target_" and not isinstance(value, dict))
             about = {"seed": evaluation["seed"], "world": f"{world['_target_'].rpartition('.')[2]}({', '.join(settings)})"}
+            if evaluation.get("n_action_steps"):
+                about["n_action_steps"] = evaluation["n_action_steps"]
             return {name: entry[name] for name in ("rate", "ci95", "episodes")} | about
     raise ValueError(f"{file} has no evaluation of the weights in {folder}; write one with worldsim evaluate policy={folder}")
 

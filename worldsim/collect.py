@@ -155,6 +155,17 @@ class PolicyActor(Actor):
         return (chunk + self.noise * torch.randn(shape, generator=self.generator)).clamp(-1, 1)
 
 
+def executed(chunk: Float[Tensor, "b ah ad"], n_action_steps: int | None) -> Float[Tensor, "b n ad"]:
+    """The first `n_action_steps` actions of each chunk (LeRobot's name), or all of them if that is None or more than there are.
+
+    Raises:
+        ValueError: if it is not a positive integer.
+    """
+    if n_action_steps is not None and (not isinstance(n_action_steps, int) or n_action_steps < 1):
+        raise ValueError(f"n_action_steps must be an integer from 1 on, got {n_action_steps!r}; null executes whole chunks")
+    return chunk[:, :n_action_steps]
+
+
 def collect(world: World, actor: Actor, *, seed: int, n_action_steps: int | None = None) -> Iterator[Episode]:
     """Episodes without end, each yielded when it finishes; short episodes finish first, so take whole multiples of `num_envs`.
 
@@ -162,7 +173,10 @@ def collect(world: World, actor: Actor, *, seed: int, n_action_steps: int | None
         world: reset here; its autoreset starts each next episode.
         actor: asked for a new chunk by environment, when its last one is used up.
         seed: environment i plays the stream seed + i.
-        n_action_steps: actions of each chunk that are executed before the actor is asked again; None for all.
+        n_action_steps: actions of each chunk that are executed before the actor is asked again, see `executed`.
+
+    Raises:
+        ValueError: if no action of a chunk would be executed.
 
     Yields:
         Episodes with success and progress of every frame from the world's judge (task truth, or a reflector in a dream).
@@ -186,7 +200,7 @@ def collect(world: World, actor: Actor, *, seed: int, n_action_steps: int | None
             }
         left[started] = 0
         if (left == 0).any():
-            fresh = actor.act(world, obs)[:, :n_action_steps]
+            fresh = executed(actor.act(world, obs), n_action_steps)
             if fresh.shape != chunk.shape:
                 chunk = torch.zeros_like(fresh)
             chunk = torch.where((left == 0)[:, None, None], fresh, chunk)

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 from rich.progress import Progress
 from torch import Tensor
 
-from worldsim.collect import Actor, PolicyActor
+from worldsim.collect import Actor, PolicyActor, executed
 from worldsim.dream import DreamWorld, Starts
 from worldsim.interfaces import Policy, Reflector, World, WorldModel
 from worldsim.types import Observation
@@ -48,7 +48,7 @@ def evaluate(world: World, policy: Player, *, episodes: int, seed: int, n_action
         policy: in evaluation mode, or what plays in its place.
         episodes: n, a multiple of the world's `num_envs`.
         seed: episode i starts from stream seed + i.
-        n_action_steps: actions of each chunk that are executed before the policy looks again (LeRobot's name); None for all.
+        n_action_steps: actions of each chunk that are executed before the policy looks again, see `worldsim.collect.executed`.
 
     Raises:
         ValueError: if n is not a positive multiple of `num_envs`, or no action of a chunk is executed.
@@ -77,13 +77,11 @@ def play(
     world: World, policy: Player, obs: Observation, *, seed: int, n_action_steps: int | None = None
 ) -> tuple[Bool[Tensor, " b"], Int[Tensor, " b"]]:
     """One episode in every environment of a freshly reset world: success and length, [b] each; arguments as for `evaluate`."""
-    if n_action_steps is not None and n_action_steps < 1:
-        raise ValueError(f"n_action_steps must be at least 1, got {n_action_steps}; null executes whole chunks")
     actor = actor_of(policy, seed)
     success = torch.zeros(world.num_envs, dtype=torch.bool)
     ended, length = success.clone(), torch.zeros(world.num_envs, dtype=torch.long)
     while not ended.all():
-        result = world.step_chunk(actor.act(world, obs)[:, :n_action_steps])
+        result = world.step_chunk(executed(actor.act(world, obs), n_action_steps))
         success |= result.terminated.any(1) & ~ended
         length += (result.valid.sum(1)) * ~ended
         ended |= result.done

@@ -127,7 +127,7 @@ def export_policy(
             `python -m worldsim.robot.check` can compare on the robot.
         reference: what training looked like, from `worldsim.robot.reliability.fit_reference`, for adaptive autonomy.
         limits: of the robot, entries of `worldsim.robot.limits.Limits` as JSON values.
-        evaluation: of this policy, in physics: rate, ci95, episodes, seed and world.
+        evaluation: of this policy, in physics: rate, ci95, episodes, seed, world; n_action_steps if chunks were executed in part.
 
     Returns:
         The description in `bundle.json`, with `max_abs_difference` under "parity".

@@ -51,7 +51,10 @@ def _earned(evaluation: dict[str, Any] | None) -> str:
     if evaluation is None:
         return "Success: no evaluation was given to the export."
     low, high = evaluation["ci95"]
+    steps = evaluation.get("n_action_steps")
+    executed = f", {steps} actions of each chunk executed" if steps else ""
     return (
         f"Success of the policy before its export: {100 * evaluation['rate']:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of "
-        f"{evaluation['episodes']} episodes (95 % interval), starts from seed {evaluation['seed']} on, in `{evaluation['world']}`."
+        f"{evaluation['episodes']} episodes (95 % interval), starts from seed {evaluation['seed']} on, in `{evaluation['world']}`"
+        f"{executed}."
     )

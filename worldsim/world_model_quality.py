@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped, UInt8
 from torch import Tensor
 
-from worldsim.collect import Actor
+from worldsim.collect import Actor, executed
 from worldsim.interfaces import Reflector, WorldModel
 from worldsim.metrics import auc, psnr
 from worldsim.types import float_image
@@ -31,8 +31,9 @@ class Recording:
     instruction: tuple[str, ...]
 
 
-def record(world: "GenesisWorld", actor: Actor, *, steps: int, seed: int) -> Recording:
-    """Play every environment of a physics world for `steps` control steps; the world must not end episodes earlier.
+def record(world: "GenesisWorld", actor: Actor, *, steps: int, seed: int, n_action_steps: int | None = None) -> Recording:
+    """Play every environment of a physics world for `steps` control steps, chunks as `worldsim.collect.executed` says; the world
+    must not end episodes earlier.
 
     Raises:
         ValueError: if an episode ended within `steps`.
@@ -41,7 +42,7 @@ def record(world: "GenesisWorld", actor: Actor, *, steps: int, seed: int) -> Rec
     actor.begin(world, torch.ones(world.num_envs, dtype=torch.bool))
     frames, state, actions, truth = [obs.images[world.camera]], [obs.state], [], [world.truth()]
     while len(actions) < steps:
-        for action in actor.act(world, obs)[:, : steps - len(actions)].unbind(1):
+        for action in executed(actor.act(world, obs), n_action_steps)[:, : steps - len(actions)].unbind(1):
             obs, _, terminated, truncated, info = world.step(action)
             if (terminated | truncated).any() and len(actions) + 1 < steps:
                 raise ValueError("an episode ended while recording; build the world with a larger success_steps")

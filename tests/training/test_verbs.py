@@ -53,4 +53,7 @@ def test_an_evaluation_that_names_no_weights_is_refused(tmp_path: Path):
 
 def test_a_bundle_keeps_what_was_measured_and_where(evaluation: Path):
     earned = _earned(evaluation, evaluation.parent)
-    assert earned == {"rate": 0.5, "ci95": [0.1, 0.9], "episodes": 4, "seed": 7, "world": "World(scene=push_block)"}
+    expected = {"rate": 0.5, "ci95": [0.1, 0.9], "episodes": 4, "seed": 7, "world": "World(scene=push_block)"}
+    assert earned == expected
+    evaluation.write_text(json.dumps({**json.loads(evaluation.read_text()), "n_action_steps": 2}))
+    assert _earned(evaluation, evaluation.parent) == expected | {"n_action_steps": 2}

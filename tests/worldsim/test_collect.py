@@ -143,8 +143,14 @@ def test_an_evaluation_executes_as_many_actions_of_a_chunk_as_it_is_told(execute
     outcome = evaluate(world, lambda seed: Witness(4), episodes=3, seed=0, n_action_steps=executed)
     assert seen == [k * (executed or 4) for k in range(decisions)]
     assert outcome.success.tolist() == [True, True, False] and outcome.length.tolist() == list(LENGTHS)
-    with pytest.raises(ValueError, match="n_action_steps must be at least 1, got 0"):
-        evaluate(world, lambda seed: Witness(4), episodes=3, seed=0, n_action_steps=0)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1.5, "two"])
+def test_impossible_parts_of_chunks_are_refused(steps):
+    with pytest.raises(ValueError, match="n_action_steps must be an integer from 1 on"):
+        evaluate(SteppedWorld(), lambda seed: CountingActor(4), episodes=3, seed=0, n_action_steps=steps)
+    with pytest.raises(ValueError, match="n_action_steps must be an integer from 1 on"):
+        next(collect(CountingWorld(), CountingActor(4), seed=0, n_action_steps=steps))
 
 
 def test_actor_is_told_of_every_start():
