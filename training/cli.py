@@ -24,6 +24,7 @@ CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 USER_ERRORS = (
     ValueError,
     FileNotFoundError,
+    FileExistsError,
     NotADirectoryError,
     IsADirectoryError,
     PermissionError,
@@ -38,6 +39,7 @@ EXTRAS = {
     "onnxruntime": "export",
     "onnxscript": "export",
     "nerfstudio": "nerf",
+    "gsplat": "nerf",
     "transformers": "vlm",
     "metaworld": "metaworld",
     "websockets": "robot",

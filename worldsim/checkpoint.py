@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.yaml"
+PACKAGES = ("worldsim", "models", "reflectors", "training")  # whose classes a folder may name
 
 
 class Configured(nn.Module):
@@ -56,6 +57,7 @@ def load(folder: str | Path, expected: type | None = None) -> Any:
     Raises:
         FileNotFoundError: if the folder holds no exported model.
         ValueError: if the description or the weights are damaged or do not fit each other, or the class is not `expected`.
+        ModuleNotFoundError: if the model needs a library that is not installed.
     """
     path = Path(folder) / DESCRIPTION
     if not path.is_file():
@@ -65,11 +67,14 @@ def load(folder: str | Path, expected: type | None = None) -> Any:
         target = description.pop("_target_")
     except (yaml.YAMLError, AttributeError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}; export the model again") from error
-    if not str(target).startswith(("worldsim.", "models.", "reflectors.", "training.")):
+    if str(target).partition(".")[0] not in PACKAGES:
         raise ValueError(f"{path} names {target}, which is not a model of worldsim; nothing was imported")
     try:
         cls = get_class(target)
     except (ImportError, AttributeError, ValueError) as error:
+        missing = error.__cause__
+        if isinstance(missing, ModuleNotFoundError) and (missing.name or "").partition(".")[0] not in PACKAGES:
+            raise missing from error  # an optional dependency, whose extra the command line names
         raise ValueError(f"{path} names {target}, which does not exist here; export the model again") from error
     if expected is not None and not issubclass(cls, expected):
         raise ValueError(f"{folder} holds a {cls.__name__}, expected a {expected.__name__}; pass another folder")

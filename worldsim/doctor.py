@@ -55,6 +55,7 @@ OPTIONAL = {
     "onnxruntime": "export",
     "transformers": "vlm",
     "nerfstudio": "nerf",
+    "gsplat": "nerf",
     "metaworld": "metaworld",
     "ray": "ray",
     "websockets": "robot",

@@ -75,9 +75,12 @@ def convert(run: Path, out: Path) -> Path:
         out: new folder.
 
     Raises:
+        FileExistsError: if `out` holds a model already.
         FileNotFoundError: if one of these is missing.
         ValueError: if one is damaged, the method is another, or the weights are those of tiny-cuda-nn.
     """
+    if (out / checkpoint.DESCRIPTION).exists():
+        raise FileExistsError(f"{out} holds a model already; choose another out or delete it")
     config = read_config(run / "config.yml")
     try:
         method, settings = config["method_name"], dict(config["pipeline"]["model"])
@@ -94,7 +97,7 @@ def convert(run: Path, out: Path) -> Path:
         model = BUILDERS[method](settings, weights)
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:300]
-        remedy = "weights of tiny-cuda-nn need training again with --pipeline.model.implementation torch"
+        remedy = "copy the run again; those of tiny-cuda-nn need training again with --pipeline.model.implementation torch"
         raise ValueError(f"the weights of {run} do not fit its configuration; {remedy}: {detail}") from error
     checkpoint.save(model, out)
     to_capture.save(out / ALIGNMENT)

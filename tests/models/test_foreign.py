@@ -74,6 +74,10 @@ def test_the_command_converts_a_run_and_refuses_what_is_none(run: Path, tmp_path
     assert isinstance(checkpoint.load(tmp_path / "scene"), Nerfacto)
     assert main(["convert", f"run={tmp_path / 'nothing'}"]) == 2
     assert "pass the folder of a run of ns-train" in capsys.readouterr().err
+    kept = (tmp_path / "scene" / "model.safetensors").read_bytes()
+    assert main(["convert", f"run={run}", f"out={tmp_path / 'scene'}"]) == 2
+    assert "holds a model already" in capsys.readouterr().err
+    assert (tmp_path / "scene" / "model.safetensors").read_bytes() == kept
 
 
 def test_the_alignment_leads_back_to_the_captures_coordinates(run: Path, tmp_path: Path):

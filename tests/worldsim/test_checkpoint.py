@@ -1,11 +1,13 @@
 """Exported models: the same output after a round trip, and one-line errors for what cannot be loaded. Nothing is unpickled."""
 
 import pickle
+import sys
 
 import pytest
 import torch
 import yaml
 
+from models import renderers
 from models.policies.flow_vla import FlowVLA
 from models.world.latent_flow import LatentFlowWorldModel
 from reflectors.instant import InstantReflector
@@ -154,4 +156,14 @@ def test_never_unpickles(tmp_path):
         load(tmp_path)
     (tmp_path / DESCRIPTION).write_text("!!python/object/apply:builtins.exec ['raise SystemExit(1)']\n")
     with pytest.raises(ValueError, match="is damaged"):
+        load(tmp_path)
+
+
+def test_a_library_that_is_missing_is_named_and_not_the_model(tmp_path, monkeypatch):
+    save(trunk(), tmp_path)
+    monkeypatch.setitem(sys.modules, "gsplat", None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "models.renderers.splats", raising=False)
+    monkeypatch.delattr(renderers, "splats", raising=False)
+    (tmp_path / DESCRIPTION).write_text("_target_: models.renderers.splats.Splats\nnumber: 3\n")
+    with pytest.raises(ModuleNotFoundError, match="gsplat"):
         load(tmp_path)
