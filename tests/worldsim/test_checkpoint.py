@@ -161,7 +161,8 @@ def test_never_unpickles(tmp_path):
 
 def test_a_library_that_is_missing_is_named_and_not_the_model(tmp_path, monkeypatch):
     save(trunk(), tmp_path)
-    monkeypatch.setitem(sys.modules, "gsplat", None)  # as if it were not installed
+    for name in ("gsplat", "gsplat.cuda", "gsplat.cuda._torch_impl"):
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
     monkeypatch.delitem(sys.modules, "models.renderers.splats", raising=False)
     monkeypatch.delattr(renderers, "splats", raising=False)
     (tmp_path / DESCRIPTION).write_text("_target_: models.renderers.splats.Splats\nnumber: 3\n")
