@@ -23,6 +23,7 @@ from worldsim import checkpoint
 from worldsim.cameras import Intrinsics, look_at, orbit
 from worldsim.compositing import composite
 from worldsim.metrics import psnr
+from worldsim.renderer import Renderer
 from worldsim.sim.capture import photograph
 from worldsim.sim.genesis import GenesisWorld
 from worldsim.sim.nerf import SOFTNESS, NerfWorld
@@ -103,7 +104,7 @@ def moving(run: str) -> None:
     lens = Intrinsics.from_fov(50, width=64, height=64)
     rays = torch.from_numpy(lens.directions().reshape(-1, 3)).float()
     for name, path in (("field", run), ("baked copy", f"{run}/baked")):
-        model = checkpoint.load(path)
+        model = checkpoint.load(path, Renderer)
         number = MOVING if isinstance(model, BakedField) else 8
         poses = orbit(number, target=(0, 0, 0), radius=(0.6, 1.0), elevation=(25, 75), seed=1)
         began = time.monotonic()

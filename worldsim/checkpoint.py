@@ -1,22 +1,28 @@
 """Exported models: a folder with `model.safetensors` and `model.yaml` (class and arguments). Nothing is unpickled.
 
 Lightning's own checkpoints resume a run; these folders are what the rest of worldsim loads: policies, world models,
-reflectors. Read `worldsim/export.py` for robot bundles.
+reflectors. They may come from a stranger, so whoever loads one says what it must be, and nothing else is built. Read
+`worldsim/export.py` for robot bundles.
 """
 
 import inspect
 import os
+import re
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from hydra.utils import get_class
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.yaml"
 PACKAGES = ("worldsim", "models", "reflectors", "training")  # whose classes a folder may name
+NAME = re.compile(rf"({'|'.join(PACKAGES)})(\.[A-Za-z]\w*)+", re.ASCII)  # of a public class; no part begins with _
+PLAIN = (str, int, float, bool, type(None))
+
+M = TypeVar("M", bound="Configured")
 
 
 class Configured(nn.Module):
@@ -47,12 +53,12 @@ def save(model: Configured, folder: str | Path) -> Path:
     return folder
 
 
-def load(folder: str | Path, expected: type | None = None) -> Any:
+def load(folder: str | Path, expected: type[M]) -> M:
     """Build the model that `save` described and load its weights, in evaluation mode.
 
     Args:
-        folder: written by `save`.
-        expected: class that the model must be an instance of.
+        folder: written by `save`, or by anyone: at most modules of worldsim's are imported before its class is known to be right.
+        expected: contract that the model must fulfil, such as `Policy`.
 
     Raises:
         FileNotFoundError: if the folder holds no exported model.
@@ -65,25 +71,54 @@ def load(folder: str | Path, expected: type | None = None) -> Any:
     try:
         description = yaml.safe_load(path.read_text())
         target = description.pop("_target_")
-    except (yaml.YAMLError, AttributeError, TypeError, KeyError) as error:
+    except (yaml.YAMLError, AttributeError, TypeError, KeyError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}; export the model again") from error
-    if str(target).partition(".")[0] not in PACKAGES:
-        raise ValueError(f"{path} names {target}, which is not a model of worldsim; nothing was imported")
-    try:
-        cls = get_class(target)
-    except (ImportError, AttributeError, ValueError) as error:
-        missing = error.__cause__
-        if isinstance(missing, ModuleNotFoundError) and (missing.name or "").partition(".")[0] not in PACKAGES:
-            raise missing from error  # an optional dependency, whose extra the command line names
-        raise ValueError(f"{path} names {target}, which does not exist here; export the model again") from error
-    if expected is not None and not issubclass(cls, expected):
+    cls = _class(path, target)
+    if not issubclass(cls, expected):
         raise ValueError(f"{folder} holds a {cls.__name__}, expected a {expected.__name__}; pass another folder")
+    if odd := _odd_type(description):
+        raise ValueError(f"{path} holds a {odd}, expected numbers, text, lists and dictionaries; export the model again")
     try:
         model = cls(**description)
     except TypeError as error:
         raise ValueError(f"{path} does not fit {target}: {error}") from error
     load_weights(model, folder)
     return model.eval()
+
+
+def _class(path: Path, target: Any) -> type[Configured]:
+    """The class that a description names, once it is known to be a model of worldsim's. Imports its module and calls nothing."""
+    if not isinstance(target, str) or not NAME.fullmatch(target):
+        raise ValueError(f"{path} names {target!r:.200}, which is not a model of worldsim; nothing was imported")
+    where, _, name = target.rpartition(".")
+    try:
+        module = import_module(where)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in PACKAGES:
+            raise  # an optional dependency, whose extra the command line names
+        raise ValueError(f"{path} names {target}, which does not exist here; export the model again") from error
+    if not hasattr(module, name):
+        raise ValueError(f"{path} names {target}, which does not exist here; export the model again")
+    cls = getattr(module, name)
+    is_ours = isinstance(cls, type) and cls.__module__.partition(".")[0] in PACKAGES
+    if not is_ours or not issubclass(cls, Configured):
+        raise ValueError(f"{path} names {target}, which is not a model of worldsim; nothing was built")
+    return cls
+
+
+def _odd_type(description: dict[Any, Any]) -> str | None:
+    """Type of a value, however deep, that is no text, number, truth value, list or dictionary."""
+    seen: set[int] = set()  # an alias of YAML may lead back to what holds it
+    left: list[Any] = [description]
+    while left:
+        value = left.pop()
+        if isinstance(value, (dict, list)):
+            if id(value) not in seen:
+                seen.add(id(value))
+                left += [*value, *value.values()] if isinstance(value, dict) else value
+        elif not isinstance(value, PLAIN):
+            return type(value).__name__
+    return None
 
 
 def load_weights(model: nn.Module, folder: str | Path) -> None:

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from worldsim.checkpoint import Configured
+from worldsim.renderer import Look, Renderer
 
 OPAQUE = 7.0  # optical depth at which a thousandth of the light is left
 Query = Callable[[Float[Tensor, "n 3"]], tuple[Float[Tensor, " n"], Float[Tensor, "n 3"]]]
 
 
-class BakedField(Configured):
+class BakedField(Renderer):
     """Density [1/m] and colour 0..1 on a grid inside a box; outside of it there is nothing but the background.
 
     Colours are stored times density, so that interpolation at a surface does not mix in the colour of the air beside it.
@@ -93,9 +93,7 @@ class BakedField(Configured):
         return self
 
     @torch.no_grad()
-    def render(
-        self, origins: Float[Tensor, "n 3"], directions: Float[Tensor, "n 3"]
-    ) -> tuple[Float[Tensor, "n 3"], Float[Tensor, " n"], Float[Tensor, " n"]]:
+    def render(self, origins: Float[Tensor, "n 3"], directions: Float[Tensor, "n 3"]) -> Look:
         """Colour, distance along the ray [m] (of the middle of what stops it) and accumulated opacity, by the quadrature of
         arXiv:2003.08934, equation 3. Directions are unit vectors; distance is infinite where there is nothing."""
         enter, leave = box_distances(origins, directions, self.low, self.size)

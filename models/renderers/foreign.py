@@ -23,18 +23,18 @@ from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.models.nerfacto import NerfactoModel, NerfactoModelConfig
 from torch import Tensor, nn
 
-from models.renderers.nerfstudio import Look, RadianceField
+from models.renderers.nerfstudio import RadianceField
 from models.renderers.splats import Splats
 from worldsim import checkpoint
 from worldsim.alignment import ALIGNMENT, Similarity
-from worldsim.checkpoint import Configured
+from worldsim.renderer import Look, Renderer
 
 SPLATFACTO = ("means", "scales", "quats", "opacities", "features_dc", "features_rest")
 SH_CONSTANT = 0.28209479177387814  # the spherical harmonic of degree 0
 NOT_RENDERED = ("lpips.", "camera_optimizer.", "device_indicator_param")
 
 
-class Nerfacto(Configured):
+class Nerfacto(Renderer):
     """nerfstudio's nerfacto, for rendering in its own coordinates.
 
     Args:
@@ -54,7 +54,7 @@ class Nerfacto(Configured):
 
     @torch.no_grad()
     def render(self, origins: Tensor, directions: Tensor, rays_at_once: int = 4096) -> Look:
-        """As `RadianceField.render`, in nerfstudio's units."""
+        """As `Renderer.render`, in nerfstudio's units."""
         parts = [self._render(*part) for part in zip(origins.split(rays_at_once), directions.split(rays_at_once), strict=True)]
         color, distance, opacity = (torch.cat(values) for values in zip(*parts, strict=True))
         return color, distance, opacity

@@ -21,10 +21,9 @@ from nerfstudio.model_components.renderers import DepthRenderer
 from torch import Tensor
 
 from models.renderers.baked import box_distances
-from worldsim.checkpoint import Configured
+from worldsim.renderer import Look, Renderer
 
 Triple = tuple[float, float, float]
-Look = tuple[Float[Tensor, "n 3"], Float[Tensor, " n"], Float[Tensor, " n"]]
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Traced:
     regularizer: Float[Tensor, ""]
 
 
-class RadianceField(Configured):
+class RadianceField(Renderer):
     """Density and colour by a multiresolution hash grid (arXiv:2201.05989), with a proposal network that says where to look.
 
     Args:

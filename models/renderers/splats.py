@@ -10,8 +10,7 @@ from gsplat.cuda._torch_impl import _quat_to_rotmat, _spherical_harmonics  # its
 from jaxtyping import Float
 from torch import Tensor
 
-from models.renderers.nerfstudio import Look
-from worldsim.checkpoint import Configured
+from worldsim.renderer import Look, Renderer
 
 FAINTEST, STRONGEST = 1 / 255, 0.999  # opacities in a pixel that count, and that are possible (arXiv:2308.04079, appendix C)
 PAIRS_AT_ONCE = 2**24  # rays times splats
@@ -19,7 +18,7 @@ Meetings = tuple[Tensor, Tensor, Tensor, Tensor]
 """Ray, splat, opacity and distance of every meeting that counts, sorted by ray and distance."""
 
 
-class Splats(Configured):
+class Splats(Renderer):
     """n Gaussians with opacity and view-dependent colour.
 
     Unlike a rasteriser it does not widen splats that are smaller than a pixel, so such a scene shows a little more noise.
@@ -53,7 +52,7 @@ class Splats(Configured):
 
     @torch.no_grad()
     def render(self, origins: Float[Tensor, "n 3"], directions: Float[Tensor, "n 3"]) -> Look:
-        """As `RadianceField.render`, in the scene's own units."""
+        """As `Renderer.render`."""
         color, distance, opacity = self.background.expand(len(origins), 3).clone(), origins[:, 0].clone(), origins[:, 0].clone()
         whiten = _quat_to_rotmat(self.quats).mT / self.scales[:, :, None]
         places, place_of = origins.unique(dim=0, return_inverse=True)

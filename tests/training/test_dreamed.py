@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from reflectors.instant import InstantReflector
 from training.dreamed import DreamThreshold, matching_threshold
 from training.reflector import ReflectorTraining
 from worldsim import checkpoint
@@ -55,11 +56,11 @@ def test_dreams_of_the_recorded_policy_succeed_as_often_as_its_episodes(
 ) -> None:
     callback = DreamThreshold(folders["policy"], folders["world_model"], recording(tmp_path / "data", successes), STEPS)
     assert callback.success.tolist() == successes
-    module = ReflectorTraining(checkpoint.load(folders["reflector"]))
+    module = ReflectorTraining(checkpoint.load(folders["reflector"], InstantReflector))
     (tmp_path / "calibration.json").write_text('{"auc": 0.5}')
     trainer = SimpleNamespace(default_root_dir=tmp_path, precision_plugin=SimpleNamespace(forward_context=nullcontext))
     callback.on_fit_end(trainer, module)  # type: ignore[arg-type]
-    judge = checkpoint.load(tmp_path)
+    judge = checkpoint.load(tmp_path, InstantReflector)
     size = {"max_episode_steps": STEPS, "batch": len(successes), "seed": 0}
     imagined = imagine_outcomes(callback.policy, callback.world_model, judge, callback.starts, **size)
     assert int(imagined.success.sum()) == sum(successes)
@@ -70,7 +71,7 @@ def test_dreams_of_the_recorded_policy_succeed_as_often_as_its_episodes(
 
 def test_without_successes_the_threshold_stays(folders: dict[str, str], tmp_path: Path) -> None:
     callback = DreamThreshold(folders["policy"], folders["world_model"], recording(tmp_path / "data", [False, False]), STEPS)
-    module = ReflectorTraining(checkpoint.load(folders["reflector"]))
+    module = ReflectorTraining(checkpoint.load(folders["reflector"], InstantReflector))
     before = float(module.reflector.threshold)
     trainer = SimpleNamespace(default_root_dir=tmp_path, precision_plugin=SimpleNamespace(forward_context=nullcontext))
     with pytest.warns(UserWarning, match="all or none of the recorded episodes succeeded"):

@@ -165,7 +165,7 @@ def test_expert_only_leaves_the_encoder_alone(folders: dict[str, str], tmp_path:
     obs = Observation({"front": rollout.images[:, 0]}, rollout.state[:, 0], rollout.instruction)
     torch.testing.assert_close(rollout.features[:, 0], learner.reference.encode(obs), rtol=0, atol=1e-5)
     check_learner(learner, learner.arena.world_model, learner.arena.reflector, folders, tmp_path)
-    before, after = checkpoint.load(folders["policy"]).state_dict(), checkpoint.load(tmp_path / "run").state_dict()
+    before, after = (checkpoint.load(folder, Policy).state_dict() for folder in (folders["policy"], tmp_path / "run"))
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"expert_in", "expert"}
 
@@ -250,7 +250,7 @@ def check_learner(learner, world_model, reflector, folders, tmp_path: Path, batc
     frozen = {name: value.clone() for name, value in world_model.state_dict().items()}
     judge = {name: value.clone() for name, value in reflector.state_dict().items()}
     trainer = fit(learner, starts(4) if batch is None else batch, tmp_path / "run", iterations=3)
-    before, after = checkpoint.load(folders["policy"]).state_dict(), checkpoint.load(tmp_path / "run").state_dict()
+    before, after = (checkpoint.load(folder, Policy).state_dict() for folder in (folders["policy"], tmp_path / "run"))
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert all(torch.isfinite(value).all() for value in after.values())
     assert all(torch.isfinite(value) for value in trainer.callback_metrics.values())
@@ -270,7 +270,7 @@ def test_analytic_gradients_raise_the_imagined_return(folders: dict[str, str], t
     generator = torch.Generator().manual_seed(3)
     before = learner._dream(batch, generator).reward.mean()
     fit(learner, batch, tmp_path / "run", iterations=40)
-    learner.policy.load_state_dict(checkpoint.load(tmp_path / "run").state_dict())
+    learner.policy.load_state_dict(checkpoint.load(tmp_path / "run", Policy).state_dict())
     after = learner._dream(batch, torch.Generator().manual_seed(3)).reward.mean()
     assert after > before
 

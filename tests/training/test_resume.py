@@ -29,6 +29,7 @@ from training.imagine import Continuation
 from training.nft import NFTPostTraining
 from training.ppo import PPOPostTraining
 from worldsim import checkpoint
+from worldsim.interfaces import Policy
 
 ITERATIONS = 6
 Folders = dict[str, str]
@@ -178,7 +179,7 @@ def test_a_run_killed_before_it_shipped_ships_when_resumed(folders: Folders, rec
         options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
         callbacks = [LastCheckpoint(str(tmp_path / "run")), *more]
         trainer = Trainer(default_root_dir=tmp_path / "run", callbacks=callbacks, **options, **limit)
-        policy = checkpoint.load(folders["policy"])
+        policy = checkpoint.load(folders["policy"], Policy)
         trainer.fit(BehaviourCloning(policy), datamodule=DemonstrationData([recorded], batch_size=4), ckpt_path=ckpt_path)
 
     with pytest.raises(Killed):
@@ -186,7 +187,7 @@ def test_a_run_killed_before_it_shipped_ships_when_resumed(folders: Folders, rec
     assert not (tmp_path / "run" / "model.safetensors").exists()
     train(ckpt_path=tmp_path / "run" / "last.ckpt")
     trained = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["state_dict"]
-    shipped = checkpoint.load(tmp_path / "run").state_dict()
+    shipped = checkpoint.load(tmp_path / "run", Policy).state_dict()
     assert all(torch.equal(shipped[name], trained[f"policy.{name}"]) for name in shipped)
 
 

@@ -1,18 +1,27 @@
 """Exported models: the same output after a round trip, and one-line errors for what cannot be loaded. Nothing is unpickled."""
 
 import pickle
+import socket
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
 from models import renderers
+from models.policies.diffusion_vla import DiffusionVLA
 from models.policies.flow_vla import FlowVLA
+from models.renderers.baked import BakedField
 from models.world.latent_flow import LatentFlowWorldModel
 from reflectors.instant import InstantReflector
+from training.critic import Critic
+from worldsim import blocks
 from worldsim.blocks import VisualTrunk
-from worldsim.checkpoint import DESCRIPTION, WEIGHTS, load, save
+from worldsim.checkpoint import DESCRIPTION, WEIGHTS, Configured, load, save
+from worldsim.interfaces import Policy, Reflector, WorldModel
+from worldsim.renderer import Renderer
 from worldsim.types import Observation
 
 FRAMES = torch.randint(0, 256, (2, 64, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -73,7 +82,7 @@ def test_saving_again_replaces(tmp_path):
     save(trunk(), tmp_path)
     model = trunk().eval()
     save(model, tmp_path)
-    assert torch.equal(output(load(tmp_path)), output(model))
+    assert torch.equal(output(load(tmp_path, VisualTrunk)), output(model))
 
 
 def one_line(error: pytest.ExceptionInfo) -> None:
@@ -82,7 +91,7 @@ def one_line(error: pytest.ExceptionInfo) -> None:
 
 def test_missing_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match="no exported model in") as error:
-        load(tmp_path / "nowhere")
+        load(tmp_path / "nowhere", VisualTrunk)
     one_line(error)
 
 
@@ -90,7 +99,7 @@ def test_missing_weights(tmp_path):
     save(trunk(), tmp_path)
     (tmp_path / WEIGHTS).unlink()
     with pytest.raises(FileNotFoundError, match="no weights at") as error:
-        load(tmp_path)
+        load(tmp_path, VisualTrunk)
     one_line(error)
 
 
@@ -107,7 +116,7 @@ def test_damaged_weights(tmp_path, size):
     data = (tmp_path / WEIGHTS).read_bytes()
     (tmp_path / WEIGHTS).write_bytes(data[:size])
     with pytest.raises(ValueError, match="is damaged") as error:
-        load(tmp_path)
+        load(tmp_path, VisualTrunk)
     one_line(error)
 
 
@@ -116,24 +125,152 @@ def test_weights_of_another_shape(tmp_path):
     description = yaml.safe_load((tmp_path / DESCRIPTION).read_text())
     (tmp_path / DESCRIPTION).write_text(yaml.safe_dump({**description, "features": 13}))
     with pytest.raises(ValueError, match="does not fit VisualTrunk") as error:
-        load(tmp_path)
+        load(tmp_path, VisualTrunk)
     one_line(error)
 
 
-@pytest.mark.parametrize("text", ["features: 12\n", "just words\n", "_target_: worldsim.blocks.NoSuchTrunk\n", ""])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(b"features: 12\n", b"just words\n", b"", b"\xff\xfe\xfa", b"[" * 5000, b"day: 2024-99-99\n"),
+        *(b"_target_: worldsim.blocks.NoSuchTrunk\n", b"_target_: worldsim.no_such_module.Trunk\n"),
+    ],
+)
 def test_damaged_description(tmp_path, text):
     save(trunk(), tmp_path)
-    (tmp_path / DESCRIPTION).write_text(text)
-    with pytest.raises(ValueError, match="is damaged|does not exist here"):
-        load(tmp_path)
-
-
-def test_a_class_from_elsewhere_is_refused(tmp_path):
-    save(trunk(), tmp_path)
-    (tmp_path / DESCRIPTION).write_text("_target_: torch.nn.Linear\nin_features: 1\nout_features: 1\n")
-    with pytest.raises(ValueError, match="not a model of worldsim; nothing was imported") as error:
-        load(tmp_path)
+    (tmp_path / DESCRIPTION).write_bytes(text)
+    with pytest.raises(ValueError, match=f"{DESCRIPTION} is damaged|does not exist here") as error:
+        load(tmp_path, VisualTrunk)
     one_line(error)
+
+
+# What a stranger may write into a description -----------------------------------------------------------------------------------
+
+
+def describe(folder: Path, target: Any, **arguments: Any) -> Path:
+    """A folder with the weights of a trunk that claims to be something else."""
+    save(trunk(), folder)
+    (folder / DESCRIPTION).write_text(yaml.safe_dump({"_target_": target, **arguments}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("build", "contract"),
+    [
+        (policy, Policy),
+        (lambda: DiffusionVLA(width=16, channels=8, blocks=1), Policy),
+        (world_model, WorldModel),
+        (reflector, Reflector),
+        (lambda: BakedField((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (8, 8, 8)), Renderer),
+        (lambda: Critic(features=8, channels=8, blocks=1), Critic),
+    ],
+)
+def test_every_kind_of_model_is_loaded_by_its_contract(tmp_path, build, contract):
+    model = build()
+    save(model, tmp_path)
+    assert type(load(tmp_path, contract)) is type(model)
+    for other in {Policy, WorldModel, Reflector, Renderer} - {contract}:
+        with pytest.raises(ValueError, match=f"holds a {type(model).__name__}, expected a {other.__name__}"):
+            load(tmp_path, other)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("torch.nn.Linear", "os.system", "worldsimilar.Trunk", "worldsim", "worldsim.", ".worldsim.blocks.VisualTrunk"),
+        *("worldsim..blocks.VisualTrunk", "worldsim.blocks.VisualTrunk.__init__", "training.__main__.main", "worldsim._x.Y"),
+        *("worldsim.blocks.VisualTrunk\n", "worldsim/blocks.VisualTrunk", ["worldsim.blocks.VisualTrunk"], {"a": 1}, 7, None),
+    ],
+)
+def test_a_name_that_cannot_be_a_models_is_refused_before_any_import(tmp_path, target, monkeypatch):
+    describe(tmp_path, target)
+    monkeypatch.setattr("worldsim.checkpoint.import_module", lambda name: pytest.fail(f"{name} was imported"))
+    with pytest.raises(ValueError, match="not a model of worldsim; nothing was imported") as error:
+        load(tmp_path, VisualTrunk)
+    one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("target", "arguments"),
+    [
+        ("worldsim.checkpoint.nn.Linear", {"in_features": 1, "out_features": 1}),
+        ("worldsim.blocks.Tensor", {}),
+        ("worldsim.blocks.ResidualBlock", {"channels": 8, "condition": 8}),
+        ("worldsim.blocks.tokenizer", {}),
+        ("worldsim.checkpoint", {}),
+        ("worldsim.files.write_json", {"path": "x", "value": 1}),
+        ("worldsim.data.windows.FrameTable", {}),
+    ],
+)
+def test_what_is_no_model_is_never_called(tmp_path, target, arguments):
+    with pytest.raises(ValueError, match="is not a model of worldsim; nothing was built|does not exist here") as error:
+        load(describe(tmp_path, target, **arguments), Configured)
+    one_line(error)
+
+
+def test_no_connection_is_opened_for_a_stranger(tmp_path):
+    pytest.importorskip("websockets")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        url = f"ws://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ValueError, match="worldsim.remote.RemotePolicies, which is not a model of worldsim") as error:
+            load(describe(tmp_path, "worldsim.remote.RemotePolicies", url=url, timeout_s=0.2), Policy)
+        one_line(error)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+def test_no_file_is_touched_for_a_stranger(tmp_path):
+    arguments = {"fps": 10, "robot_type": "x", "state_names": ["x"], "action_names": ["x"], "cameras": {"front": [8, 8]}}
+    folder = describe(tmp_path / "model", "worldsim.data.lerobot.DatasetWriter", root=str(tmp_path / "data"), **arguments)
+    with pytest.raises(ValueError, match="worldsim.data.lerobot.DatasetWriter, which is not a model of worldsim") as error:
+        load(folder, Policy)
+    one_line(error)
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("base", [object, Configured])
+def test_a_constructor_that_writes_a_file_does_not_run(tmp_path, monkeypatch, base):
+    """Neither a class that is no model nor a model that is not the one expected."""
+
+    class Writes(base):
+        def __init__(self, where: str):
+            super().__init__()
+            Path(where).touch()
+
+    Writes.__module__ = "worldsim.blocks"
+    monkeypatch.setattr(blocks, "Writes", Writes, raising=False)
+    describe(tmp_path / "model", "worldsim.blocks.Writes", where=str(tmp_path / "written"))
+    with pytest.raises(ValueError, match="is not a model of worldsim|holds a Writes, expected a Policy") as error:
+        load(tmp_path / "model", Policy)
+    one_line(error)
+    assert not (tmp_path / "written").exists()
+
+
+def test_a_contract_itself_is_no_model(tmp_path):
+    with pytest.raises(ValueError, match="does not fit worldsim.interfaces.Policy") as error:
+        load(describe(tmp_path, "worldsim.interfaces.Policy"), Policy)
+    one_line(error)
+
+
+@pytest.mark.parametrize(
+    "value", ["2024-01-01", "!!binary aGk=", "!!set {a}", "[1, {a: [2024-01-01 10:00:00]}]", "{2024-01-01: 1}"]
+)
+def test_arguments_are_plain_values(tmp_path, value):
+    save(trunk(), tmp_path)
+    (tmp_path / DESCRIPTION).write_text(f"_target_: worldsim.blocks.VisualTrunk\nfeatures: {value}\n")
+    with pytest.raises(ValueError, match="holds a .*, expected numbers, text, lists and dictionaries") as error:
+        load(tmp_path, VisualTrunk)
+    one_line(error)
+
+
+def test_aliases_cannot_keep_it_busy(tmp_path):
+    """Lists of lists of aliases, 10^18 leaves if they were followed each time, and a list that holds itself."""
+    save(trunk(), tmp_path)
+    levels = ["a0: &a0 [1]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 19)), "b: &b [*b]"]
+    (tmp_path / DESCRIPTION).write_text("\n".join(["_target_: worldsim.blocks.VisualTrunk", *levels]))
+    with pytest.raises(ValueError, match="does not fit worldsim.blocks.VisualTrunk"):
+        load(tmp_path, VisualTrunk)
 
 
 class Bomb:
@@ -150,13 +287,13 @@ def test_never_unpickles(tmp_path):
         pickle.loads(bomb)
     (tmp_path / WEIGHTS).write_bytes(bomb)
     with pytest.raises(ValueError, match="is damaged"):
-        load(tmp_path)
+        load(tmp_path, VisualTrunk)
     torch.save({"state_dict": Bomb()}, tmp_path / WEIGHTS)
     with pytest.raises(ValueError, match="is damaged"):
-        load(tmp_path)
+        load(tmp_path, VisualTrunk)
     (tmp_path / DESCRIPTION).write_text("!!python/object/apply:builtins.exec ['raise SystemExit(1)']\n")
     with pytest.raises(ValueError, match="is damaged"):
-        load(tmp_path)
+        load(tmp_path, VisualTrunk)
 
 
 def test_a_library_that_is_missing_is_named_and_not_the_model(tmp_path, monkeypatch):
@@ -167,4 +304,4 @@ def test_a_library_that_is_missing_is_named_and_not_the_model(tmp_path, monkeypa
     monkeypatch.delattr(renderers, "splats", raising=False)
     (tmp_path / DESCRIPTION).write_text("_target_: models.renderers.splats.Splats\nnumber: 3\n")
     with pytest.raises(ModuleNotFoundError, match="gsplat"):
-        load(tmp_path)
+        load(tmp_path, Renderer)

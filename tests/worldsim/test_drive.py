@@ -16,6 +16,7 @@ from worldsim.cameras import Intrinsics
 from worldsim.checks import check_world
 from worldsim.collect import ExpertActor, PlayActor, collect
 from worldsim.effects import Uniform
+from worldsim.interfaces import Policy
 from worldsim.randomization import Latency, RandomizedWorld
 from worldsim.sim.capture import photograph
 from worldsim.sim.drive import DriveWorld, NerfDriveWorld
@@ -179,7 +180,7 @@ def test_a_policy_is_cloned_and_then_reinforced_in_captured_rooms(tmp_path: Path
     arena = [f"model.arena.{option}" for option in where]
     learn = [f"model.policy={first}", "model.chunks=3", "model.advantage.warmup=0", "trainer.limit_train_batches=2"]
     assert main(["fit", "experiment=post_train_room", *quick, *arena, *learn, f"run_dir={second}"]) == 0
-    before, after = (dict(checkpoint.load(folder).named_parameters()) for folder in (first, second))
+    before, after = (dict(checkpoint.load(folder, Policy).named_parameters()) for folder in (first, second))
     assert all(value.isfinite().all() for value in after.values())
     assert any(not torch.equal(value, before[name]) for name, value in after.items())
     assert json.loads((second / "physics_steps.json").read_text())["physics_steps"] > 4 * 3 * 4

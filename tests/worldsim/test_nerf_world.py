@@ -6,18 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from models.renderers.baked import BakedField
 from models.renderers.mesh import surface
 from worldsim import checkpoint
 from worldsim.alignment import Similarity
+from worldsim.blocks import VisualTrunk
 from worldsim.cameras import Intrinsics, look_at
 from worldsim.checks import check_world
 from worldsim.compositing import ColorFit
 from worldsim.metrics import psnr
 from worldsim.sim.capture import photograph
 from worldsim.sim.genesis import GenesisWorld
-from worldsim.sim.nerf import NerfWorld
+from worldsim.sim.nerf import CapturedScene, NerfWorld
 from worldsim.sim.scene import Scene
 
 pytestmark = pytest.mark.genesis
@@ -157,3 +159,16 @@ def test_a_world_without_a_field_is_refused(tmp_path: Path):
         NerfWorld([])
     with pytest.raises(FileNotFoundError, match="no exported model"):
         NerfWorld([str(tmp_path)])
+
+
+def test_a_field_of_a_stranger_is_nothing_but_a_field(tmp_path: Path):
+    """A description may name any class; a constructor that opens or writes something must not run."""
+    folder = checkpoint.save(VisualTrunk(features=8, channels=8, blocks=1, text=8), tmp_path / "trunk")
+    with pytest.raises(ValueError, match="holds a VisualTrunk, expected a Renderer"):
+        CapturedScene(folder)
+    recorder = {"_target_": "worldsim.data.lerobot.DatasetWriter", "root": str(tmp_path / "data"), "fps": 10, "robot_type": "x"}
+    features = {"state_names": ["x"], "action_names": ["x"], "cameras": {"front": [8, 8]}}
+    (folder / checkpoint.DESCRIPTION).write_text(yaml.safe_dump(recorder | features))
+    with pytest.raises(ValueError, match="which is not a model of worldsim; nothing was built"):
+        CapturedScene(folder)
+    assert not (tmp_path / "data").exists()

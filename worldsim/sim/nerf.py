@@ -20,6 +20,7 @@ from worldsim.alignment import ALIGNMENT, Similarity
 from worldsim.cameras import Intrinsics, Pose, look_at
 from worldsim.compositing import COLORS, Backdrop, ColorFit, Footprints, composite, contact_shadow
 from worldsim.device import exact
+from worldsim.renderer import Renderer
 from worldsim.sim.genesis import GenesisWorld
 from worldsim.sim.stage import add_obstacles, add_static, vis_options
 
@@ -148,7 +149,7 @@ class CapturedScene:
     """
 
     def __init__(self, folder: Path):
-        self.field = checkpoint.load(folder)
+        self.field = checkpoint.load(folder, Renderer)
         self.colors = ColorFit.load(folder / COLORS) if (folder / COLORS).is_file() else ColorFit(torch.eye(3), torch.zeros(3))
         aligned = (folder / ALIGNMENT).is_file()
         self.to_world = Similarity.load(folder / ALIGNMENT) if aligned else Similarity(1.0, np.eye(3), np.zeros(3))
