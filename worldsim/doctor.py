@@ -21,6 +21,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from worldsim import cores
+
 Status = Literal["ok", "info", "absent", "broken", "missing"]
 
 # Import name -> distribution, of what every installation needs.
@@ -194,15 +196,14 @@ def _torch() -> tuple[list[Finding], bool]:
 
 
 def _machine() -> list[Finding]:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cpu_quota()
-    cores = f"{usable} usable of {os.cpu_count()}" + (f", limited to the time of {quota:g}" if quota else "")
+    usable, quota = cores.visible(), cores.quota()
+    processors = f"{usable} usable of {os.cpu_count()}" + (f", limited to the time of {quota:g}" if quota else "")
     memory = psutil.virtual_memory()
     disk = shutil.disk_usage(Path.cwd())
     threads = os.environ.get("OMP_NUM_THREADS")
     oversubscribed = threads is None and quota is not None and quota < usable
     return [
-        Finding("Machine", "CPU cores", "info", cores),
+        Finding("Machine", "CPU cores", "info", processors),
         Finding("Machine", "memory", "info", f"{_gib(memory.available)} available of {_gib(memory.total)}{_memory_limit()}"),
         Finding("Machine", "disk", "info", f"{_gib(disk.free)} free of {_gib(disk.total)} here"),
         Finding(
@@ -210,9 +211,7 @@ def _machine() -> list[Finding]:
             "OMP_NUM_THREADS",
             "broken" if oversubscribed else "info",
             threads or "not set: torch uses every core it sees",
-            f"export OMP_NUM_THREADS={max(1, int(quota or 1))}: more threads than the quota slow each other down"
-            if oversubscribed
-            else "",
+            f"export OMP_NUM_THREADS={cores.cores()}: more threads than the quota slow each other down" if oversubscribed else "",
         ),
     ]
 
@@ -309,20 +308,6 @@ def _gib(size: float) -> str:
     return f"{size / 2**30:.1f} GiB"
 
 
-def _cpu_quota() -> float | None:
-    """Cores' worth of time that a container may use, if it is limited (cgroup v2)."""
-    quota, _, period = _cgroup("cpu.max").partition(" ")
-    return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
-
-
 def _memory_limit() -> str:
-    limit = _cgroup("memory.max")
+    limit = cores.cgroup("memory.max")
     return f", limited to {_gib(int(limit))}" if limit.isdigit() else ""
-
-
-def _cgroup(name: str) -> str:
-    path = Path("/sys/fs/cgroup") / name
-    try:
-        return path.read_text().strip()
-    except OSError:  # not Linux, cgroup v1, or no limit
-        return ""

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from training.cli import EXTRAS
 from training.cli import VERBS as COMMANDS
-from worldsim import doctor
+from worldsim import cores, doctor
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def machine(monkeypatch):
 
     lose("torchvision")
     monkeypatch.setattr(ctypes.util, "find_library", lambda name: f"lib{name}.so.1")
-    monkeypatch.setattr(doctor, "_cgroup", lambda name: "")
+    monkeypatch.setattr(cores, "cgroup", lambda name: "")
     return lose
 
 
@@ -123,11 +123,11 @@ def test_a_folder_is_not_a_package(monkeypatch):
 
 
 def test_container_limits(machine, monkeypatch):
-    monkeypatch.setattr(doctor, "_cgroup", {"cpu.max": "50000 100000", "memory.max": str(3 * 2**30)}.__getitem__)
+    monkeypatch.setattr(cores, "cgroup", {"cpu.max": "50000 100000", "memory.max": str(3 * 2**30)}.__getitem__)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     findings = doctor.diagnose()
     assert find(findings, "CPU cores").value.endswith("limited to the time of 0.5")  # 50 ms of every 100 ms
     assert find(findings, "memory").value.endswith("limited to 3.0 GiB")
     assert find(findings, "OMP_NUM_THREADS").remedy.startswith("export OMP_NUM_THREADS=1:")
-    monkeypatch.setattr(doctor, "_cgroup", {"cpu.max": "max 100000", "memory.max": "max"}.__getitem__)
+    monkeypatch.setattr(cores, "cgroup", {"cpu.max": "max 100000", "memory.max": "max"}.__getitem__)
     assert "limited" not in find(doctor.diagnose(), "CPU cores").value
