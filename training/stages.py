@@ -12,12 +12,14 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from unittest.mock import patch
 
+from worldsim.cores import cores
 from worldsim.files import write_json
 
 STATUS_EVERY_S = 20
@@ -35,7 +37,7 @@ class Stage:
     Attributes:
         name: also the name of its folder in the run.
         arguments: of the `worldsim` command.
-        needs: stages that must have finished.
+        needs: stages of the same list that must have finished.
         alone: it gets all cores.
     """
 
@@ -49,17 +51,39 @@ def execute(todo: list[Stage], run: Path, *, jobs: int) -> Iterator[str]:
     """Run stages in order of the list as soon as what they need is done, `jobs` at a time; yields each finished name.
 
     Raises:
-        ValueError: if a stage failed.
+        ValueError: if a stage failed; at once, before any starts, if one could never start.
     """
+    _check(todo, jobs)
+    return _execute(todo, run, jobs)
+
+
+def _check(todo: list[Stage], jobs: int) -> None:
+    """Every stage gets its turn: there is room for one, names are unique, and what is needed comes before what needs it."""
+    if jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {jobs}; 1 runs one stage after the other")
+    names = [stage.name for stage in todo]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"there must be one stage {twice}, got {names.count(twice)}; give each a name of its own")
+    for stage in todo:
+        if missing := [need for need in stage.needs if need not in names]:
+            raise ValueError(f"stage {stage.name} needs {missing[0]}, which is not among the stages {', '.join(names)}; add it")
+    try:
+        TopologicalSorter({stage.name: stage.needs for stage in todo}).prepare()
+    except CycleError as error:
+        circle = " needs ".join(reversed(error.args[1]))
+        raise ValueError(f"no stage of a circle can be the first: {circle}; take out one of these needs") from error
+
+
+def _execute(todo: list[Stage], run: Path, jobs: int) -> Iterator[str]:
     finished = {stage.name for stage in todo if done_file(run, stage.name).is_file()}
     running: dict[str, BaseProcess] = {}
-    cores, last_status = os.cpu_count() or 1, time.monotonic()
+    usable, last_status = cores(), time.monotonic()
     try:
         while len(finished) < len(todo):
             for stage in todo:
                 free = len(running) < (1 if stage.alone else jobs)
                 if stage.name not in finished and stage.name not in running and free and finished.issuperset(stage.needs):
-                    running[stage.name] = _start(stage, run, threads=cores if stage.alone else max(1, cores // jobs))
+                    running[stage.name] = _start(stage, run, threads=usable if stage.alone else max(1, usable // jobs))
             time.sleep(0.2)
             for name, process in list(running.items()):
                 if process.exitcode is None:
@@ -94,12 +118,24 @@ def _start(stage: Stage, run: Path, threads: int) -> BaseProcess:
     (folder(run, stage.name) / "command.txt").write_text("worldsim " + shlex.join(stage.arguments) + "\n")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    with patch.dict(os.environ, {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}):
+    with _environment(OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore"):
         forkserver.ensure_running()
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     process = context.Process(target=_work, args=(stage, run, threads, environment, time.monotonic()), name=stage.name)
     process.start()
     return process
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Variables for a process that starts meanwhile."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _work(stage: Stage, run: Path, threads: int, environment: dict[str, str], began: float) -> None:

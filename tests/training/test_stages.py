@@ -13,7 +13,7 @@ DOCTOR = ("doctor",)
 
 def test_stages_run_in_order_with_their_threads_and_this_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stages = [Stage("second", ("doctor", "--help"), needs=("first",)), Stage("first", DOCTOR)]
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("training.stages.cores", lambda: 2)
     for threads in (1, 2):  # of each stage, by how many may run side by side; the second time the server is there already
         run = tmp_path / str(threads)
         assert list(execute(stages, run, jobs=2 // threads)) == ["first", "second"]
@@ -29,3 +29,26 @@ def test_a_stage_that_fails_says_why_and_is_not_done(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"stage learn failed: worldsim: .*'nonsense'.*log\.txt"):
         list(execute([Stage("learn", ("fit", "experiment=nonsense"))], tmp_path, jobs=1))
     assert not (tmp_path / "stages" / "learn" / "done.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("stages", "jobs", "words"),
+    [
+        (
+            [Stage("a", DOCTOR), Stage("b", DOCTOR, ("a", "nowhere"))],
+            1,
+            "stage b needs nowhere, which is not among the stages a, b",
+        ),
+        ([Stage("a", DOCTOR, ("a",))], 1, "no stage of a circle can be the first: a needs a"),
+        ([Stage("a", DOCTOR, ("b",)), Stage("b", DOCTOR, ("c",)), Stage("c", DOCTOR, ("a",))], 1, "b needs c needs a"),
+        ([Stage("a", DOCTOR), Stage("a", DOCTOR)], 1, "there must be one stage a, got 2"),
+        ([Stage("a", DOCTOR)], 0, "jobs must be at least 1, got 0"),
+    ],
+)
+def test_stages_that_could_never_all_run_are_refused_before_any_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: list[Stage], jobs: int, words: str
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("it waits for what never comes"))
+    with pytest.raises(ValueError, match=re.escape(words)) as error:
+        execute(stages, tmp_path, jobs=jobs)
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
