@@ -64,11 +64,10 @@ def served(python: list[str], bundle: Path) -> Iterator[RemotePolicies]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     server = subprocess.Popen([*python, "-c", SERVE, str(bundle)], stdout=subprocess.PIPE, text=True, env=environment)
     assert server.stdout is not None
-    remote = RemotePolicies(server.stdout.readline().strip(), connections=8)
     try:
-        yield remote
+        with RemotePolicies(server.stdout.readline().strip(), connections=8) as remote:
+            yield remote
     finally:
-        remote.close()
         server.terminate()
         server.wait()
 

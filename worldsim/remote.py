@@ -4,8 +4,10 @@ One request per environment, over connections of their own, so that a server whi
 `worldsim/robot/client.py` for a connection, and `evaluate.py` for who asks.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,10 +20,14 @@ from worldsim.robot.observation import IMAGE, NOISE, PROMPT, STATE
 from worldsim.types import Observation
 
 LONGEST_CHUNK = 1000  # actions; more is a mistake or a prank of the server
+T = TypeVar("T")
 
 
 class RemotePolicies:
     """Connections to one policy server; ``policies(seed)`` is an actor that asks over them.
+
+    The first is opened at once, to hear what the server is; others as soon as so many environments ask. Whoever makes one closes
+    it: ``with RemotePolicies(url) as policies:``.
 
     Args:
         url: ``ws://host:port`` or ``wss://host:port``.
@@ -35,29 +41,63 @@ class RemotePolicies:
     """
 
     def __init__(self, url: str, *, api_key: str | None = None, connections: int = 64, timeout_s: float = 30.0):
-        self.clients = [RemotePolicy(url, api_key=api_key, timeout_s=timeout_s) for _ in range(connections)]
-        self.metadata = self.clients[0].metadata
+        self.connections = connections
+        self.clients: list[RemotePolicy] = []
+        self._client = partial(RemotePolicy, url, api_key=api_key, timeout_s=timeout_s)
         self._threads = ThreadPoolExecutor(connections, thread_name_prefix="remote policy")
+        self._open(1)
+        self.metadata = self.clients[0].metadata
 
     def __call__(self, seed: int) -> "RemoteActor":
         """An actor whose noise, where the server takes it from its clients, is that of `PolicyActor` with the same seed."""
         return RemoteActor(self, seed)
 
     def infer(self, observations: list[dict[str, Any]]) -> list[np.ndarray]:
-        """Actions [ah, ad] of each observation; client k of n takes observations k, k + n, ..."""
+        """Actions [ah, ad] of each observation; client k of n takes observations k, k + n, ...
+
+        Raises:
+            ConnectionError: if a request fails. Where a connection cannot be had, all are closed.
+        """
+        self._open(min(len(observations), self.connections))
         n = len(self.clients)
-        shares = self._threads.map(
-            lambda k: [self.clients[k].infer(observation)["actions"] for observation in observations[k::n]], range(n)
-        )
+        shares = self._at_once([partial(_ask, client, observations[k::n]) for k, client in enumerate(self.clients)])
         chunks: list[Any] = [None] * len(observations)
         for k, share in enumerate(shares):
             chunks[k::n] = share
         return chunks
 
     def close(self) -> None:
-        """Close all connections."""
-        list(self._threads.map(RemotePolicy.close, self.clients))
-        self._threads.shutdown()
+        """Close all connections, after what is in flight."""
+        self._threads.shutdown(cancel_futures=True)
+        clients, self.clients = self.clients, []
+        with ThreadPoolExecutor(self.connections) as threads:  # a server that does not say goodbye takes a second for each
+            list(threads.map(RemotePolicy.close, clients))
+
+    def __enter__(self) -> "RemotePolicies":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _open(self, number: int) -> None:
+        """At least so many connections, or none at all."""
+        new = [self._client() for _ in range(number - len(self.clients))]
+        self.clients += new
+        try:
+            self._at_once([partial(getattr, client, "metadata") for client in new])
+        except ConnectionError:
+            self.close()
+            raise
+
+    def _at_once(self, calls: list[Callable[[], T]]) -> list[T]:
+        """Results of calls side by side. All have ended before the first error is raised: nothing goes on behind one's back."""
+        futures = [self._threads.submit(call) for call in calls]
+        wait(futures)
+        return [future.result() for future in futures]
+
+
+def _ask(client: RemotePolicy, observations: list[dict[str, Any]]) -> list[np.ndarray]:
+    return [client.infer(observation)["actions"] for observation in observations]
 
 
 class RemoteActor(Actor):
