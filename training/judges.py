@@ -41,9 +41,14 @@ class Judge(ABC):
         world_model: folder of the model that training uses.
         reflectors: folders; the first one gives the imagined success.
         seed: of the episodes and of the policy's noise.
+
+    Attributes:
+        physics_steps: control steps taken so far, those before a resumption included.
+        spent: why it measures no more; None while it does.
     """
 
-    physics_steps: int = 0  # control steps taken so far, those before a resumption included
+    physics_steps: int = 0
+    spent: str | None = None
 
     def __init__(self, world_model: str, reflectors: list[str], seed: int):
         with torch.random.fork_rng(devices=[]):  # constructors draw weights before these are loaded
@@ -108,7 +113,8 @@ class PhysicsCheck(Judge):
         reflector: folder of the one whose imagined success is compared: the one that training uses, or one that knows dreams.
         seed: episode i starts from stream seed + i, above those of training and below those of the final evaluation.
         budget: control steps of the whole run. No check begins that could exceed it, and a check takes up to `episodes` times the
-            world's `max_episode_steps`, so choose `Guard.every` to match: what follows the last check is not measured.
+            world's `max_episode_steps`, so choose `Guard.every` to match: what follows the last check is not measured, and a line
+            says so when it happens.
     """
 
     def __init__(
@@ -130,6 +136,7 @@ class PhysicsCheck(Judge):
         limit, before = self.world.max_episode_steps, self.world.physics_steps
         longest = math.ceil(limit / policy.action_horizon) * policy.action_horizon  # an environment goes on until the last one ends
         if self.physics_steps + self.episodes * longest > self.budget:
+            self._say_spent(self.episodes * longest)
             return None
         with torch.random.fork_rng(devices=[]):
             real = evaluate(self.world, policy, episodes=self.episodes, seed=self.seed)
@@ -138,3 +145,12 @@ class PhysicsCheck(Judge):
         steps = self.world.physics_steps - before
         self.physics_steps += steps
         return Verdict(0, imagined, float(real.success.float().mean()), steps)
+
+    def _say_spent(self, most: int) -> None:
+        """Once: a run goes on for hours after its last check."""
+        if self.spent is None:
+            self.spent = f"{self.physics_steps} of budget={self.budget} control steps are taken and a check takes up to {most}"
+            raise_it = (
+                "raise trainer.callbacks.guard.judge.budget, or check more rarely with a larger trainer.callbacks.guard.every"
+            )
+            print(f"guard: {self.spent}, so nothing is measured from here on; {raise_it}", flush=True)

@@ -82,7 +82,9 @@ def test_physics_check_measures_both_on_the_same_starts(folders: dict[str, str],
     assert judge.measure(policy) == judge.measure(policy) == Verdict(0, imagined=0.0, judged=verdicts[0], physics_steps=0)
 
 
-def test_physics_check_stays_within_its_budget(folders: dict[str, str], data: list[str], tmp_path: Path) -> None:
+def test_physics_check_stays_within_its_budget(
+    folders: dict[str, str], data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A check of 4 episodes of at most 6 steps, in chunks of 4, takes up to 4 * 8 = 32 steps."""
     policy, world = checkpoint.load(folders["policy"], Policy), dream(folders, data, CountedDream)
     judge = PhysicsCheck(world, folders["world_model"], folders["reflector"], episodes=4, budget=80)
@@ -92,8 +94,13 @@ def test_physics_check_stays_within_its_budget(folders: dict[str, str], data: li
         assert verdict is not None and 0 < verdict.physics_steps <= 32
         spent += verdict.physics_steps
         assert judge.physics_steps == world.physics_steps == spent
+        assert judge.spent is None and "guard:" not in capsys.readouterr().out
     assert judge.measure(policy) is None
     assert world.physics_steps == spent <= 80
+    (line,) = capsys.readouterr().out.splitlines()
+    assert f"guard: {spent} of budget=80 control steps are taken and a check takes up to 32, so nothing is measured" in line
+    assert "raise trainer.callbacks.guard.judge.budget" in line and judge.spent is not None and judge.spent in line
+    assert judge.measure(policy) is None and capsys.readouterr().out == "", "it says so once"
     # A run goes on without it, and still ships the best of what was measured only if the last measured was clearly worse.
     recorder, guard = Recorder(), Guard([JudgeFalls(margin=1)], judge, every=1)
     fit(Scripted(folders["policy"]), tmp_path / "run", 3, recorder, guard)
