@@ -5,7 +5,7 @@ takes their place through the same two methods. Read `models/policies/flow_vla.p
 """
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from worldsim.sim.scene import ASSETS
 from worldsim.types import float_image
 
 MAX_TOKENS = 32
+MAX_CHARACTERS = 1000  # of a sentence that are read, far more than so many tokens have
 
 
 @cache
@@ -29,14 +30,14 @@ def tokenizer() -> Tokenizer:
     return loaded
 
 
-@cache
+@lru_cache(maxsize=10_000)  # a server's clients choose the sentences; at most some 20 MB
 def _encode(sentence: str) -> tuple[int, ...]:
     return tuple(tokenizer().encode(sentence.lower()).ids)
 
 
 def tokenize(instruction: Sequence[str]) -> Int[Tensor, "b tokens"]:
-    """Token ids of each sentence in lower case, padded with 0 or cut to `MAX_TOKENS`."""
-    return torch.tensor([_encode(sentence) for sentence in instruction], dtype=torch.long)
+    """Token ids of each sentence's first `MAX_CHARACTERS` in lower case, padded with 0 or cut to `MAX_TOKENS`."""
+    return torch.tensor([_encode(sentence[:MAX_CHARACTERS]) for sentence in instruction], dtype=torch.long)
 
 
 class TextEncoder(nn.Module):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from worldsim.blocks import MAX_TOKENS, tokenize, tokenizer
+from worldsim.blocks import MAX_CHARACTERS, MAX_TOKENS, _encode, tokenize, tokenizer
 from worldsim.sim.scene import Scene
 
 
@@ -30,3 +30,20 @@ def test_any_text_has_an_encoding_of_its_own():
 
 def test_capitals_do_not_matter():
     assert (tokenize(["Push the RED block"]) == tokenize(["push the red block"])).all()
+
+
+def test_sentences_of_strangers_do_not_fill_the_memory():
+    """A server tokenises whatever its clients send, for months."""
+    size = _encode.cache_info().maxsize
+    assert size is not None
+    tokenize([f"push block {i}" for i in range(size + 100)])
+    assert _encode.cache_info().currsize == size
+    known = _encode.cache_info().hits
+    long = "push the red block " + 10**6 * "x"
+    assert (tokenize([long]) == tokenize([long + "y"])).all()
+    assert _encode.cache_info().hits == known + 1, "what lies beyond the characters that are read is no other key"
+
+
+def test_what_is_cut_has_no_token_among_those_that_count():
+    words = " ".join(f"extraordinarily number {i}" for i in range(100))
+    assert len(words) > MAX_CHARACTERS and tokenize([words])[0].tolist() == tokenizer().encode(words).ids[:MAX_TOKENS]
