@@ -166,6 +166,7 @@ def main() -> None:
         def listen() -> None:
             for line in sys.stdin:
                 robot.fault = line.strip() or None
+                robot.simulated = robot.fault == "simulated"
                 if robot.fault is None:
                     robot.position = START.copy()
 

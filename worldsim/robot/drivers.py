@@ -33,7 +33,14 @@ class RobotObservation:
 
 
 class Driver(ABC):
-    """A robot. One thread calls it; every method returns or raises `DriverError` within a fraction of the watchdog's time."""
+    """A robot. One thread calls it; every method returns or raises `DriverError` within a fraction of the watchdog's time.
+
+    Attributes:
+        simulated: nothing real moves, whatever it is told. A driver that does not say so moves a machine, and then
+            `worldsim.robot.run` wants to know its limits.
+    """
+
+    simulated: bool = False
 
     @abstractmethod
     def observe(self) -> RobotObservation:
@@ -58,6 +65,8 @@ class Driver(ABC):
 
 class DryRun(Driver):
     """Observes through another driver and sends nothing, so that a policy can be watched on a robot that does not move."""
+
+    simulated = True
 
     def __init__(self, driver: Driver):
         self._driver = driver
@@ -91,6 +100,8 @@ class GymDriver(Driver):
         episodes: finished so far.
         successes: those whose last `info` had a true `is_success`.
     """
+
+    simulated = True
 
     def __init__(
         self,

@@ -141,7 +141,7 @@ def limits_of(description: Mapping[str, Any], changes: Mapping[str, Any] | None 
     """The limits of a bundle.
 
     What neither the bundle nor `changes` names is not limited: a command may jump across its whole range from one step to the
-    next, and every finite state is accepted.
+    next, and every finite state is accepted. That is for simulated robots, see `require_limits`.
 
     Args:
         description: `Bundle.description`; its optional "limits" has the names of `Limits`.
@@ -168,6 +168,28 @@ def limits_of(description: Mapping[str, Any], changes: Mapping[str, Any] | None 
             f"give one number per element"
         )
     return limits
+
+
+def require_limits(description: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> None:
+    """Refuse what may not move a machine: limits that leave open how fast it may move, or where.
+
+    Args:
+        description: as for `limits_of`.
+        changes: as for `limits_of`.
+
+    Raises:
+        ValueError: if neither names `max_delta` nor `max_rate_per_s`, or if there is no `workspace`, no pair of `state_low` and
+            `state_high`, and no `measured`, with which the range of actions is that of positions.
+    """
+    entries = {**(description.get("limits") or {}), **(changes or {})}
+    named = {name for name, value in entries.items() if (any(v is not None for v in value) if isinstance(value, list) else value)}
+    where = named & {"workspace", "measured"} or {"state_low", "state_high"} <= named
+    if not (named & {"max_delta", "max_rate_per_s"} and where):
+        raise ValueError(
+            "a robot that is not simulated needs limits that say how fast it may move (max_delta or max_rate_per_s) and where "
+            f"(workspace, state_low and state_high, or measured), got {', '.join(sorted(named)) or 'none'}; name them in a file "
+            "for --limits, see docs/robot.md, or watch it with --dry-run"
+        )
 
 
 def read_limits(path: str | Path) -> dict[str, Any]:

@@ -28,6 +28,8 @@ Arrays = Mapping[str, np.ndarray]
 class ProcessDriver(Driver):
     """A robot that `serve_robot` serves. Every call ends within `timeout_s`; after an error the next call connects again.
 
+    `simulated` is what the robot's own driver says, known after the first observation.
+
     Args:
         address: tcp://127.0.0.1:PORT.
         timeout_s: longest wait for the robot's answer.
@@ -45,6 +47,7 @@ class ProcessDriver(Driver):
         state, seconds = arrays.pop("state", None), header.get("time")
         if state is None or isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
             raise DriverError("the robot's observation lacks its state or time; serve it with worldsim.robot.process.serve_robot")
+        self.simulated = header.get("simulated") is True
         return RobotObservation({name.removeprefix("image."): image for name, image in arrays.items()}, state, float(seconds))
 
     def send(self, action: np.ndarray) -> None:
@@ -129,7 +132,7 @@ def _obey(
         if what == "observe":
             obs = driver.observe()
             images = {f"image.{name}": np.asarray(image, np.uint8) for name, image in obs.images.items()}
-            return {"time": obs.time}, {**images, "state": np.asarray(obs.state, np.float32)}
+            return {"time": obs.time, "simulated": driver.simulated}, {**images, "state": np.asarray(obs.state, np.float32)}
         if what == "stop":
             driver.stop()
             return {}, {}

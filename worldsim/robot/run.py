@@ -18,7 +18,7 @@ from worldsim.bundle import Bundle, load_bundle
 from worldsim.robot.autonomy import Autonomy, Verdict
 from worldsim.robot.chunks import Blending, Execution, Guide, OpenLoop, RealTimeChunking, TemporalEnsembling
 from worldsim.robot.drivers import Driver, DriverError, DryRun, RobotObservation
-from worldsim.robot.limits import limits_of, read_limits
+from worldsim.robot.limits import limits_of, read_limits, require_limits
 from worldsim.robot.loop import ControlLoop, Policy, Report
 from worldsim.robot.process import ProcessDriver
 from worldsim.robot.recording import Recorder
@@ -52,14 +52,16 @@ def run(options: argparse.Namespace) -> Report:
 
     Raises:
         FileNotFoundError: if there is no bundle.
-        ValueError: if the bundle or an option is not possible, or the robot may not start from its state.
+        ValueError: if the bundle or an option is not possible, a robot that is not simulated has no limits, or may not start from
+            its state.
         DriverError: if the robot does not answer.
     """
     bundle = load_bundle(options.bundle, threads=options.threads)
     fps = bundle.description["fps"]
     if fps is None:
         raise ValueError(f"{options.bundle} does not say its control rate; export the policy again with fps=")
-    limits = limits_of(bundle.description, read_limits(options.limits) if options.limits else None)
+    changes = read_limits(options.limits) if options.limits else None
+    limits = limits_of(bundle.description, changes)
     reference = read_reference(options.bundle) if THRESHOLDS in bundle.description["sha256"] else None
     autonomy = Autonomy(bundle.description["camera"], reference, ask=_ask)
     policy = bundle_policy(bundle, options.instruction, seed=options.seed)
@@ -69,6 +71,8 @@ def run(options: argparse.Namespace) -> Report:
     recorder = None
     try:
         first = driver.observe()
+        if not driver.simulated:
+            require_limits(bundle.description, changes)
         policy(first)  # the first answer is the slowest; it must not come in the first tick
         if options.log:
             recorder = _recorder(options.log, bundle, first, options.instruction, fps)
@@ -125,7 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, required=True, help="how long")
     parser.add_argument("--log", type=Path, help="record into this new folder")
     parser.add_argument("--dry-run", action="store_true", help="compute, judge and record everything, send nothing")
-    parser.add_argument("--limits", type=Path, help="JSON file of limits that replace the bundle's")
+    parser.add_argument("--limits", type=Path, help="JSON file of limits that go before the bundle's; a machine needs some")
     parser.add_argument("--chunks", choices=EXECUTIONS, default="rtc", help="how to execute action chunks")
     parser.add_argument("--execute", type=int, help="actions per chunk, half of them by default")
     parser.add_argument("--multiplier", type=int, default=1, help="control ticks per policy step")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from toy_robot import ToyRobot
 
-from worldsim.robot.drivers import DryRun, GymDriver, RobotDriver, lerobot_observation
+from worldsim.robot.drivers import Driver, DryRun, GymDriver, RobotDriver, lerobot_observation
 
 
 class Line(gym.Env):
@@ -59,6 +59,11 @@ def test_other_environments_bring_their_own_reading():
     with pytest.raises(ValueError, match="lacks 'pixels', has image; pass a `read`"):
         lerobot_observation({"image": 1})
     assert lerobot_observation({"pixels": np.zeros((2, 2, 3)), "agent_pos": [1]})[0].keys() == {"front"}
+
+
+def test_a_driver_that_says_nothing_moves_a_machine():
+    assert not Driver.simulated and not RobotDriver.simulated and not ToyRobot().simulated
+    assert GymDriver(Line()).simulated and DryRun(ToyRobot()).simulated
 
 
 class Arm:

@@ -66,6 +66,17 @@ def test_observations_and_commands_arrive_as_they_were():
     driver.close()
 
 
+def test_whether_it_is_simulated_is_what_the_robots_own_driver_says():
+    served = Served()
+    driver = ProcessDriver(served.address)
+    assert not driver.simulated
+    for simulated in (True, False):
+        served.robot.simulated = simulated
+        driver.observe()
+        assert driver.simulated is simulated
+    driver.close()
+
+
 def test_a_robot_holds_by_itself_when_nobody_speaks_and_when_the_other_side_is_gone():
     served = Served(watchdog_s=0.15)
     driver = ProcessDriver(served.address)

@@ -7,10 +7,11 @@ import sys
 
 import numpy as np
 import pytest
-from toy_robot import ROOT, make_limits
+from toy_robot import LIMITS, ROOT, make_limits
 
-from worldsim.bundle import load_bundle
+from worldsim.bundle import DESCRIPTION, load_bundle
 from worldsim.robot.drivers import RobotObservation
+from worldsim.robot.limits import require_limits
 from worldsim.robot.run import bundle_policy, main
 
 
@@ -69,6 +70,66 @@ def test_limits_from_a_file_go_before_the_bundles(toy_bundle, robot, tmp_path):
     assert main(arguments(toy_bundle, robot, "--limits", str(tmp_path / "limits.json"), "--log", str(log))) == 0
     actions = np.fromfile(log / "action.f32", "<f4").reshape(-1, 2)
     assert 0 < np.abs(np.diff(actions, axis=0)).max() <= 0.01 + 1e-6
+
+
+@pytest.fixture
+def unlimited(toy_bundle, tmp_path):
+    """A bundle that says nothing about its robot's limits, as `worldsim export` writes it by default."""
+    from toy_bundle import sign
+
+    folder = shutil.copytree(toy_bundle, tmp_path / "unlimited")
+    sign(folder, {**json.loads((folder / DESCRIPTION).read_text()), "limits": None})
+    return folder
+
+
+FAST, BOX, JOINTS = (
+    {name: LIMITS[name] for name in names} for names in (("max_delta",), ("workspace",), ("state_low", "state_high"))
+)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        None,
+        *({}, {"stop_s": 3.0, "watchdog_s": 0.4}, FAST, BOX, JOINTS, {**FAST, "state_low": [-0.3, -0.3]}),
+        *(
+            {**FAST, "workspace": None},
+            {**BOX, "max_rate_per_s": [None, None]},
+            {**FAST, "state_low": [None] * 2, "state_high": [None] * 2},
+        ),
+    ],
+)
+def test_a_real_robot_does_not_move_without_limits(unlimited, robot, tmp_path, capsys, changes):
+    (tmp_path / "limits.json").write_text(json.dumps(changes))
+    assert main(arguments(unlimited, robot, *([] if changes is None else ["--limits", str(tmp_path / "limits.json")]))) == 2
+    out, error = capsys.readouterr()
+    assert out == "" and error.count("\n") == 1
+    assert error.startswith("error: a robot that is not simulated needs limits") and "--dry-run" in error
+    assert not {"send", "stop"} & {what for _, what in robot.notes()}
+
+
+@pytest.mark.parametrize("changes", [FAST | BOX, FAST | JOINTS, {"max_rate_per_s": [9, None], "measured": [0, 1]}])
+def test_limits_that_say_how_fast_and_where_are_enough(unlimited, changes):
+    description = json.loads((unlimited / DESCRIPTION).read_text())
+    require_limits(description, changes)
+    require_limits({**description, "limits": changes})
+
+
+def test_a_real_robot_moves_with_limits_from_a_file(unlimited, robot, tmp_path):
+    (tmp_path / "limits.json").write_text(json.dumps(FAST | BOX))
+    assert main(arguments(unlimited, robot, "--limits", str(tmp_path / "limits.json"))) == 0
+    assert "send" in [what for _, what in robot.notes()]
+
+
+def test_a_dry_run_needs_no_limits(unlimited, robot):
+    assert main(arguments(unlimited, robot, "--dry-run")) == 0
+    assert "send" not in [what for _, what in robot.notes()]
+
+
+def test_a_simulated_robot_needs_no_limits(unlimited, robot):
+    robot.fail("simulated")
+    assert main(arguments(unlimited, robot)) == 0
+    assert "send" in [what for _, what in robot.notes()]
 
 
 def test_what_cannot_start_says_why_in_one_line(toy_bundle, mortal_robot, tmp_path, capsys):
