@@ -11,11 +11,17 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+from av.container import InputContainer
 from av.error import FFmpegError
-from jaxtyping import UInt8
+from av.video.stream import VideoStream
+from jaxtyping import Float, UInt8
+
+from worldsim.data.timing import nearest
 
 # LeRobot's encoder settings: a key frame every second frame makes random access cheap.
 CODEC, PIXEL_FORMAT, OPTIONS = "libsvtav1", "yuv420p", {"g": "2", "crf": "30", "preset": "12"}
+MIN_SIDE = 4  # pixels; the encoder refuses less
+RATE_TOLERANCE = 0.03  # 29.97 Hz passes for 30 Hz, and whole milliseconds (33, 33, 34) do; 24 Hz does not pass for 25 Hz
 os.environ.setdefault("SVT_LOG", "1")  # errors only: the encoder otherwise prints a banner per file to stderr
 
 
@@ -48,27 +54,65 @@ def write_video(path: Path, frames: Iterable[UInt8[np.ndarray, "h w 3"]], *, fps
 
 
 def read_video(path: Path, *, start_s: float, num_frames: int, fps: float) -> UInt8[np.ndarray, "n h w 3"]:
-    """Decode `num_frames` consecutive RGB frames, the first one shown at `start_s` seconds.
+    """Decode `num_frames` RGB frames: the ones shown at `start_s` + i / fps seconds, or nearest to it.
 
     Raises:
         FileNotFoundError: if the file is missing.
-        ValueError: if it is damaged or ends too early.
+        ValueError: if it is damaged, runs at another rate, or shows no frame within half a step of a wanted time.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"video file {path} is missing; copy the dataset again with its videos/ folder")
+    wanted = start_s + np.arange(num_frames) / fps
+    times: list[float] = []
     frames: list[np.ndarray] = []
     try:
-        with av.open(str(path)) as container:
+        with _open(path) as container:
             stream = container.streams.video[0]
+            check_rate(path, stream, fps)
             if start_s > 0:
                 container.seek(int(start_s * av.time_base))
             for frame in container.decode(stream):
-                if len(frames) < num_frames and frame.time >= start_s - 0.5 / fps:
+                time = -1.0 if frame.time is None else frame.time
+                if time >= start_s - 0.5 / fps:
+                    times.append(time)
                     frames.append(frame.to_ndarray(format="rgb24"))
-                if len(frames) == num_frames:
+                if time >= wanted[-1] - 0.01 / fps:
                     break
     except FFmpegError as error:
         raise ValueError(f"video file {path} cannot be decoded ({error}); copy it again") from error
-    if len(frames) < num_frames:
-        raise ValueError(f"video file {path} has {len(frames)} frames after {start_s:.3f} s, expected {num_frames}; copy it again")
-    return np.stack(frames)
+    chosen = nearest(np.array(times), wanted, fps)
+    if (lost := wanted[chosen < 0]).size:
+        raise ValueError(
+            f"video file {path} shows no frame at {lost[0]:.3f} s, nor within half a step of it: {len(lost)} of {num_frames} "
+            f"frames are lost; copy or encode it again"
+        )
+    return np.stack([frames[i] for i in chosen])
+
+
+def check_rate(path: Path, stream: VideoStream, fps: float) -> None:
+    """ValueError if a video runs at another rate than `fps`, by what it says of itself and on average."""
+    rates = [float(rate) for rate in (stream.guessed_rate, stream.average_rate) if rate]
+    if rates and all(abs(rate / fps - 1) > RATE_TOLERANCE for rate in rates):  # the first forgives lost frames, the other jitter
+        raise ValueError(
+            f"video file {path} shows {rates[-1]:.4g} frames per second, the dataset says {fps:.4g}; encode it again at that rate"
+        )
+
+
+def frame_times(path: Path, fps: float) -> Float[np.ndarray, " n"]:
+    """When each frame of a video of rate `fps` is shown [s], in order; nothing is decoded.
+
+    Raises:
+        FileNotFoundError: if the file is missing.
+        ValueError: if it is damaged or runs at another rate.
+    """
+    try:
+        with _open(path) as container:
+            stream = container.streams.video[0]
+            check_rate(path, stream, fps)
+            return np.sort([float(packet.pts * packet.time_base) for packet in container.demux(stream) if packet.pts is not None])
+    except FFmpegError as error:
+        raise ValueError(f"video file {path} cannot be decoded ({error}); copy it again") from error
+
+
+def _open(path: Path) -> InputContainer:
+    if not path.is_file():
+        raise FileNotFoundError(f"video file {path} is missing; copy the dataset again with its videos/ folder")
+    return av.open(str(path))
