@@ -41,7 +41,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> str:
             state=0.1 * torch.randn(9, 4, generator=generator),
             action=0.5 * torch.randn(8, 2, generator=generator).clamp(-1, 1),
             reward=torch.zeros(8),
-            success=torch.arange(9) == 8,
+            success=(torch.arange(9) == 8).float(),
             progress=torch.linspace(0, 1, 9),
             instruction=f"push the {colour} block onto the green disc",
             source="expert",

@@ -133,8 +133,8 @@ class Episode:
         state: proprioception, [t+1, s].
         action: normalised actions in [-1, 1], [t, ad].
         reward: reward of each action, [t].
-        success: ground truth of every frame, [t+1].
-        progress: task progress of every frame in [0, 1], [t+1].
+        success: ground truth of every frame, 1 or 0, [t+1]; NaN where nobody judged it, so ask `== 1`.
+        progress: task progress of every frame in [0, 1], [t+1]; NaN where nobody judged it.
         instruction: what the episode was told to do.
         source: who acted: "expert", "noisy_expert", "policy", "dream" or "robot".
     """
@@ -143,7 +143,7 @@ class Episode:
     state: Float[Tensor, "t1 s"]
     action: Float[Tensor, "t ad"]
     reward: Float[Tensor, " t"]
-    success: Bool[Tensor, " t1"]
+    success: Float[Tensor, " t1"]
     progress: Float[Tensor, " t1"]
     instruction: str
     source: str

@@ -11,11 +11,13 @@ No lerobot release installs beside our torch, so this recipe overrides its torch
 
 Two substitutions, neither in LeRobot's dataset code: operators that torchvision lacks beside a CPU build of torch are declared,
 and where neither torchcodec nor torchvision can decode video, LeRobot's frame decoder is replaced by PyAV (the script says so).
-Checked in both directions, with images and with videos: lengths, every value, tasks, statistics and pixels.
+Checked in both directions, with images and with videos: lengths, every value, tasks, statistics and pixels; and that LeRobot opens
+a dataset of which nobody judged success, which has fewer columns.
 """
 
 import sys
 import tempfile
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -57,7 +59,7 @@ def episode(seed: int, t: int) -> Episode:
         state=torch.randn(t + 1, 3, generator=g),
         action=torch.rand(t, 2, generator=g),
         reward=torch.rand(t, generator=g),
-        success=torch.arange(t + 1) > t // 2,
+        success=(torch.arange(t + 1) > t // 2).float(),
         progress=torch.linspace(0, 1, t + 1),
         instruction=f"task {seed % 2}",
         source="expert",
@@ -107,6 +109,17 @@ def lerobot_reads_ours(root: Path, storage: Any) -> None:
     assert torch.equal(chunked[0]["action"], episodes[1].action[:3])
 
 
+def lerobot_reads_what_nobody_judged(root: Path, storage: Any) -> None:
+    unknown = {"success": torch.full((7,), torch.nan), "progress": torch.full((7,), torch.nan)}
+    settings: dict[str, Any] = {"state_names": ["x", "y", "z"], "action_names": ["dx", "dy"], "cameras": {"top": (SIZE, SIZE)}}
+    with DatasetWriter(root, fps=FPS, robot_type="arm", storage=storage, judged=False, **settings) as writer:
+        writer.add([replace(episode(i, t=6), **unknown) for i in range(2)])
+    dataset = LeRobotDataset("worldsim/interop", root=root)
+    assert len(dataset) == 14 and not {"success", "next.success", "progress"} & (dataset[9].keys() | dataset.meta.stats.keys())
+    assert torch.equal(dataset[9]["observation.state"], episode(1, t=6).state[2])
+    assert all(e.success.isnan().all() and e.progress.isnan().all() for e in Dataset(root).episodes())
+
+
 def ours_reads_lerobot(root: Path, storage: Any) -> None:
     features = {
         "observation.state": {"dtype": "float32", "shape": (3,), "names": ["x", "y", "z"]},
@@ -121,7 +134,7 @@ def ours_reads_lerobot(root: Path, storage: Any) -> None:
         for j in range(len(e) + 1):
             k = min(j, len(e) - 1)
             frame = {"observation.state": e.state[j].numpy(), "action": e.action[k].numpy(), "task": e.instruction}
-            frame |= {"next.reward": e.reward[k : k + 1].numpy(), "next.success": e.success[k + 1 : k + 2].numpy()}
+            frame |= {"next.reward": e.reward[k : k + 1].numpy(), "next.success": e.success[k + 1 : k + 2].numpy() == 1}
             dataset.add_frame(frame | {"observation.images.top": e.images["top"][j].numpy()})
         dataset.save_episode()
     dataset.finalize()
@@ -137,12 +150,12 @@ def ours_reads_lerobot(root: Path, storage: Any) -> None:
 
 
 def main() -> None:
-    """Run the four round trips; an AssertionError names the first difference."""
+    """Run the six round trips; an AssertionError names the first difference."""
     if find_spec("torchcodec") is None and not hasattr(torchvision.io, "VideoReader"):
         print("note: no torchcodec and no torchvision.io.VideoReader; LeRobot's frame decoder is replaced by PyAV")
         lerobot_dataset.decode_video_frames = decode_with_pyav
     for storage in ("image", "video"):
-        for check in (lerobot_reads_ours, ours_reads_lerobot):
+        for check in (lerobot_reads_ours, lerobot_reads_what_nobody_judged, ours_reads_lerobot):
             with tempfile.TemporaryDirectory() as folder:
                 check(Path(folder) / "dataset", storage)
             print(f"{check.__name__} with {storage} storage: equal")

@@ -8,8 +8,9 @@ A row is a frame. An episode of t actions has t+1 rows: row i holds observation 
 (`next.reward`, `next.success`); the last row repeats the last action, has reward 0 and carries `next.done`. `success` and
 `progress` are those of the frame itself, so that reading gives back exactly the episode that was written.
 
-Every flush writes new files under temporary names, renames them, and replaces `meta/info.json` last: that is the commit.
-`Dataset` ignores what `info.json` does not count, so a run killed at any moment leaves a readable dataset.
+Every flush names its files in a journal (`journal.py`), writes them under temporary names, renames them, and replaces
+`meta/info.json` last: that is the commit. `Dataset` ignores what the journal names and `info.json` does not count, so a run killed
+at any moment leaves a readable dataset.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,10 +26,12 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from worldsim.data import journal
 from worldsim.data import lerobot_format as fmt
+from worldsim.data.counters import check_counters
 from worldsim.data.lerobot_reader import NUM_THREADS, Dataset
 from worldsim.data.stats import Stats, image_statistics, merge_statistics, statistics
-from worldsim.data.video import encode_png, write_video
+from worldsim.data.video import MIN_SIDE, encode_png, write_video
 from worldsim.types import Episode
 
 __all__ = ["Dataset", "DatasetWriter"]
@@ -40,7 +43,8 @@ class DatasetWriter:
     """Writes episodes as a LeRobot v3.0 dataset, one set of files per flush. A context manager; one writer per folder at a time.
 
     An existing dataset with the same settings is continued: `num_episodes` says where, and files that an interrupted flush left
-    behind are removed. Statistics are kept exact over all frames (min, max, mean, std, count and quantiles of every vector
+    behind move to `.orphans`. Nothing is ever deleted, and a dataset that holds anything else that `info.json` does not count is
+    refused. Statistics are kept exact over all frames (min, max, mean, std, count and quantiles of every vector
     and scalar, held in memory for that); those of images come from 16 frames per episode, their quantiles are averaged over
     episodes as in LeRobot.
 
@@ -52,13 +56,16 @@ class DatasetWriter:
         action_names: one name per dimension of the action.
         cameras: (height, width) by camera name.
         storage: "image" is lossless PNG inside the data files; "video" is lossy AV1 and far smaller.
+        judged: somebody says success and progress of every frame. A dataset of which nobody does has no such features, because a
+            recorded False would be learned from.
 
     Attributes:
         root: the dataset's folder.
         num_episodes: committed episodes.
 
     Raises:
-        ValueError: if the settings are not possible, or differ from those of the dataset that is already there.
+        ValueError: if the settings are not possible, or differ from those of the dataset that is already there, or if that
+            dataset's files and its `info.json` disagree.
     """
 
     def __init__(
@@ -71,28 +78,36 @@ class DatasetWriter:
         action_names: Sequence[str],
         cameras: Mapping[str, tuple[int, int]],
         storage: Literal["image", "video"] = "image",
+        judged: bool = True,
     ) -> None:
-        self.root, self._fps, self._storage, self._cameras = Path(root), fps, storage, dict(cameras)
+        self.root, self._fps, self._storage, self._cameras, self._judged = Path(root), fps, storage, dict(cameras), judged
         self._widths = (len(state_names), len(action_names))
         self._check_settings()
         self._info = fmt.new_info(
-            fps=fps, robot_type=robot_type, state_names=state_names, action_names=action_names, cameras=cameras, storage=storage
+            fps=fps,
+            robot_type=robot_type,
+            state_names=state_names,
+            action_names=action_names,
+            cameras=cameras,
+            storage=storage,
+            judged=judged,
         )
         self._schema = fmt.arrow_schema(self._info["features"])
         if (self.root / fmt.INFO).exists():
             self._check_same(fmt.read_json(self.root / fmt.INFO))
+            check_counters(self.root)
+            journal.set_aside(self.root, journal.leftovers(self.root))
         elif any(self.root.glob("*/*/*.parquet")) or any(self.root.glob("meta/episodes/*/*.parquet")):
             raise ValueError(f"{self.root} holds data but no {fmt.INFO}; choose an empty folder, or restore that file")
         else:
             fmt.write_json(self.root / fmt.INFO, self._info)
         committed = Dataset(self.root)
         self._info = committed.info
-        self._tasks = {task: i for i, task in enumerate(committed.tasks)}
+        self._task_of = committed.task_of
+        self._next_episode = max(committed.episode_indices, default=-1) + 1
         self._values = {key: [values] for key, values in committed.read_values().items()}
         self._image_stats = committed.image_stats()
-        files = committed.files()
-        self._num_files = max((_file_number(path) + 1 for path in files), default=0)
-        self._remove_uncommitted(files)
+        self._num_files = max((_file_number(path) + 1 for path in committed.files()), default=0)
         self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(NUM_THREADS)
 
     @property
@@ -123,16 +138,19 @@ class DatasetWriter:
             self._check_episode(episode, f"episode {i} of this flush")
         if not episodes:
             return
-        tasks = dict(self._tasks)
+        task_of = dict(self._task_of)
+        numbers = {sentence: number for number, sentence in task_of.items()}
         starts = np.cumsum([self._info["total_frames"], *(len(episode) + 1 for episode in episodes)]).tolist()
         values = []
         for i, episode in enumerate(episodes):
-            task_index = tasks.setdefault(episode.instruction, len(tasks))
-            values.append(self._frame_values(episode, self.num_episodes + i, starts[i], task_index))
+            number = numbers.setdefault(episode.instruction, max(task_of, default=-1) + 1)
+            task_of[number] = episode.instruction
+            values.append(self._frame_values(episode, self._next_episode + i, starts[i], number))
         image_stats = [{fmt.camera_key(name): _sampled_statistics(e.images[name]) for name in self._cameras} for e in episodes]
         chunk_index, file_index = divmod(self._num_files, fmt.FILES_PER_CHUNK)
         file = {"chunk_index": chunk_index, "file_index": file_index}
 
+        journal.begin(self.root, total_episodes=self.num_episodes, files=self._new_files(file))
         if self._storage == "video":
             self._write_videos(episodes, file)
         self._write_data(episodes, values, file)
@@ -140,22 +158,34 @@ class DatasetWriter:
             rows = [self._episode_row(*row, file, starts[0]) for row in zip(episodes, values, image_stats, strict=True)]
             pq.write_table(pa.Table.from_pylist(rows), path)
         with fmt.replacing(self.root / fmt.TASKS) as path:
-            pq.write_table(fmt.tasks_table(list(tasks)), path)
+            pq.write_table(fmt.tasks_table(task_of), path)
         all_values = {key: [np.concatenate([*parts, *(v[key] for v in values)])] for key, parts in self._values.items()}
         known = [self._image_stats] if self._image_stats else []
         all_images = {key: merge_statistics([part[key] for part in known + image_stats]) for key in image_stats[0]}
         fmt.write_json(self.root / fmt.STATS, {key: statistics(value) for key, (value,) in all_values.items()} | all_images)
         total = self.num_episodes + len(episodes)
-        counts = {"total_episodes": total, "total_frames": starts[-1], "total_tasks": len(tasks), "splits": {"train": f"0:{total}"}}
+        counts = {
+            "total_episodes": total,
+            "total_frames": starts[-1],
+            "total_tasks": len(task_of),
+            "splits": {"train": f"0:{total}"},
+        }
         info = self._info | counts
         fmt.write_json(self.root / fmt.INFO, info)
-        self._info, self._tasks, self._values, self._image_stats = info, tasks, all_values, all_images
-        self._num_files += 1
+        journal.end(self.root)
+        self._info, self._task_of, self._values, self._image_stats = info, task_of, all_values, all_images
+        self._next_episode, self._num_files = self._next_episode + len(episodes), self._num_files + 1
+
+    def _new_files(self, file: Mapping[str, int]) -> list[Path]:
+        """The files that a flush adds, relative to the dataset's folder."""
+        videos = [fmt.VIDEO_PATH.format(video_key=fmt.camera_key(camera), **file) for camera in self._cameras]
+        names = [fmt.DATA_PATH.format(**file), fmt.EPISODES_PATH.format(**file), *(videos if self._storage == "video" else ())]
+        return [Path(name) for name in names]
 
     def _frame_values(self, episode: Episode, episode_index: int, start: int, task_index: int) -> dict[str, np.ndarray]:
         """Every scalar and vector feature but `source`, [t+1, d]."""
         frame = np.arange(len(episode) + 1)
-        success, action = episode.success.numpy(), episode.action.numpy()
+        success, action = episode.success.numpy() == 1, episode.action.numpy()
         columns = {
             "observation.state": episode.state.numpy(),
             "action": np.concatenate([action, action[-1:]]),
@@ -170,7 +200,8 @@ class DatasetWriter:
             "index": start + frame,
             "task_index": np.full_like(frame, task_index),
         }
-        return {key: values.reshape(len(frame), -1).astype(self._info["features"][key]["dtype"]) for key, values in columns.items()}
+        features = self._info["features"]  # without labels where nobody judged
+        return {k: v.reshape(len(frame), -1).astype(features[k]["dtype"]) for k, v in columns.items() if k in features}
 
     def _write_data(self, episodes: Sequence[Episode], values: Sequence[dict[str, np.ndarray]], file: dict[str, int]) -> None:
         path = self.root / fmt.DATA_PATH.format(**file)
@@ -215,15 +246,6 @@ class DatasetWriter:
         stats = {key: statistics(value) for key, value in values.items()} | dict(image_stats)
         return row | {f"stats/{key}/{name}": value.tolist() for key, part in stats.items() for name, value in part.items()}
 
-    def _remove_uncommitted(self, committed: set[Path]) -> None:
-        """Remove what a killed flush left: temporary files, and numbered files that hold no committed episode."""
-        for folder in ("data", "videos", "meta"):
-            for path in list(self.root.glob(f"{folder}/**/*.tmp")):
-                path.unlink()
-        for pattern in ("data/chunk-*/file-*.parquet", "meta/episodes/chunk-*/file-*.parquet", "videos/*/chunk-*/file-*.mp4"):
-            for path in set(self.root.glob(pattern)) - committed:
-                path.unlink()
-
     def _check_settings(self) -> None:
         if self._storage not in ("image", "video"):
             raise ValueError(f"storage must be 'image' or 'video', got {self._storage!r}")
@@ -234,6 +256,9 @@ class DatasetWriter:
         for camera in self._cameras:
             if not camera or set(camera) & set("/."):
                 raise ValueError(f"camera name {camera!r} must not be empty or contain '/' or '.'; rename the camera")
+            if self._storage == "video" and min(self._cameras[camera]) < MIN_SIDE:
+                size = " x ".join(map(str, self._cameras[camera]))
+                raise ValueError(f"camera {camera} has {size} pixels, a video needs {MIN_SIDE} x {MIN_SIDE}; use storage='image'")
 
     def _check_same(self, existing: Mapping[str, Any]) -> None:
         """ValueError naming what differs, if an existing dataset has other settings than this writer."""
@@ -265,7 +290,17 @@ class DatasetWriter:
         for field, (tensor, shape) in expected_shapes.items():
             if tuple(tensor.shape) != shape:
                 raise ValueError(f"{name}: {field} has shape {tuple(tensor.shape)}, expected {shape} for {t} actions")
-            if tensor.is_floating_point() and not tensor.isfinite().all():
+            if field in ("success", "progress"):
+                known = int(tensor.isfinite().sum())
+                if field == "success" and (odd := tensor[tensor.isfinite() & (tensor != 0) & (tensor != 1)]).numel():
+                    raise ValueError(f"{name}: success is {odd[0]:.3g} in a frame, expected 0 or 1; NaN says that nobody knows")
+                if known != self._judged * (t + 1):
+                    there = "says it of all" if self._judged else "does not"
+                    raise ValueError(
+                        f"{name}: {field} is known of {known} of {t + 1} frames, while this dataset {there}; record what is judged "
+                        "(judged=True) and what is not (judged=False) into two datasets"
+                    )
+            elif tensor.is_floating_point() and not tensor.isfinite().all():
                 raise ValueError(f"{name}: {field} has a value that is not finite; leave the episode out")
         for camera, frames in episode.images.items():
             if frames.dtype != torch.uint8:

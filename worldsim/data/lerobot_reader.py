@@ -5,6 +5,7 @@ Read `lerobot.py` next: it explains how an episode becomes rows, and when they c
 """
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import cached_property
@@ -17,7 +18,9 @@ import pyarrow as pa
 import torch
 
 from worldsim.data import lerobot_format as fmt
+from worldsim.data.journal import leftovers
 from worldsim.data.stats import NAMES, Stats, merge_statistics, statistics
+from worldsim.data.timing import timing
 from worldsim.data.video import decode_images, read_video
 from worldsim.types import Episode
 
@@ -27,8 +30,12 @@ NUM_THREADS = min(4, os.cpu_count() or 1)
 class Dataset:
     """A LeRobot v3.0 dataset on disk, ours or anyone's. Opening reads metadata only; `episodes` reads frames.
 
-    Datasets by others may lack what an `Episode` has: reward is then 0, success is `next.success` or False, progress 0 (NaN too)
+    Datasets by others may lack what an `Episode` has: reward is then 0, success that of `next.success`, what nobody judged is NaN,
     and the source "unknown". Their last action is dropped, because n frames have n - 1 transitions. Actions keep their units.
+
+    Episodes are counted by position: their numbers, and those of the tasks, may have gaps. What would be a wrong label in silence
+    is refused: values that are not finite, steps that are not 1/fps long, a video at another rate, and an episode whose task
+    changes, because all learners take all frames of an episode, with success and progress, to be under its one instruction.
 
     Attributes:
         root: the dataset's folder.
@@ -37,10 +44,12 @@ class Dataset:
         cameras: (height, width) by camera name; `observation.images.top` is camera "top". Depth maps are left out.
         state_names: one name per dimension of the state.
         action_names: one name per dimension of the action.
-        tasks: the instructions, by task index.
+        tasks: the instructions, in the order of their numbers.
         fps: frames per second.
         num_episodes: committed episodes.
         num_frames: their frames.
+        episode_indices: their numbers.
+        task_of: the instructions by their numbers.
 
     Args:
         root: the dataset's folder.
@@ -53,28 +62,24 @@ class Dataset:
 
     def __init__(self, root: str | Path, *, cameras: Sequence[str] | None = None) -> None:
         self.root = Path(root)
-        if not (self.root / fmt.INFO).is_file():
-            raise FileNotFoundError(f"no LeRobot dataset at {self.root}: {fmt.INFO} is missing; check the path or record one first")
-        self.info = fmt.read_json(self.root / fmt.INFO)
-        if (version := self.info.get("codebase_version")) != fmt.VERSION:
-            raise ValueError(f"{self.root} has codebase_version {version}, expected {fmt.VERSION}; convert it with LeRobot")
+        self.info = fmt.read_info(self.root)
         self.features: fmt.Features = self.info["features"]
-        if missing := {"observation.state", "action"} - self.features.keys():
-            there = ", ".join(self.features)
-            raise ValueError(f"{self.root} lacks the feature {' and '.join(sorted(missing))}; rename one of {there}")
-        self.state_names, self.action_names = (_names(self.features[key]) for key in ("observation.state", "action"))
-        keys = {fmt.camera_name(key): key for key, feature in self.features.items() if _is_rgb(feature)}
+        self.state_names, self.action_names = (fmt.dimension_names(self.features[key]) for key in ("observation.state", "action"))
+        keys = {fmt.camera_name(key): key for key, feature in self.features.items() if fmt.is_rgb(feature)}
         if missing := set(cameras or ()) - keys.keys():
             raise ValueError(f"{self.root} has no camera {', '.join(sorted(missing))}; choose among {', '.join(keys) or 'none'}")
         self._camera_keys = {camera: keys[camera] for camera in (keys if cameras is None else cameras)}
-        self.cameras = {camera: _resolution(self.features[key]) for camera, key in self._camera_keys.items()}
+        self.cameras = {camera: fmt.resolution(key, self.features[key]) for camera, key in self._camera_keys.items()}
         self.fps, self.num_episodes, self.num_frames = (self.info[key] for key in ("fps", "total_episodes", "total_frames"))
         self._video_keys = [key for key in self._camera_keys.values() if self.features[key]["dtype"] == "video"]
         columns = ("chunk_index", "file_index", "from_timestamp")
         video_columns = [f"videos/{key}/{column}" for key in self._video_keys for column in columns]
+        self._doctor = f"worldsim doctor data={self.root} lists all faults"
         self._episode_files: set[Path] = set()
         self._episodes = self._read_episode_rows(["length", "data/chunk_index", "data/file_index", *video_columns])
-        self.tasks = self._read_tasks()
+        self.episode_indices = [row["episode_index"] for row in self._episodes]
+        self.task_of = self._read_tasks()
+        self.tasks = tuple(self.task_of.values())
 
     @cached_property
     def stats(self) -> dict[str, Stats]:
@@ -83,12 +88,18 @@ class Dataset:
         Those of `meta/stats.json`; where that file counts other frames than are committed, as after a run was killed between
         its last two renames, they are computed again from the data.
         """
-        stored = fmt.read_json(self.root / fmt.STATS) if (self.root / fmt.STATS).is_file() else {}
-        if stored.get("action", {}).get("count") == [self.num_frames]:
-            return {key: {name: np.array(value) for name, value in stats.items()} for key, stats in stored.items()}
+        if (stored := self.stored_stats()) is not None:
+            return stored
         if not self.num_episodes:
             return {}
         return {key: statistics(values) for key, values in self.read_values().items()} | self.image_stats()
+
+    def stored_stats(self) -> dict[str, Stats] | None:
+        """The contents of `meta/stats.json`; None if there are none, or if they count other frames than are committed."""
+        stored = fmt.read_json(self.root / fmt.STATS) if (self.root / fmt.STATS).is_file() else {}
+        if stored.get("action", {}).get("count") != [self.num_frames]:
+            return None
+        return {key: {name: np.array(value) for name, value in stats.items()} for key, stats in stored.items()}
 
     def episodes(self, indices: Sequence[int] | None = None) -> Iterator[Episode]:
         """The episodes at `indices`, in that order; by default all of them.
@@ -96,7 +107,7 @@ class Dataset:
         Raises:
             IndexError: at once, if an index is not in [0, num_episodes).
             FileNotFoundError: while reading, if a data or video file is missing.
-            ValueError: while reading, if a file is damaged or an episode has a single frame.
+            ValueError: while reading, if a file is damaged or an episode is refused for what the class says.
         """
         indices = range(self.num_episodes) if indices is None else indices
         if wrong := [i for i in indices if not 0 <= i < self.num_episodes]:
@@ -104,15 +115,28 @@ class Dataset:
         return self._iterate(indices)
 
     def read_values(self) -> dict[str, np.ndarray]:
-        """All committed values of every scalar or vector feature, [num_frames, d]."""
-        kinds = {k: f for k, f in self.features.items() if f["dtype"] not in ("string", "image", "video") and len(f["shape"]) == 1}
+        """All committed values of every scalar or vector feature of numbers, [num_frames, d]."""
+        kinds = {k: f for k, f in self.features.items() if f["dtype"] in fmt.NUMBERS and len(f["shape"]) == 1 and f["shape"][0]}
         parts: dict[str, list[np.ndarray]] = {key: [np.empty((0, f["shape"][0]), f["dtype"])] for key, f in kinds.items()}
-        for path in dict.fromkeys(self._data_path(row) for row in self._episodes):
-            table = fmt.open_parquet(path, list(kinds)).read(list(kinds))
-            table = table.filter(pa.array(table["episode_index"].to_numpy() < self.num_episodes))
+        for table in self._committed_rows(list(kinds)):
             for key, feature in kinds.items():
                 parts[key].append(fmt.vectors(table, key, feature["shape"][0]))
         return {key: np.concatenate(part) for key, part in parts.items()}
+
+    def judged_share(self) -> dict[str, float]:
+        """Share of all frames of which somebody said "success" and "progress"."""
+        there = [key for key in fmt.LABELS if key in self.features]
+        tables = list(self._committed_rows(there)) if there else []
+        known = {key: sum(int(np.isfinite(fmt.label(table, key)).sum()) for table in tables) for key in there}
+        success = known.get("success", known.get("next.success", 0))
+        return {name: n / max(1, self.num_frames) for name, n in (("success", success), ("progress", known.get("progress", 0)))}
+
+    def _committed_rows(self, columns: list[str]) -> Iterator[pa.Table]:
+        """`columns` of each data file, without rows that are not committed."""
+        committed = np.array(self.episode_indices)
+        for path in dict.fromkeys(fmt.data_file(self.root, self.info, row) for row in self._episodes):
+            table = fmt.open_parquet(path, columns).read([*dict.fromkeys([*columns, "episode_index"])])
+            yield table.filter(pa.array(np.isin(table["episode_index"].to_numpy(), committed)))
 
     def image_stats(self) -> dict[str, Stats]:
         """Statistics of the cameras, merged from those that every committed episode carries."""
@@ -123,87 +147,109 @@ class Dataset:
 
     def files(self) -> set[Path]:
         """The data, video and episode-metadata files that hold committed episodes."""
-        videos = {self._video_path(key, row) for key in self._video_keys for row in self._episodes}
-        return {self._data_path(row) for row in self._episodes} | videos | self._episode_files
+        videos = {fmt.video_file(self.root, self.info, row, key) for key in self._video_keys for row in self._episodes}
+        return {fmt.data_file(self.root, self.info, row) for row in self._episodes} | videos | self._episode_files
 
     def _read_episode_rows(self, columns: list[str]) -> list[dict[str, Any]]:
-        """`columns` of meta/episodes, one dictionary per committed episode."""
-        rows: dict[int, dict[str, Any]] = {}
+        """`columns` of meta/episodes, one dictionary per committed episode: those with the lowest numbers."""
+        rows: dict[int, tuple[Path, dict[str, Any]]] = {}
         for path in sorted(self.root.glob("meta/episodes/*/*.parquet")):
             names = ["episode_index", *columns]
-            part = fmt.open_parquet(path, names).read(names).to_pylist()
-            committed = {row["episode_index"]: row for row in part if row["episode_index"] < self.num_episodes}
-            self._episode_files |= {path} if committed else set()
-            rows |= committed
-        if missing := [i for i in range(self.num_episodes) if i not in rows]:
-            raise ValueError(
-                f"{self.root}/meta/episodes lacks episode {missing[0]} of {self.num_episodes}; copy the dataset again, completely"
-            )
-        return [rows[i] for i in range(self.num_episodes)]
+            rows |= {row["episode_index"]: (path, row) for row in fmt.open_parquet(path, names).read(names).to_pylist()}
+        found = [rows[index] for index in sorted(rows)]
+        committed, beyond = found[: self.num_episodes], {path.relative_to(self.root) for path, _ in found[self.num_episodes :]}
+        if len(committed) < self.num_episodes or beyond - set(leftovers(self.root) if beyond else ()):
+            counted = f"{fmt.INFO} counts {self.num_episodes} episodes, meta/episodes holds {len(found)}"
+            raise ValueError(f"{self.root}: {counted}; worldsim doctor data={self.root} says how to mend it")
+        self._episode_files |= {path for path, _ in committed}
+        return [row for _, row in committed]
 
-    def _read_tasks(self) -> tuple[str, ...]:
+    def _read_tasks(self) -> dict[int, str]:
         if not self.num_episodes:
-            return ()
-        file = fmt.open_parquet(self.root / fmt.TASKS, ["task_index"])
-        column = "task" if "task" in file.schema_arrow.names else "__index_level_0__"
-        if column not in file.schema_arrow.names:
-            raise ValueError(f"{self.root / fmt.TASKS} has no column task; write it with the task string as the pandas index")
-        num_tasks = self.info["total_tasks"]
-        table = file.read().sort_by("task_index").slice(0, num_tasks)
-        if table["task_index"].to_pylist() != list(range(num_tasks)):
-            raise ValueError(f"{self.root / fmt.TASKS} must number its tasks from 0 to {num_tasks - 1}; copy the dataset again")
-        return tuple(table[column].to_pylist())
-
-    def _data_path(self, row: Mapping[str, Any]) -> Path:
-        return self.root / self.info["data_path"].format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
-
-    def _video_path(self, key: str, row: Mapping[str, Any]) -> Path:
-        file = {name: row[f"videos/{key}/{name}"] for name in ("chunk_index", "file_index")}
-        return self.root / self.info["video_path"].format(video_key=key, **file)
+            return {}
+        tasks, counted = fmt.read_tasks(self.root), self.info["total_tasks"]
+        if len(tasks) < counted:
+            held = f"{fmt.INFO} counts {counted} tasks, {fmt.TASKS} holds {len(tasks)}"
+            raise ValueError(f"{self.root}: {held}; worldsim doctor data={self.root} says how to mend it")
+        return dict([*tasks.items()][:counted])
 
     def _iterate(self, indices: Sequence[int]) -> Iterator[Episode]:
-        wanted = ["observation.state", "action", "next.reward", "next.success", "success", "progress", "source"]
+        wanted = ["observation.state", "action", "next.reward", *fmt.LABELS, "source", "timestamp"]
         columns = [key for key in wanted if key in self.features] + ["episode_index", "task_index"]
         columns += [key for key in self._camera_keys.values() if self.features[key]["dtype"] == "image"]
-        file = None
+        file, uneven = None, {}
         with ThreadPoolExecutor(NUM_THREADS) as pool:
             for index in indices:
-                path = self._data_path(self._episodes[index])
+                row = self._episodes[index]
+                path = fmt.data_file(self.root, self.info, row)
                 if file is None or file.path != path:
                     file = _DataFile(path, columns)
-                yield self._episode(self._episodes[index], file.rows(index), pool)
+                table = file.rows(row["episode_index"])
+                uneven |= self._check_rows(row, path, table)
+                yield self._episode(row, table, pool)
+        if uneven:
+            warnings.warn(
+                f"{self.root}: the time stamps of {len(uneven)} of {len(indices)} episodes are uneven, by up to "
+                f"{1000 * max(uneven.values()):.1f} ms; every step is taken to last {1000 / self.fps:.1f} ms",
+                stacklevel=2,
+            )
+
+    def _check_rows(self, row: Mapping[str, Any], path: Path, table: pa.Table) -> dict[int, float]:
+        """ValueError if the rows of an episode are damaged or mean something else than an `Episode` can say.
+
+        Returns:
+            {position: seconds} if its time stamps are uneven, but not enough for an error.
+        """
+        episode, length = f"episode {row['episode_index']} of {self.root}", row["length"]
+        if table.num_rows != length:
+            raise ValueError(f"{path} has {table.num_rows} rows of episode {row['episode_index']}, not {length}; copy it again")
+        if length < 2:
+            raise ValueError(f"{episode} has one frame and thus no action; delete it with LeRobot, or record it again")
+        numbers = np.unique(table["task_index"].to_numpy()).tolist()
+        if len(numbers) > 1:
+            raise ValueError(
+                f"{episode} has {len(numbers)} tasks, {numbers}; split it where the task changes, or delete it with LeRobot"
+            )
+        if numbers[0] not in self.task_of:
+            raise ValueError(f"{episode} has task_index {numbers[0]}, but the tasks are {[*self.task_of]}; {self._doctor}")
+        for key in ("observation.state", "action", "timestamp"):
+            if key in table.column_names:
+                values = fmt.vectors(table, key, self.features[key]["shape"][0])
+                if broken := int((~np.isfinite(values).all(axis=1)).sum()):
+                    rows = f"{broken} of {length} rows of {key} are not finite in episode {row['episode_index']}"
+                    raise ValueError(f"{path}: {rows}; delete or record the episode again, {self._doctor}")
+        if "timestamp" not in table.column_names:
+            return {}
+        times = timing(fmt.vectors(table, "timestamp", 1)[:, 0], self.fps)
+        if times.broken:
+            off = f"is {1000 * times.worst_s:.0f} ms, half a frame or more, from its place at {self.fps} frames per second"
+            raise ValueError(
+                f"{path}: a time stamp of episode {row['episode_index']} {off}; record it again with steps of equal length, "
+                f"{self._doctor}"
+            )
+        return {} if times.even else {row["episode_index"]: times.worst_s}
 
     def _episode(self, row: Mapping[str, Any], table: pa.Table, pool: Executor) -> Episode:
-        index, length = row["episode_index"], row["length"]
-        if table.num_rows != length:
-            raise ValueError(f"{self._data_path(row)} has {table.num_rows} rows of episode {index}, not {length}; copy it again")
-        if length < 2:
-            raise ValueError(f"episode {index} of {self.root} has one frame and thus no action; leave it out of `indices`")
-
-        if not 0 <= (task_index := table["task_index"][0].as_py()) < len(self.tasks):
-            raise ValueError(f"episode {index} of {self.root} has task_index {task_index}, but there are {len(self.tasks)} tasks")
-
-        def read(key: str, width: int = 1) -> np.ndarray:
-            return fmt.vectors(table, key, width) if key in table.column_names else np.zeros((length, width), np.float32)
-
-        success = read("success") if "success" in table.column_names else np.roll(read("next.success"), 1, axis=0)
+        length = row["length"]
+        reward = fmt.vectors(table, "next.reward", 1)[:-1, 0] if "next.reward" in table.column_names else np.zeros(length - 1)
+        success = fmt.label(table, "success")
         if "success" not in table.column_names:
-            success[0] = False  # nobody recorded whether the first frame was a success
+            success = np.append(np.float32(np.nan), fmt.label(table, "next.success")[:-1])  # nobody judged the first frame
         return Episode(
             images={camera: torch.from_numpy(self._images(key, row, table, pool)) for camera, key in self._camera_keys.items()},
-            state=torch.from_numpy(read("observation.state", len(self.state_names)).astype(np.float32)),
-            action=torch.from_numpy(read("action", len(self.action_names))[:-1].astype(np.float32)),
-            reward=torch.from_numpy(read("next.reward")[:-1, 0].astype(np.float32)),
-            success=torch.from_numpy(success[:, 0].astype(bool)),
-            progress=torch.from_numpy(np.nan_to_num(read("progress")[:, 0].astype(np.float32))),
-            instruction=self.tasks[task_index],
+            state=torch.from_numpy(fmt.vectors(table, "observation.state", len(self.state_names)).astype(np.float32)),
+            action=torch.from_numpy(fmt.vectors(table, "action", len(self.action_names))[:-1].astype(np.float32)),
+            reward=torch.from_numpy(reward.astype(np.float32)),
+            success=torch.from_numpy(success),
+            progress=torch.from_numpy(fmt.label(table, "progress")),
+            instruction=self.task_of[table["task_index"][0].as_py()],
             source=table["source"][0].as_py() if "source" in table.column_names else "unknown",
         )
 
     def _images(self, key: str, row: Mapping[str, Any], table: pa.Table, pool: Executor) -> np.ndarray:
         if key in self._video_keys:
-            start_s = row[f"videos/{key}/from_timestamp"]
-            return read_video(self._video_path(key, row), start_s=start_s, num_frames=row["length"], fps=self.fps)
+            path, start_s = fmt.video_file(self.root, self.info, row, key), row[f"videos/{key}/from_timestamp"]
+            return read_video(path, start_s=start_s, num_frames=row["length"], fps=self.fps)
         encoded = table[key].combine_chunks().field("bytes").to_pylist()
         share = -(-len(encoded) // NUM_THREADS)
         return np.stack([*chain(*pool.map(decode_images, [encoded[i : i + share] for i in range(0, len(encoded), share)]))])
@@ -230,22 +276,3 @@ class _DataFile:
                 raise ValueError(f"{self.path} cannot be read ({str(error).splitlines()[0]}); copy it again") from error
         table = self._table[1]
         return table.filter(pa.array(table["episode_index"].to_numpy() == episode_index))
-
-
-def _is_rgb(feature: Mapping[str, Any]) -> bool:
-    info = feature.get("info") or {}
-    depth = info.get("is_depth_map") or info.get("video.is_depth_map")
-    return feature["dtype"] in ("image", "video") and not depth
-
-
-def _resolution(feature: Mapping[str, Any]) -> tuple[int, int]:
-    shape = tuple(feature["shape"])  # some datasets list channels first
-    return (shape[0], shape[1]) if shape[2] == 3 else (shape[1], shape[2])
-
-
-def _names(feature: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of a vector's dimensions, which others nest in a dictionary or leave out; numbers where there are none."""
-    names, width = feature.get("names") or (), feature["shape"][0]
-    if isinstance(names, Mapping):
-        names = [*chain.from_iterable(value if isinstance(value, list) else [key] for key, value in names.items())]
-    return tuple(names) if len(names) == width else tuple(str(i) for i in range(width))

@@ -22,8 +22,8 @@ def convert_robot_log(log: Path, root: Path, *, robot_type: str, storage: Litera
 
     An episode is a stretch of consecutive policy steps; where rows were dropped, the robot did not answer or its state was not
     finite, the next one begins.
-    Nobody judged success on the robot: reward and progress are 0 and success is False. A recording that a crash cut short ends
-    with its last complete row.
+    Nobody judged success on the robot: the reward is 0, success and progress are unknown, and the dataset has no such features. A
+    recording that a crash cut short ends with its last complete row.
 
     Args:
         log: the recorder's folder.
@@ -49,8 +49,8 @@ def convert_robot_log(log: Path, root: Path, *, robot_type: str, storage: Litera
     ]
     if not stretches:
         raise ValueError(f"{log} holds no two consecutive steps, only {complete} rows; record for longer")
-    names = {"state_names": meta["state_names"], "action_names": meta["action_names"]}
-    with DatasetWriter(root, fps=meta["fps"], robot_type=robot_type, cameras=cameras, storage=storage, **names) as writer:
+    settings = {name: meta[name] for name in ("fps", "state_names", "action_names")}
+    with DatasetWriter(root, robot_type=robot_type, cameras=cameras, storage=storage, judged=False, **settings) as writer:
         for part in stretches:  # one at a time: pictures of an hour do not fit into memory
             writer.add([_episode({name: stream[part] for name, stream in streams.items()}, list(cameras), meta["instruction"])])
     return len(stretches)
@@ -64,8 +64,8 @@ def _episode(streams: dict[str, np.ndarray], cameras: list[str], instruction: st
         state=arrays["state"],
         action=arrays["action"][:t],
         reward=torch.zeros(t),
-        success=torch.zeros(t + 1, dtype=torch.bool),
-        progress=torch.zeros(t + 1),
+        success=torch.full((t + 1,), torch.nan),
+        progress=torch.full((t + 1,), torch.nan),
         instruction=instruction,
         source="robot",
     )

@@ -1,7 +1,6 @@
-"""The LeRobot dataset: exact round trips, commits that survive a kill, statistics, data by others, and clear errors."""
+"""The LeRobot dataset as we write it: exact round trips, statistics, clear errors. `test_journal.py` kills recordings."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -9,51 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from toy_datasets import DATA_FILE, EPISODE_FILE, SETTINGS, drop_column, edit_info, random_episode, smooth_episode, write
 
 from worldsim.data import lerobot_format as fmt
 from worldsim.data.lerobot import Dataset, DatasetWriter
 from worldsim.data.stats import image_statistics, merge_statistics, statistics
-from worldsim.data.video import encode_png
 from worldsim.types import Episode
-
-SETTINGS: dict[str, Any] = {
-    "fps": 10,
-    "robot_type": "pusher",
-    "state_names": ["x", "y", "z"],
-    "action_names": ["dx", "dy"],
-    "cameras": {"top": (16, 24), "wrist": (8, 8)},
-}
-
-
-def random_episode(seed: int, t: int = 5, instruction: str = "push the block") -> Episode:
-    g = torch.Generator().manual_seed(seed)
-    cameras = SETTINGS["cameras"].items()
-    return Episode(
-        images={name: torch.randint(0, 256, (t + 1, *size, 3), dtype=torch.uint8, generator=g) for name, size in cameras},
-        state=torch.randn(t + 1, 3, generator=g),
-        action=torch.rand(t, 2, generator=g) * 2 - 1,
-        reward=torch.randn(t, generator=g),
-        success=torch.rand(t + 1, generator=g) > 0.5,
-        progress=torch.rand(t + 1, generator=g),
-        instruction=instruction,
-        source="expert" if seed % 2 else "policy",
-    )
-
-
-def smooth_episode(seed: int, t: int = 11) -> Episode:
-    """Frames of slow colour waves, which a video codec keeps well; each episode has another phase."""
-    episode = random_episode(seed, t)
-
-    def waves(h: int, w: int) -> torch.Tensor:
-        phase = torch.arange(t + 1).view(-1, 1, 1, 1) / 10 + 2 * seed
-        grid = torch.linspace(0, 2, w).view(1, 1, w, 1) + torch.linspace(0, 1, h).view(1, h, 1, 1)
-        return (127 + 100 * torch.sin(grid + phase + torch.arange(3))).to(torch.uint8)
-
-    return replace(episode, images={name: waves(64, 64) for name in episode.images})
 
 
 def assert_equal(got: Episode, expected: Episode, *, images: bool = True) -> None:
@@ -66,13 +29,6 @@ def assert_equal(got: Episode, expected: Episode, *, images: bool = True) -> Non
             assert a.dtype == b.dtype and torch.equal(a, b), field.name
         else:
             assert a == b, field.name
-
-
-def write(root: Path, *flushes: list[Episode], **settings: Any) -> Dataset:
-    with DatasetWriter(root, **{**SETTINGS, **settings}) as writer:
-        for flush in flushes:
-            writer.add(flush)
-    return Dataset(root)
 
 
 def test_round_trip_is_exact(tmp_path: Path) -> None:
@@ -95,12 +51,28 @@ def test_one_dimensional_state_and_action_round_trip(tmp_path: Path) -> None:
     assert dataset.stats.keys() == {"observation.state", "action", *fmt.SCALARS} - {"source"}
 
 
+def test_a_dataset_of_which_nobody_judged_claims_nothing(tmp_path: Path) -> None:
+    unknown = torch.full((6,), torch.nan)
+    episode = replace(random_episode(0), success=unknown, progress=unknown)
+    dataset = write(tmp_path, [episode], judged=False)
+    got = next(dataset.episodes())
+    assert got.success.dtype == torch.float32 and got.success.isnan().all() and got.progress.isnan().all()
+    assert torch.equal(got.reward, episode.reward)
+    assert not {"next.success", "success", "progress"} & (dataset.features.keys() | dataset.stats.keys())
+    assert dataset.judged_share() == {"success": 0, "progress": 0}
+    with DatasetWriter(tmp_path, **SETTINGS, judged=False) as writer:
+        writer.add([episode])
+        with pytest.raises(ValueError, match="success is known of 6 of 6 frames, while this dataset does not"):
+            writer.add([random_episode(1)])
+    assert Dataset(tmp_path).num_episodes == 2
+
+
 def test_rows_mean_what_lerobot_expects(tmp_path: Path) -> None:
     episode = random_episode(3, t=4)
     write(tmp_path, [random_episode(1, t=2), episode])
     table = pq.read_table(tmp_path / "data/chunk-000/file-000.parquet").slice(3)
     assert table["next.done"].to_pylist() == [False] * 4 + [True]
-    assert table["next.success"].to_pylist() == [*episode.success[1:].tolist(), bool(episode.success[-1])]
+    assert table["next.success"].to_pylist() == [*(episode.success[1:] == 1).tolist(), bool(episode.success[-1])]
     assert table["next.reward"].to_pylist() == [*episode.reward.tolist(), 0.0]
     assert table["action"].to_pylist() == [*episode.action.tolist(), episode.action[-1].tolist()]
     assert table["index"].to_pylist() == [3, 4, 5, 6, 7]
@@ -119,55 +91,6 @@ def test_video_round_trip(tmp_path: Path) -> None:
             assert frames.shape == episodes[index].images[name].shape
             error = (frames.float() - episodes[index].images[name].float()).square().mean(dim=(1, 2, 3)).max()
             assert 10 * torch.log10(255**2 / error) > 32  # dB, worst frame; another episode's frames give below 15
-
-
-class Killed(BaseException):
-    """Stands for a killed process: nothing in the writer may catch it."""
-
-
-@pytest.mark.parametrize("storage", ["image", "video"])
-def test_a_kill_between_any_two_files_loses_nothing_committed(tmp_path: Path, monkeypatch: Any, storage: Any) -> None:
-    rename, episodes = os.replace, [smooth_episode(i, t=3) for i in range(4)]
-    settings = {"storage": storage, "cameras": {"top": (64, 64), "wrist": (64, 64)}}
-    renames = 5 + 2 * (storage == "video")  # data, episodes, tasks, stats, info; and one video per camera
-    for survived in range(renames):
-        root = tmp_path / str(survived)
-        write(root, episodes[:2], **settings)
-        with DatasetWriter(root, **{**SETTINGS, **settings}) as writer:
-            count = iter(range(renames))
-
-            def killed_rename(source: Path, target: Path, count: Any = count, limit: int = survived) -> None:
-                if next(count) == limit:
-                    raise Killed
-                rename(source, target)
-
-            monkeypatch.setattr(os, "replace", killed_rename)
-            with pytest.raises(Killed):
-                writer.add([replace(episode, instruction="a new task") for episode in episodes[2:]])
-            monkeypatch.setattr(os, "replace", rename)
-        dataset = Dataset(root)
-        assert (dataset.num_episodes, dataset.num_frames, dataset.tasks) == (2, 8, ("push the block",))
-        for got, expected in zip(dataset.episodes(), episodes, strict=False):
-            assert_equal(got, expected, images=storage == "image")
-        assert all(stats["count"] == 8 for stats in dataset.stats.values())
-        assert np.allclose(dataset.stats["action"]["q99"], np.quantile(dataset.read_values()["action"], 0.99, axis=0))
-
-        with DatasetWriter(root, **{**SETTINGS, **settings}) as writer:
-            assert writer.num_episodes == 2 and not list(root.rglob("*.tmp"))
-            assert len(list(root.glob("data/*/*.parquet"))) == 1
-            writer.add(episodes[2:])
-        for got, expected in zip(Dataset(root).episodes(), episodes, strict=True):
-            assert_equal(got, expected, images=storage == "image")
-        assert Dataset(root).stats["action"]["count"] == 16
-
-
-def test_a_kill_before_the_first_commit_can_be_resumed(tmp_path: Path) -> None:
-    DatasetWriter(tmp_path, **SETTINGS).close()
-    leftover = tmp_path / "data/chunk-000/file-000.parquet"
-    leftover.parent.mkdir(parents=True)
-    leftover.write_bytes(b"half of a flush")
-    assert Dataset(tmp_path).num_episodes == 0 and not list(Dataset(tmp_path).episodes()) and not Dataset(tmp_path).stats
-    assert_equal(next(write(tmp_path, [random_episode(0)]).episodes()), random_episode(0))
 
 
 def test_a_failed_flush_leaves_the_writer_usable(tmp_path: Path) -> None:
@@ -235,90 +158,28 @@ def test_merging_statistics_is_exact_for_moments() -> None:
         merge_statistics([])
 
 
-def foreign_dataset(root: Path, *, tasks_column: str = "__index_level_0__", **extra: list[float]) -> np.ndarray:
-    """A dataset as others write it: two episodes of 3 and 4 frames in one file and one row group, without our own columns."""
-    frames = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3)).astype(np.uint8)
-    rows = {
-        "observation.state": np.arange(14, dtype=np.float32).reshape(7, 2).tolist(),
-        "action": [float(i) for i in range(7)],
-        "observation.image": [{"bytes": png, "path": None} for png in encode_png(frames)],
-        "task_index": [1, 1, 1, 0, 0, 0, 0],
-        "episode_index": [0, 0, 0, 1, 1, 1, 1],
-        **extra,
-    }
-    features = {
-        "observation.state": {"dtype": "float32", "shape": [2], "names": {"motors": ["a", "b"]}},
-        "action": {"dtype": "float32", "shape": [1], "names": None},
-        "observation.image": {"dtype": "image", "shape": [3, 8, 8], "names": ["channels", "height", "width"]},
-        **{key: {"dtype": "int64", "shape": [1], "names": None} for key in ("task_index", "episode_index")},
-        **{key: {"dtype": "float32", "shape": [1], "names": None} for key in extra},
-    }
-    info = {"codebase_version": "v3.0", "fps": 5, "total_episodes": 2, "total_frames": 7, "total_tasks": 2, "features": features}
-    fmt.write_json(root / fmt.INFO, info | {"data_path": fmt.DATA_PATH, "video_path": None})
-    episodes = {"episode_index": [1, 0], "length": [4, 3], "data/chunk_index": [0, 0], "data/file_index": [0, 0]}
-    tables = {
-        "data/chunk-000/file-000.parquet": rows,
-        "meta/episodes/chunk-000/file-000.parquet": episodes,
-        "meta/tasks.parquet": {"task_index": [1, 0], tasks_column: ["lift", "push"]},
-    }
-    for path, columns in tables.items():
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table(columns), root / path)
-    return frames
-
-
-@pytest.mark.parametrize("tasks_column", ["task", "__index_level_0__"])
-def test_datasets_by_others_are_read(tmp_path: Path, tasks_column: str) -> None:
-    frames = foreign_dataset(tmp_path, tasks_column=tasks_column)
-    dataset = Dataset(tmp_path)
-    assert dataset.cameras == {"image": (8, 8)} and dataset.state_names == ("a", "b") and dataset.action_names == ("0",)
-    first, second = dataset.episodes()
-    assert np.array_equal(second.images["image"].numpy(), frames[3:])
-    assert second.state.tolist() == [[6, 7], [8, 9], [10, 11], [12, 13]] and second.action.tolist() == [[3], [4], [5]]
-    assert (first.instruction, second.instruction) == ("lift", "push")
-    assert not second.success.any() and second.reward.tolist() == [0, 0, 0] and second.progress.tolist() == [0] * 4
-    assert second.source == "unknown" and len(first) == 2
-    assert Dataset(tmp_path, cameras=[]).episodes([0]).__next__().images == {}
-
-
-def test_reward_success_and_nan_progress_of_others(tmp_path: Path) -> None:
-    foreign_dataset(
-        tmp_path, **{"next.reward": [0, 1, 9, 0, 0, 2, 9], "next.success": [0, 1, 0, 1, 0, 0, 0], "progress": [np.nan] * 7}
-    )
-    first, second = Dataset(tmp_path).episodes()
-    assert first.reward.tolist() == [0, 1] and second.reward.tolist() == [0, 0, 2]
-    assert first.success.tolist() == [False, False, True] and second.success.tolist() == [False, True, False, False]
-    assert second.progress.tolist() == [0, 0, 0, 0]
-
-
-def _edit_info(root: Path, **changes: Any) -> None:
-    fmt.write_json(root / fmt.INFO, {**fmt.read_json(root / fmt.INFO), **changes})
-
-
-def _drop_column(path: Path, column: str) -> None:
-    pq.write_table(pq.read_table(path).drop_columns([column]), path)
-
-
-DATA_FILE, EPISODE_FILE = "data/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet"
-
-
 @pytest.mark.parametrize(
     ("damage", "error", "message"),
     [
         (lambda root: shutil.rmtree(root), FileNotFoundError, "no LeRobot dataset at .*record one first"),
         (lambda root: (root / fmt.INFO).write_text("{"), ValueError, "info.json is not valid JSON"),
-        (lambda root: _edit_info(root, codebase_version="v2.1"), ValueError, "codebase_version v2.1, expected v3.0; convert"),
-        (lambda root: _edit_info(root, features={}), ValueError, "lacks the feature action and observation.state"),
-        (lambda root: _edit_info(root, total_episodes=3), ValueError, "lacks episode 2 of 3"),
+        (lambda root: edit_info(root, codebase_version="v2.1"), ValueError, "codebase_version v2.1, expected v3.0; convert"),
+        (lambda root: edit_info(root, features={}), ValueError, "lacks the feature action and observation.state"),
+        (
+            lambda root: edit_info(root, total_episodes=3),
+            ValueError,
+            "counts 3 episodes, meta/episodes holds 2; worldsim doctor data=",
+        ),
         (lambda root: (root / EPISODE_FILE).write_bytes(b"PAR1"), ValueError, "file-000.parquet is not a readable parquet file"),
         (lambda root: (root / fmt.TASKS).unlink(), FileNotFoundError, "tasks.parquet is missing"),
-        (lambda root: _drop_column(root / fmt.TASKS, "task"), ValueError, "has no column task"),
-        (lambda root: _edit_info(root, total_tasks=2), ValueError, "must number its tasks from 0 to 1"),
-        (lambda root: _edit_info(root, total_tasks=0), ValueError, "episode 0 of .* has task_index 0, but there are 0 tasks"),
+        (lambda root: drop_column(root / fmt.TASKS, "task"), ValueError, "has no column task"),
+        (lambda root: edit_info(root, total_episodes=1), ValueError, "counts 1 episodes, meta/episodes holds 2; worldsim doctor"),
+        (lambda root: edit_info(root, total_tasks=2), ValueError, "counts 2 tasks, meta/tasks.parquet holds 1; worldsim doctor"),
+        (lambda root: edit_info(root, total_tasks=0), ValueError, r"episode 0 of .* has task_index 0, but the tasks are \[\]"),
         (lambda root: (root / DATA_FILE).unlink(), FileNotFoundError, "data/chunk-000/file-000.parquet is missing"),
         (lambda root: (root / DATA_FILE).write_bytes(b"x" * 99), ValueError, "is not a readable parquet file"),
         (
-            lambda root: _drop_column(root / DATA_FILE, "observation.images.top"),
+            lambda root: drop_column(root / DATA_FILE, "observation.images.top"),
             ValueError,
             "lacks the column observation.images.top",
         ),
@@ -370,6 +231,8 @@ def test_missing_or_damaged_video(tmp_path: Path) -> None:
         ({"fps": 0.5}, "fps must be a positive whole number"),
         ({"state_names": []}, "state_names and action_names must not be empty"),
         ({"cameras": {"a/b": (8, 8)}}, "camera name 'a/b' must not"),
+        ({"cameras": {"a": (8, 3)}, "storage": "video"}, "camera a has 8 x 3 pixels, a video needs 4 x 4; use storage='image'"),
+        ({"judged": False}, "next.success is .*'bool'.* there, None here"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
@@ -392,8 +255,13 @@ def test_a_folder_with_data_but_no_info_is_left_alone(tmp_path: Path) -> None:
     [
         ({"images": {}}, "has the cameras none, expected top, wrist"),
         ({"action": torch.zeros(0, 2)}, "has no action"),
-        ({"progress": torch.full((6,), torch.nan)}, "progress has a value that is not finite"),
-        ({"success": torch.zeros(5, dtype=torch.bool)}, r"success has shape \(5,\), expected \(6,\) for 5 actions"),
+        ({"state": torch.full((6, 3), torch.nan)}, "state has a value that is not finite"),
+        (
+            {"progress": torch.full((6,), torch.nan)},
+            r"progress is known of 0 of 6 frames, while this dataset says it of all;.*False",
+        ),
+        ({"success": torch.full((6,), 0.5)}, "success is 0.5 in a frame, expected 0 or 1; NaN says that nobody knows"),
+        ({"success": torch.zeros(5)}, r"success has shape \(5,\), expected \(6,\) for 5 actions"),
         ({"images": {"top": torch.zeros(6, 16, 24, 3), "wrist": torch.zeros(6, 8, 8, 3)}}, "camera top has dtype torch.float32"),
     ],
 )

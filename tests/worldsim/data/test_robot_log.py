@@ -40,7 +40,8 @@ def test_a_recording_becomes_a_dataset(tmp_path):
     np.testing.assert_array_equal(episode.state.numpy(), states)
     np.testing.assert_array_equal(episode.action.numpy(), actions[:5])
     assert (episode.instruction, episode.source) == ("push it", "robot")
-    assert not episode.success.any() and not episode.reward.any()
+    assert episode.success.isnan().all() and episode.progress.isnan().all() and not episode.reward.any()
+    assert not {"success", "next.success", "progress"} & data.features.keys(), "nobody judged on the robot"
 
 
 def test_gaps_and_broken_states_part_episodes(tmp_path):

@@ -1,0 +1,138 @@
+"""What `info.json` counts against what the files hold, and how to mend the one without touching the other.
+
+A counter that is too low makes good recordings invisible, one that is too high makes readers stumble, and a writer that goes on
+from either would write over what is there. Read `faults.py` next: it looks at the values too.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from worldsim.data import journal
+from worldsim.data import lerobot_format as fmt
+from worldsim.data.contents import Contents, EpisodeFiles, Fault
+from worldsim.data.lerobot_reader import Dataset
+from worldsim.data.stats import NAMES
+
+NAMED = 3  # of many alike, so many are named
+
+
+def count_faults(contents: Contents) -> Iterator[Fault]:
+    """Where files and `info.json` disagree.
+
+    Raises:
+        FileNotFoundError: if a file is missing without which nothing can be said.
+        ValueError: if one is damaged.
+    """
+    root, info = contents.root, contents.info
+    mend = f"worldsim doctor data={root} mend=true"
+    held = [episode for episode in contents.episodes if not contents.is_leftover(episode)]
+    counted = held[: contents.counted]
+    if len(held) != contents.counted:
+        found = f"{fmt.INFO} counts {contents.counted} episodes, the files hold {len(held)}"
+        again = "copy the dataset again if some are missing; " if len(held) < contents.counted else ""
+        yield Fault("counters", "error", found, f"{again}{mend} counts what is there")
+    elif (frames := sum(episode.length for episode in counted)) != info["total_frames"]:
+        found = f"{fmt.INFO} counts {info['total_frames']} frames, its {contents.counted} episodes have {frames}"
+        yield Fault("counters", "error", found, f"{mend} counts them")
+    yield from _task_faults(contents, counted, mend)
+    if broken := {episode.index: why for episode in held if (why := contents.what_lacks(episode))}:
+        some = "; ".join(f"episode {index}: {why}" for index, why in [*broken.items()][:NAMED])
+        yield Fault("files", "error", f"{len(broken)} episodes are not whole: {some}{_more(broken)}", "copy those files again")
+    numbers = {episode.index for episode in contents.episodes}
+    for path, rows in contents.frames.items():
+        if unknown := sorted(rows.keys() - numbers):
+            found = f"{contents.name(path)} holds rows of episode {_some(unknown)}, of which meta/episodes knows nothing"
+            yield Fault("files", "error", found, "copy meta/episodes again")
+    if contents.strays:
+        found = f"{len(contents.strays)} files are counted nowhere and no journal names them: {_some(contents.strays)}"
+        move = f"mkdir -p {root / journal.ORPHANS} && mv {root / contents.strays[0]} {root / journal.ORPHANS}"
+        yield Fault("files", "error", found, f"copy meta/episodes again; if they are leftovers, move each away: {move}")
+    if contents.leftovers:
+        whole = [e for e in contents.episodes if contents.is_leftover(e) and not contents.what_lacks(e)]
+        found = f"a killed recording left {len(contents.leftovers)} files, {len(whole)} whole episodes: {_some(contents.leftovers)}"
+        count = f"{mend} counts those episodes; " if whole else ""
+        yield Fault("leftovers", "warning", found, f"{count}the next recording into {root} moves them to {root / journal.ORPHANS}")
+
+
+def check_counters(root: Path) -> None:
+    """ValueError in one line if a dataset cannot be continued, because its files and its `info.json` disagree."""
+    for fault in count_faults(Contents(root)):
+        if fault.severity == "error":
+            raise ValueError(f"{root}: {fault.found}; worldsim doctor data={root} says how to mend it")
+
+
+def mend_counters(root: Path) -> str:
+    """Make `info.json` count the whole episodes that the files hold, and the statistics be theirs; returns what was changed.
+
+    What is replaced stays beside it as `<name>.bak-<n>`. Data, videos and `meta/episodes` are not touched.
+
+    Raises:
+        FileNotFoundError: if there is no dataset, or a file is missing without which nothing can be said.
+        ValueError: if a file is damaged, or an episode in the middle is not whole, which no counter can express.
+    """
+    contents = Contents(root)
+    lacking = [contents.what_lacks(episode) or _unknown_task(contents, episode) for episode in contents.episodes]
+    total = next((i for i, why in enumerate(lacking) if why), len(lacking))
+    if any(not why for why in lacking[total:]):
+        where = f"episode {contents.episodes[total].index} is not whole ({lacking[total]})"
+        raise ValueError(f"{root}: {where} while later ones are, which counters cannot express; copy it again")
+    frames = sum(episode.length for episode in contents.episodes[:total])
+    counts = {"total_episodes": total, "total_frames": frames, "total_tasks": len(contents.tasks)}
+    old = contents.info
+    if all(old.get(key) == value for key, value in counts.items()):
+        return f"{root}: {fmt.INFO} counts what the files hold, {total} episodes; nothing to mend"
+    whole = f"0:{old['total_episodes']}"
+    splits = {name: f"0:{total}" if span == whole else span for name, span in old.get("splits", {}).items()}
+    kept = _keep(root / fmt.INFO)
+    fmt.write_json(root / fmt.INFO, {**old, **counts, "splits": splits})
+    changed = ", ".join(f"{key} {old.get(key)} -> {value}" for key, value in counts.items() if old.get(key) != value)
+    _mend_statistics(root)
+    return f"{root}: {changed}; the old {fmt.INFO} is {kept.name}"
+
+
+def _mend_statistics(root: Path) -> None:
+    """Write `stats.json` anew if it is of other frames, and if the episodes carry what that takes."""
+    data = Dataset(root)
+    columns = {f"stats/{fmt.camera_key(camera)}/{name}" for camera in data.cameras for name in NAMES}
+    files = [path for path in data.files() if path.is_relative_to(root / "meta")]
+    if data.stored_stats() is None and all(columns <= {*fmt.open_parquet(path).schema_arrow.names} for path in files):
+        if (root / fmt.STATS).is_file():
+            _keep(root / fmt.STATS)
+        fmt.write_json(root / fmt.STATS, data.stats)
+
+
+def _keep(path: Path) -> Path:
+    """A copy of a file beside it, under the first free name."""
+    number = 1
+    while (copy := path.with_name(f"{path.name}.bak-{number}")).exists():
+        number += 1
+    copy.write_bytes(path.read_bytes())
+    return copy
+
+
+def _task_faults(contents: Contents, counted: list[EpisodeFiles], mend: str) -> Iterator[Fault]:
+    total, tasks = contents.info["total_tasks"], contents.tasks
+    if total > len(tasks):
+        found = f"{fmt.INFO} counts {total} tasks, {fmt.TASKS} holds {len(tasks)}"
+        yield Fault("counters", "error", found, f"copy {fmt.TASKS} again if some are missing; {mend} counts what is there")
+    known = [*tasks][:total]
+    used = set[int]().union(*(contents.task_numbers.get(episode.index, set()) for episode in counted))
+    if uncounted := used & (tasks.keys() - set(known)):
+        found = f"{fmt.INFO} counts {total} tasks, but episodes have task {_some(sorted(uncounted))} of {fmt.TASKS}, too"
+        yield Fault("counters", "error", found, f"{mend} counts it")
+    if nameless := used - tasks.keys():
+        found = f"episodes have task {_some(sorted(nameless))}, which {fmt.TASKS} does not name"
+        yield Fault("tasks", "error", found, f"add its sentence to {fmt.TASKS}, or copy that file again")
+
+
+def _unknown_task(contents: Contents, episode: EpisodeFiles) -> str:
+    nameless = contents.task_numbers.get(episode.index, set()) - contents.tasks.keys()
+    return f"{fmt.TASKS} does not name its task {min(nameless)}" if nameless else ""
+
+
+def _some(things: list) -> str:
+    return ", ".join(str(thing) for thing in things[:NAMED]) + _more(things)
+
+
+def _more(things: list | dict) -> str:
+    return f" and {len(things) - NAMED} more" if len(things) > NAMED else ""

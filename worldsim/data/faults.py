@@ -1,0 +1,210 @@
+"""`worldsim doctor data=ROOT`: what is wrong with a dataset, in numbers, and what to do about it.
+
+Reading stops at the first fault that would teach something wrong; this looks at everything, counted or not, and lists all of it. A
+check is a function from what the files hold to faults: write one, and add it to `CHECKS`. Read `worldsim/doctor.py` next.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import av
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from worldsim.data import lerobot_format as fmt
+from worldsim.data.contents import Contents, EpisodeFiles, Fault
+from worldsim.data.counters import count_faults, mend_counters
+from worldsim.data.timing import nearest, timing
+from worldsim.data.video import frame_times
+
+NAMED = 3  # episodes that a fault names
+AGAIN = "record the episodes again, or delete them with LeRobot (lerobot-edit-dataset)"
+CLAMP = 1 + 1e-6  # what a float makes of 1 is not beyond it
+
+
+def dataset_faults(root: Path) -> list[Fault]:
+    """Everything that is wrong with the dataset at `root`, errors first.
+
+    Raises:
+        FileNotFoundError: if there is no dataset.
+        ValueError: if its `info.json` is so wrong that nothing else can be read.
+    """
+    contents, faults = Contents(root), []
+    for check in CHECKS:
+        try:
+            faults += check(contents)
+        except (ValueError, FileNotFoundError) as error:  # a file that is damaged or missing, in words that name it
+            faults.append(_fault_of("files", error))
+    return sorted(dict.fromkeys(faults), key=lambda fault: fault.severity)
+
+
+def print_faults(root: Path, *, mend: bool = False, console: Console | None = None) -> list[Fault]:
+    """Print `dataset_faults` as a table, after mending what counters can mend if that is wanted.
+
+    Raises:
+        FileNotFoundError: if there is no dataset.
+        ValueError: if there is an error among the faults, after the table, or if `mend` is asked for what it cannot do.
+    """
+    console = console or Console()
+    if mend:
+        console.print(escape(mend_counters(root)), soft_wrap=True)
+    faults, contents = dataset_faults(root), Contents(root)
+    info = contents.info
+    title = f"{root}: {info['total_episodes']} episodes, {info['total_frames']} frames at {info['fps']} frames per second"
+    console.print(escape(title), style="italic", soft_wrap=True)
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for fault in faults:
+        colour = {"error": "red", "warning": "yellow"}[fault.severity]
+        remedy = f"\n[dim]-> {escape(fault.remedy)}[/]"
+        table.add_row(escape(fault.kind), f"[{colour}]{fault.severity}[/]", escape(fault.found) + remedy)
+    if not faults:
+        table.add_row("everything", "[green]ok[/]", "nothing is wrong")
+    console.print(table)
+    if errors := [fault for fault in faults if fault.severity == "error"]:
+        kinds = ", ".join(dict.fromkeys(fault.kind for fault in errors))
+        raise ValueError(f"{root} has {len(errors)} errors ({kinds}); see the table above for what to do")
+    return faults
+
+
+def camera_faults(contents: Contents) -> Iterator[Fault]:
+    """Shapes that are not pictures."""
+    cameras = {key: feature for key, feature in contents.features.items() if fmt.is_rgb(feature)}
+    for key, feature in cameras.items():
+        try:
+            fmt.resolution(key, feature)
+        except ValueError as error:
+            yield _fault_of("cameras", error)
+    if not cameras:
+        yield Fault("cameras", "warning", "there is no camera", "record with one: every learner looks at pictures")
+
+
+def short_episodes(contents: Contents) -> Iterator[Fault]:
+    """Episodes of one frame."""
+    if short := [episode for episode in contents.episodes if episode.length < 2]:
+        yield Fault("episodes", "error", f"{_named(short)} have a single frame and thus no action", AGAIN)
+
+
+def values_not_finite(contents: Contents) -> Iterator[Fault]:
+    """NaN and infinity, by column."""
+    for key in ("observation.state", "action", "timestamp"):
+        if key not in contents.features:
+            continue
+        rows = {episode: int((~np.isfinite(values).all(axis=1)).sum()) for episode, values in contents.values(key)}
+        if broken := [episode for episode, number in rows.items() if number]:
+            where = ", ".join(f"{rows[e]} in episode {e.index} ({contents.name(e.data)})" for e in broken[:NAMED])
+            more = f" and {len(broken) - NAMED} more episodes" if len(broken) > NAMED else ""
+            total = sum(rows.values())
+            yield Fault("values", "error", f"{total} rows of {key} are not finite: {where}{more}", AGAIN)
+
+
+def clamped_actions(contents: Contents) -> Iterator[Fault]:
+    """Actions beyond [-1, 1]."""
+    actions = [values for _, values in contents.values("action")]
+    if not actions:
+        return
+    share = (np.abs(np.concatenate(actions)) > CLAMP).mean(axis=0)
+    names = fmt.dimension_names(contents.features["action"])
+    beyond = [f"{name} {100 * part:.1f} %" for name, part in zip(names, share, strict=True) if part]
+    if beyond:
+        found = f"actions lie outside [-1, 1], to which worlds, servers and robots clamp them: {', '.join(beyond)} of all steps"
+        yield Fault("actions", "warning", found, "scale the dataset's actions, unless that is meant")
+
+
+def uneven_time(contents: Contents) -> Iterator[Fault]:
+    """Time stamps that are not 1/fps apart."""
+    if "timestamp" not in contents.features:
+        return
+    fps = contents.info["fps"]
+    finite = {e: v[:, 0] for e, v in contents.values("timestamp") if np.isfinite(v).all()}
+    times = {episode: timing(stamps, fps) for episode, stamps in finite.items()}
+    for broken in (True, False):
+        if uneven := [e for e, time in times.items() if not time.even and time.broken == broken]:
+            worst = 1000 * max(times[e].worst_s for e in uneven)
+            where = f"by up to {worst:.1f} ms at {fps} frames per second: {_named(uneven)}"
+            if broken:
+                yield Fault("time", "error", f"time stamps are half a frame or more from their place, {where}", AGAIN)
+            else:
+                remedy = "record with steps of equal length; every step is taken to last 1/fps"
+                yield Fault("time", "warning", f"time stamps are uneven, {where}", remedy)
+
+
+def video_faults(contents: Contents) -> Iterator[Fault]:
+    """Videos that are missing, damaged, at another rate or of another size, or that lack frames. Nothing is decoded."""
+    fps = contents.info["fps"]
+    for key in (key for key, f in contents.features.items() if f["dtype"] == "video" and fmt.is_rgb(f)):
+        lost: dict[EpisodeFiles, int] = {}
+        for path in dict.fromkeys(episode.videos[key][0] for episode in contents.episodes):
+            try:
+                shown = frame_times(path, fps)
+                yield from _size_fault(contents, key, path)
+            except (ValueError, FileNotFoundError) as error:
+                yield _fault_of("videos", error)
+                continue
+            for episode in (e for e in contents.episodes if e.videos[key][0] == path):
+                wanted = episode.videos[key][1] + np.arange(episode.length) / fps
+                if gaps := int((nearest(shown, wanted, fps) < 0).sum()):
+                    lost[episode] = gaps
+        if lost:
+            found = f"{key} shows no frame at {sum(lost.values())} moments, nor within half a step of them: {_named([*lost])}"
+            yield Fault("videos", "error", found, "copy those videos again, or encode them again")
+
+
+def task_changes(contents: Contents) -> Iterator[Fault]:
+    """Episodes under several tasks."""
+    if several := [e for e in contents.episodes if len(contents.task_numbers.get(e.index, ())) > 1]:
+        found = f"{_named(several)} change their task, while an episode has one instruction for all of its frames"
+        yield Fault(
+            "tasks", "error", found, "split them where the task changes, or delete them with LeRobot (lerobot-edit-dataset)"
+        )
+
+
+def unjudged_frames(contents: Contents) -> Iterator[Fault]:
+    """Frames of which nobody said success or progress."""
+    frames = max(1, sum(episode.length for episode in contents.episodes))
+    for name, keys in {"success": ("success", "next.success"), "progress": ("progress",)}.items():
+        key = next((key for key in keys if key in contents.features), None)
+        known = 0 if key is None else sum(int(np.isfinite(v).sum()) for _, v in contents.values(key))
+        if known < frames:
+            found = f"{name} is known of {known} of {frames} frames"
+            yield Fault("labels", "warning", found, "a reflector learns from those only; policies and world models need none")
+
+
+CHECKS: list[Callable[[Contents], Iterator[Fault]]] = [
+    count_faults,
+    camera_faults,
+    short_episodes,
+    values_not_finite,
+    clamped_actions,
+    uneven_time,
+    video_faults,
+    task_changes,
+    unjudged_frames,
+]
+
+
+def _fault_of(kind: str, error: Exception) -> Fault:
+    """An error as a fault; what follows its last semicolon says what to do."""
+    found, _, remedy = str(error).rpartition("; ")
+    return Fault(kind, "error", found, remedy) if found else Fault(kind, "error", remedy, "copy the dataset again")
+
+
+def _size_fault(contents: Contents, key: str, path: Path) -> Iterator[Fault]:
+    with av.open(str(path)) as container:
+        size = container.streams.video[0].height, container.streams.video[0].width
+    try:
+        expected = fmt.resolution(key, contents.features[key])
+    except ValueError:  # the cameras' own check says so
+        return
+    if size != expected:
+        sizes = " x ".join(map(str, size)), " x ".join(map(str, expected))
+        found = f"{contents.name(path)} has {sizes[0]} pixels (height x width), {fmt.INFO} says {sizes[1]} of {key}"
+        yield Fault("videos", "warning", found, f"correct the shape in {fmt.INFO}, or encode the video again")
+
+
+def _named(episodes: Sequence[EpisodeFiles]) -> str:
+    """ "3 episodes (0, 4, 7)", of many the first ones."""
+    some = ", ".join(str(episode.index) for episode in episodes[:NAMED])
+    number = f"{len(episodes)} episode{'s' if len(episodes) > 1 else ''}"
+    return f"{number} ({some}{', ...' if len(episodes) > NAMED else ''})"
