@@ -14,6 +14,8 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from training.sizes import check_sizes, check_window
+from worldsim.data.lerobot import Dataset
 from worldsim.data.windows import FrameTable, Mirror, shift
 from worldsim.sim.scene import Paraphrases
 from worldsim.types import Observation
@@ -22,7 +24,7 @@ Batch = dict[str, Any]
 
 
 class BatchStream(IterableDataset):
-    """Endless batches `draw(generator)`, each from its own generator seeded with (seed, number of the batch).
+    """Endless batches `draw(generator)`, each from its own generator seeded with (seed, number of the batch), and with a ``seed``.
 
     Args:
         draw: makes one batch.
@@ -36,9 +38,25 @@ class BatchStream(IterableDataset):
     def __iter__(self) -> Iterator[Batch]:
         number = self.start()
         while True:
-            entropy = np.random.SeedSequence([*self.seed, number]).generate_state(1, np.uint64)[0]
-            yield self.draw(torch.Generator().manual_seed(int(entropy) >> 1))
+            batch, learning = (int(word) >> 1 for word in np.random.SeedSequence([*self.seed, number]).generate_state(2, np.uint64))
+            yield {**self.draw(torch.Generator().manual_seed(batch)), "seed": learning}
             number += 1
+
+
+def seed_of(batch: Batch) -> int:
+    """The seed of whatever chance a learner needs for this batch, so that learning too depends on (seed, rank, batch number) alone.
+
+    Raises:
+        ValueError: if the batch has none.
+    """
+    if "seed" not in batch:
+        raise ValueError(f"a batch needs an entry 'seed', an integer that no other batch has, got {sorted(batch)}; see BatchStream")
+    return int(batch["seed"])
+
+
+def generator_of(batch: Batch, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator seeded by the batch; see `seed_of`."""
+    return torch.Generator(device).manual_seed(seed_of(batch))
 
 
 class StreamData(LightningDataModule):
@@ -84,7 +102,7 @@ class TableData(StreamData):
         roots: LeRobot datasets to learn from.
         camera: which camera to read.
         batch_size: rows per batch.
-        held_out: share of each dataset's episodes, its last ones, that training never sees.
+        held_out: share of each dataset's episodes, its last ones, that training never sees; if it is not 0, at least one of them.
         seed: of the batches.
         mirror: the scene's left-right symmetry; half of all rows are mirrored. Null if it has none.
     """
@@ -104,8 +122,14 @@ class TableData(StreamData):
         self.roots, self.camera, self.batch_size, self.held_out, self.mirror = roots, camera, batch_size, held_out, mirror
 
     def setup(self, stage: str) -> None:
-        self.table = FrameTable.read(self.roots, self.camera, fraction=(0.0, 1.0 - self.held_out))
+        self.table = FrameTable.read(self.roots, self.camera, held_out=self.held_out)
         self.instructions = sorted(set(self.table.instruction))
+        if self.trainer is not None:
+            check_sizes(self.trainer.lightning_module, self.table)
+
+    def unseen(self) -> FrameTable | None:
+        """The episodes that training never sees; None if there are none."""
+        return FrameTable.read_held_out(self.roots, self.camera, held_out=self.held_out)
 
     def augmented(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Half of the rows mirrored, if the scene has that symmetry."""
@@ -126,7 +150,7 @@ class WorldModelData(TableData):
     """Windows of `context` frames and `horizon` future frames and actions, from any moment of any episode.
 
     Args:
-        context, horizon: of a window; the world model's context and unroll * action_horizon.
+        context, horizon: of a window; the world model's context and unroll * action_horizon, or the run does not start.
     """
 
     def __init__(
@@ -144,8 +168,10 @@ class WorldModelData(TableData):
         self.context, self.horizon = context, horizon
 
     def setup(self, stage: str) -> None:
+        if self.trainer is not None:
+            check_window(self.trainer.lightning_module, self.context, self.horizon)
         super().setup(stage)
-        held_out = FrameTable.read(self.roots, self.camera, fraction=(1.0 - self.held_out, 1.0)) if self.held_out else self.table
+        held_out = self.unseen() or self.table
         rows = held_out.acting_rows
         self.validation = held_out.window(rows[:: max(1, len(rows) // 128)][:128], context=self.context, horizon=self.horizon)
 
@@ -159,6 +185,13 @@ class WorldModelData(TableData):
 
 class ReflectorData(TableData):
     """Single frames with instruction, success and progress; a share of each batch are successes, which are rare in the data.
+
+    Frames of which nobody said either are not drawn; what is unknown of the others is NaN.
+
+    Attributes:
+        successes: rows of the table that are a success.
+        calibration: the episodes that calibrate: those held out, or all where none are.
+        calibrates_unseen: training does not see those.
 
     Args:
         success_share: share of successful frames in a batch.
@@ -182,22 +215,25 @@ class ReflectorData(TableData):
         self.success_share, self.max_shift, self.paraphrases = success_share, max_shift, paraphrases
 
     def setup(self, stage: str) -> None:
+        if unjudged := [root for root in self.roots if not any(Dataset(root).judged_share().values())]:
+            raise ValueError(f"nobody judged success or progress in {unjudged[0]}; leave it out of a reflector's data.roots")
         super().setup(stage)
-        self.successes = self.table.success.nonzero().flatten()
+        self.successes = (self.table.success == 1).nonzero().flatten()
         if len(self.successes) == 0:
             raise ValueError(
                 f"none of the frames in {self.roots} is a success; record successful episodes for the reflector to learn from"
             )
-        held_out = FrameTable.read(self.roots, self.camera, fraction=(1.0 - self.held_out, 1.0)) if self.held_out else self.table
-        self.calibration = held_out
+        self.judged = is_judged(self.table).nonzero().flatten()
+        held_out = self.unseen()
+        self.calibration, self.calibrates_unseen = self.table if held_out is None else held_out, held_out is not None
 
     def draw(self, generator: torch.Generator) -> Batch:
-        rows = self.enriched(len(self.table.success), self.successes, generator)
+        rows = self.enriched(self.judged, self.successes, generator)
         return self.labelled(self.table.frames.index_select(0, rows), rows, generator)
 
-    def enriched(self, number: int, successes: Tensor, generator: torch.Generator) -> Tensor:
-        """`batch_size` indices below `number`, a share of them from `successes`."""
-        anywhere = self.rows(torch.arange(number), generator)
+    def enriched(self, candidates: Tensor, successes: Tensor, generator: torch.Generator) -> Tensor:
+        """`batch_size` of `candidates`, a share of them from `successes`."""
+        anywhere = self.rows(candidates, generator)
         chosen = torch.rand(self.batch_size, generator=generator) < self.success_share
         return torch.where(chosen, self.rows(successes, generator), anywhere)
 
@@ -208,9 +244,10 @@ class ReflectorData(TableData):
         return batch if self.paraphrases is None else batch | {"instruction": self.paraphrases(batch["instruction"], generator)}
 
     def val_dataloader(self) -> DataLoader:
-        """The held-out episodes, 256 frames a batch; the calibration needs them all."""
-        rows = torch.arange(len(self.calibration.success))
-        return whole_batches([{**labels(self.calibration, r), "frames": self.calibration.frames[r]} for r in rows.split(256)])
+        """The episodes that calibrate, 256 frames a batch, with their numbers as ``episode``; the calibration needs them all."""
+        table = self.calibration
+        parts = torch.arange(len(table.success)).split(256)
+        return whole_batches([{**labels(table, r), "frames": table.frames[r], "episode": table.episode[r]} for r in parts])
 
 
 class DemonstrationData(TableData):
@@ -308,7 +345,8 @@ class KeyframeStarts(StartData):
 
     Args:
         lookahead: control steps over which progress is compared.
-        sharpness: probability of a moment is proportional to (progress change)^sharpness, plus a small constant.
+        sharpness: probability of a moment is proportional to (progress change)^sharpness, plus a small constant. Where nobody
+            said how far the task was, the change is taken to be 0.
         others: as `StartData`.
     """
 
@@ -334,11 +372,19 @@ class KeyframeStarts(StartData):
         rows = self.table.acting_rows
         ahead = torch.minimum(rows + self.lookahead, self.table.last[rows])
         change = (self.table.progress[ahead] - self.table.progress[rows]).abs()
+        if change.isnan().all():
+            raise ValueError(f"nobody recorded progress in {self.roots}, so they have no keyframes; use training.data.StartData")
+        change = change.nan_to_num()
         weight = change**self.sharpness + 0.01
         rows = rows[torch.multinomial(weight, number, replacement=True, generator=generator)]
         first = torch.rand(number, generator=generator) < self.first_share
         rows = torch.where(first, self.table.first[rows], rows)
         return rows, torch.randint(len(self.instructions), (number,), generator=generator)
+
+
+def is_judged(table: FrameTable) -> Tensor:
+    """Which rows somebody judged, success or progress, [r]."""
+    return ~(table.success.isnan() & table.progress.isnan())
 
 
 def labels(table: FrameTable, rows: Tensor) -> Batch:

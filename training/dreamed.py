@@ -15,8 +15,9 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from training.data import Batch, ReflectorData, labels, whole_batches
+from training.data import Batch, ReflectorData, is_judged, labels, whole_batches
 from training.reflector import ReflectorTraining
+from training.sizes import check_sizes
 from worldsim import checkpoint
 from worldsim.data.windows import FrameTable, Mirror
 from worldsim.dream import DreamWorld, Starts
@@ -65,16 +66,18 @@ class DreamedReflectorData(ReflectorData):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         model, generator = checkpoint.load(self.world_model, WorldModel).eval(), torch.Generator().manual_seed(self.seed)
+        check_sizes(model, self.table)
         with self.trainer.precision_plugin.forward_context() if self.trainer else nullcontext():
             self.dreamed, self.moments = self._dream(model, self.table, self.dreams, generator)
             self.held_out_dreamed, self.held_out_moments = self._dream(model, self.calibration, self.dreams // 8, generator)
-        self.dreamed_successes = self.table.success[self.moments].nonzero().flatten()
+        self.dreamed_successes = (self.table.success[self.moments] == 1).nonzero().flatten()
+        self.dreamed_judged = is_judged(self.table)[self.moments].nonzero().flatten()
         if len(self.dreamed_successes) == 0:
             raise ValueError(f"no dream along {self.roots} passes a recorded success; raise data.dreams={self.dreams}")
 
     def draw(self, generator: torch.Generator) -> Batch:
         real = super().draw(generator)
-        index = self.enriched(len(self.moments), self.dreamed_successes, generator)
+        index = self.enriched(self.dreamed_judged, self.dreamed_successes, generator)
         dreamed = self.labelled(self.dreamed[index], self.moments[index], generator)
         which = torch.rand(self.batch_size, generator=generator) < self.dreamed_share
         sentences = zip(which.tolist(), dreamed["instruction"], real["instruction"], strict=True)
@@ -85,9 +88,9 @@ class DreamedReflectorData(ReflectorData):
         return merged | {"instruction": tuple(imagined if chosen else seen for chosen, imagined, seen in sentences)}
 
     def val_dataloader(self) -> DataLoader:
-        """Dreams along the held-out episodes, 256 frames a batch."""
-        parts = zip(self.held_out_dreamed.split(256), self.held_out_moments.split(256), strict=True)
-        return whole_batches([{**labels(self.calibration, rows), "frames": frames} for frames, rows in parts])
+        """Dreams along the episodes that calibrate, 256 frames a batch, with the numbers of the episodes as ``episode``."""
+        table, parts = self.calibration, zip(self.held_out_dreamed.split(256), self.held_out_moments.split(256), strict=True)
+        return whole_batches([{**labels(table, r), "frames": frames, "episode": table.episode[r]} for frames, r in parts])
 
     @torch.no_grad()
     def _dream(
@@ -131,7 +134,7 @@ class DreamThreshold(Callback):
         table = FrameTable.read([recording], self.world_model.camera)
         self.starts = Starts.first_frames(table, self.world_model.context)
         self.success = torch.zeros(len(self.starts), dtype=torch.bool).index_put(
-            (table.episode[table.success],), torch.tensor(True)
+            (table.episode[table.success == 1],), torch.tensor(True)
         )
         self.max_episode_steps = max_episode_steps
 

@@ -1,12 +1,14 @@
 """Windows of a `FrameTable` at the borders of episodes, the mirror and the shift; indexing of batches."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from toy_datasets import foreign_dataset
 
 from worldsim.data.lerobot import DatasetWriter
-from worldsim.data.windows import FrameTable, Mirror, shift
+from worldsim.data.windows import FrameTable, Mirror, shift, training_episodes
 from worldsim.types import Episode, Observation
 
 LENGTHS = (3, 5)  # actions; rows 0..3 and 4..9
@@ -20,7 +22,7 @@ def episode(number: int, length: int) -> Episode:
         state=torch.stack([values, torch.arange(length + 1)], dim=1).float(),
         action=values[:-1, None] / 100,
         reward=torch.zeros(length),
-        success=torch.arange(length + 1) == length,
+        success=(torch.arange(length + 1) == length).float(),
         progress=torch.linspace(0, 1, length + 1),
         instruction=f"sentence {number}",
         source="expert",
@@ -77,23 +79,44 @@ def test_missing_camera_is_named_even_in_a_later_episode():
         FrameTable.from_episodes([], "front")
 
 
+@pytest.mark.parametrize(
+    ("number", "share", "training"),
+    [
+        (4, 0.25, 3),
+        (4, 0.0, 4),
+        (20, 0.05, 19),
+        (10, 0.05, 9),  # one at least is held out
+        (5, 0.1, 4),
+        (2, 0.05, 1),
+        (2, 0.99, 1),  # and one at least is trained on
+        (1, 0.05, 1),
+        (0, 0.05, 0),
+    ],
+)
+def test_episodes_that_training_sees(number: int, share: float, training: int):
+    assert training_episodes(number, share) == training
+
+
 def test_read_takes_a_share_of_each_dataset_and_a_single_path(tmp_path: Path):
-    writer = DatasetWriter(
-        tmp_path / "data",
-        fps=10,
-        robot_type="test",
-        state_names=["v", "k"],
-        action_names=["a"],
-        cameras={"front": (4, 6)},
-        storage="image",
-    )
-    with writer:
-        writer.add([episode(n, 2) for n in range(4)])
-    train = FrameTable.read([str(tmp_path / "data")], "front", fraction=(0.0, 0.75))
-    held_out = FrameTable.read(tmp_path / "data", "front", fraction=(0.75, 1.0))
+    names: dict = {"state_names": ["v", "k"], "action_names": ["a"], "robot_type": "test"}
+    with DatasetWriter(tmp_path / "data", fps=10, cameras={"front": (4, 6)}, storage="image", **names) as writer:
+        writer.add([replace(episode(n, 2), action=torch.zeros(2, 1)) for n in range(4)])
+    train = FrameTable.read([str(tmp_path / "data")], "front", held_out=0.25)
+    held_out = FrameTable.read_held_out(tmp_path / "data", "front", held_out=0.25)
     assert train.instruction == ("sentence 0", "sentence 1", "sentence 2")
-    assert held_out.instruction == ("sentence 3",)
+    assert held_out is not None and held_out.instruction == ("sentence 3",)
     assert held_out.frames[:, 0, 0, 0].tolist() == [150, 151, 152]
+    assert len(FrameTable.read(tmp_path / "data", "front").instruction) == 4
+    assert FrameTable.read_held_out([tmp_path / "data"], "front", held_out=0.0) is None
+
+
+def test_only_the_camera_that_is_asked_for_is_decoded(tmp_path: Path):
+    """Others may be damaged, or of no shape that a picture has."""
+    foreign_dataset(tmp_path, features={"observation.images.top": {"dtype": "image", "shape": [48, 64]}})
+    table = FrameTable.read([tmp_path], "image")
+    assert table.frames.shape == (7, 8, 8, 3) and table.success.isnan().all() and table.success.dtype == torch.float32
+    with pytest.raises(ValueError, match="has no camera front; choose among image, top"):
+        FrameTable.read([tmp_path], "front")
 
 
 def test_mirror_twice_is_the_identity_and_once_is_not():

@@ -4,6 +4,7 @@ A 64x64 frame is 12 kB, so 40,000 frames of play fit in half a gigabyte and a ba
 `training/data.py` next: it draws batches from here.
 """
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from torch import Tensor
 from worldsim.data.lerobot import Dataset
 from worldsim.types import Episode
 
+NAMED = 5  # actions that a warning names
+
 
 @dataclass(frozen=True)
 class FrameTable:
@@ -24,7 +27,8 @@ class FrameTable:
         frames: RGB of one camera, [r, h, w, 3].
         state: proprioception, [r, s].
         action: the action taken at this frame, [r, ad]; 0 at an episode's last frame.
-        success, progress: of this frame, [r].
+        success: of this frame, 1 or 0, [r]; NaN where nobody judged it, so ask `== 1`.
+        progress: of this frame in [0, 1], [r]; NaN where nobody judged it.
         first, last: rows of the first and last frame of this row's episode, [r].
         episode: number of this row's episode, [r].
         instruction: of each episode, length n.
@@ -34,7 +38,7 @@ class FrameTable:
     frames: UInt8[Tensor, "r h w 3"]
     state: Float[Tensor, "r s"]
     action: Float[Tensor, "r ad"]
-    success: Bool[Tensor, " r"]
+    success: Float[Tensor, " r"]
     progress: Float[Tensor, " r"]
     first: Int[Tensor, " r"]
     last: Int[Tensor, " r"]
@@ -61,7 +65,7 @@ class FrameTable:
             frames=torch.cat([e.images[camera] for e in episodes]),
             state=torch.cat([e.state for e in episodes]),
             action=torch.cat([torch.cat([e.action, torch.zeros_like(e.action[:1])]) for e in episodes]),
-            success=torch.cat([e.success for e in episodes]),
+            success=torch.cat([e.success.float() for e in episodes]),
             progress=torch.cat([e.progress for e in episodes]),
             first=(end - length).repeat_interleave(length),
             last=(end - 1).repeat_interleave(length),
@@ -71,18 +75,35 @@ class FrameTable:
         )
 
     @classmethod
-    def read(cls, roots: Sequence[str | Path], camera: str, *, fraction: tuple[float, float] = (0.0, 1.0)) -> "FrameTable":
-        """Read LeRobot datasets; `fraction` = (low, high) keeps that slice of each one's episodes (to hold some out).
+    def read(cls, roots: str | Path | Sequence[str | Path], camera: str, *, held_out: float = 0.0) -> "FrameTable":
+        """Read LeRobot datasets, without the episodes that `read_held_out` reads; warns of actions that would be clamped.
 
         Raises:
             FileNotFoundError: if a dataset is missing.
+            ValueError: if one lacks the camera, or holds what `Dataset` refuses.
         """
         episodes: list[Episode] = []
-        for root in [roots] if isinstance(roots, str | Path) else roots:
-            data = Dataset(Path(root))
-            low, high = (round(bound * data.num_episodes) for bound in fraction)
-            episodes += data.episodes(range(low, high))
+        for data in _open(roots, camera):
+            number = training_episodes(data.num_episodes, held_out)
+            if held_out and data.num_episodes == 1:
+                warnings.warn(f"{data.root} has one episode: it is trained on, and none is held out", stacklevel=2)
+            read = list(data.episodes(range(number)))
+            _warn_of_clamped_actions(data, read)
+            episodes += read
         return cls.from_episodes(episodes, camera)
+
+    @classmethod
+    def read_held_out(cls, roots: str | Path | Sequence[str | Path], camera: str, *, held_out: float) -> "FrameTable | None":
+        """The episodes that `read` leaves out, the last ones of each dataset; None if there are none.
+
+        Raises:
+            FileNotFoundError: if a dataset is missing.
+            ValueError: if one lacks the camera, or holds what `Dataset` refuses.
+        """
+        episodes: list[Episode] = []
+        for data in _open(roots, camera):
+            episodes += data.episodes(range(training_episodes(data.num_episodes, held_out), data.num_episodes))
+        return cls.from_episodes(episodes, camera) if episodes else None
 
     def window(self, row: Int[Tensor, " b"], *, context: int, horizon: int) -> dict[str, Tensor]:
         """Frames row-context+1 ... row+horizon around each row; before an episode's start its first frame is repeated.
@@ -105,6 +126,37 @@ class FrameTable:
     def acting_rows(self) -> Int[Tensor, " m"]:
         """Rows at which an action was taken: all but each episode's last."""
         return (torch.arange(len(self.last)) < self.last).nonzero().flatten()
+
+
+def training_episodes(number: int, held_out: float) -> int:
+    """How many of a dataset's episodes training sees: the share 1 - `held_out` of them, but one at least, and not all if it is > 0.
+
+    With a single episode there is nothing to hold out.
+    """
+    share = round((1 - held_out) * number)
+    return number if held_out == 0 or number < 2 else min(max(share, 1), number - 1)
+
+
+def _open(roots: str | Path | Sequence[str | Path], camera: str) -> list[Dataset]:
+    """The datasets, of which nothing but this camera will be decoded."""
+    return [Dataset(root, cameras=[camera]) for root in ([roots] if isinstance(roots, str | Path) else roots)]
+
+
+def _warn_of_clamped_actions(data: Dataset, episodes: Sequence[Episode]) -> None:
+    """Say which share of a dataset's actions is beyond [-1, 1], where worlds, servers and bundles clamp them."""
+    if not episodes:
+        return
+    beyond = (torch.cat([e.action for e in episodes]).abs() > 1 + 1e-6).float().mean(dim=0).tolist()
+    names = {name: share for name, share in zip(data.action_names, beyond, strict=True) if share}
+    if names:
+        worst = sorted(names.items(), key=lambda item: -item[1])
+        some = ", ".join(f"{name} {100 * share:.1f} %" for name, share in worst[:NAMED])
+        more = f" and {len(worst) - NAMED} more" if len(worst) > NAMED else ""
+        warnings.warn(
+            f"{data.root}: actions lie outside [-1, 1], to which worlds, servers and robots clamp them: {some}{more} of all steps; "
+            "scale the dataset's actions, unless that is meant",
+            stacklevel=3,
+        )
 
 
 @dataclass(frozen=True)
