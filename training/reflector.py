@@ -1,4 +1,6 @@
-"""Training of the instant reflector and its calibration on held-out episodes. Read `training/bc.py` next."""
+"""Training of the instant reflector, and its calibration: fitted on some held-out episodes, reported on others.
+
+What nobody judged (NaN) teaches nothing and counts nowhere. Read `training/bc.py` next."""
 
 import warnings
 from pathlib import Path
@@ -6,21 +8,26 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from lightning import LightningModule
 from torch import Tensor
 
-from reflectors.calibration import fit_platt
+from reflectors.calibration import calibration_half, fit_platt
 from reflectors.instant import InstantReflector
-from training.data import Batch
+from training.data import Batch, ReflectorData, generator_of
 from training.optim import decayed_adamw
 from worldsim import checkpoint
 from worldsim.files import write_json
-from worldsim.metrics import auc, best_f1_threshold, expected_calibration_error
+from worldsim.metrics import auc, best_f1_threshold, expected_calibration_error, f1_score
 from worldsim.types import float_image
 
 
 class ReflectorTraining(LightningModule):
     """Binary cross-entropy on success and a Huber loss on progress; the end of training calibrates and chooses the threshold.
+
+    `calibration.json` says how many episodes and judged frames chose scale, bias and threshold (``calibration_episodes``,
+    ``calibration_frames``) and on how many others the figures are (``report_episodes``, ``report_frames``): auc, f1 at that
+    threshold, ece and progress_error. With fewer than two held-out episodes everything calibrates and there are no figures.
 
     Args:
         reflector: the model.
@@ -45,47 +52,84 @@ class ReflectorTraining(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         frames = float_image(batch["frames"])
-        logit, progress = self.reflector.raw(frames + self.noise * torch.randn_like(frames), batch["instruction"])
-        success_loss = F.binary_cross_entropy_with_logits(logit, batch["success"].float())
-        progress_loss = F.huber_loss(progress, batch["progress"], delta=0.1)
+        noise = torch.randn(frames.shape, generator=generator_of(batch, self.device), device=self.device)
+        logit, progress = self.reflector.raw(frames + self.noise * noise, batch["instruction"])
+        judged, measured = ~batch["success"].isnan(), ~batch["progress"].isnan()
+        success_loss = progress_loss = progress_error = 0.0 * (logit + progress).sum()  # what a batch without labels teaches
+        if judged.any():
+            success_loss = F.binary_cross_entropy_with_logits(logit[judged], batch["success"][judged])
+        if measured.any():
+            progress_loss = F.huber_loss(progress[measured], batch["progress"][measured], delta=0.1)
+            progress_error = (progress - batch["progress"])[measured].abs().mean()
         self.log_dict({"train/success_loss": success_loss, "train/progress_loss": progress_loss}, prog_bar=True)
-        self.log("train/progress_error", (progress - batch["progress"]).abs().mean(), prog_bar=True)
+        self.log("train/progress_error", progress_error, prog_bar=True)
         return success_loss + self.progress_weight * progress_loss
 
     def on_train_end(self) -> None:
-        """Calibrate on the held-out episodes and ship the reflector with the figures."""
+        """Calibrate on one half of the held-out episodes, measure on the other, and ship the reflector with the figures."""
         self.reflector.eval()
-        held_out = self.trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
+        data: ReflectorData = self.trainer.datamodule  # type: ignore[attr-defined]
+        held_out = list(data.val_dataloader())
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            judged = [(*self.reflector.raw(batch["frames"].to(self.device), batch["instruction"]), batch) for batch in held_out]
-        logit = torch.cat([part[0] for part in judged]).cpu()
-        success = torch.cat([part[2]["success"] for part in judged])
-        progress_error = torch.cat([(part[1].cpu() - part[2]["progress"]).abs() for part in judged]).mean()
-        scores = {**self._calibrate(logit, success), "progress_error": float(progress_error), "held_out_frames": len(success)}
+            judged = [self.reflector.raw(batch["frames"].to(self.device), batch["instruction"]) for batch in held_out]
+        logit, progress = (torch.cat(parts).cpu() for parts in zip(*judged, strict=True))
+        success, truth, episode = (torch.cat([batch[name] for batch in held_out]) for name in ("success", "progress", "episode"))
+        fitted = calibration_half(episode, success)
+        if not data.calibrates_unseen or fitted.all():
+            warnings.warn(
+                "fewer than two held-out episodes: the reflector is calibrated on what there is, and calibration.json has no "
+                "figures, which would be of frames that something was fitted to; record more episodes, or raise data.held_out",
+                stacklevel=2,
+            )
+            fitted = torch.ones_like(fitted)
+        known = ~success.isnan()
+        scores: dict[str, float] = {"threshold": self._calibrate(logit[fitted & known], success[fitted & known] == 1)}
+        if not fitted.all():
+            scores |= self._figures(logit[~fitted & known], success[~fitted & known] == 1)
+            errors = (progress - truth)[~fitted & ~truth.isnan()].abs()
+            scores |= {"progress_error": float(errors.mean())} if len(errors) else {}
+        for name, half in (("calibration", fitted), ("report", ~fitted)):
+            scores |= {f"{name}_episodes": len(episode[half].unique()), f"{name}_frames": int((half & known).sum())}
         checkpoint.save(self.reflector, self.trainer.default_root_dir)
         write_json(Path(self.trainer.default_root_dir) / "calibration.json", scores)
 
-    def _calibrate(self, logit: Tensor, success: Tensor) -> dict[str, float]:
+    def _calibrate(self, logit: Float[Tensor, " n"], success: Bool[Tensor, " n"]) -> float:
         """Platt scaling, then the threshold of best F1."""
         if success.all() or not success.any():
             warnings.warn(
-                "the held-out episodes show no success or nothing else: the reflector stays uncalibrated, threshold 0.5",
+                "the episodes that calibrate show no success or nothing else: the reflector stays uncalibrated, threshold 0.5",
                 stacklevel=2,
             )
-            return {"threshold": 0.5}
+            return 0.5
         scale, bias = fit_platt(logit, success)
-        p = (scale * logit + bias).sigmoid()
-        threshold, f1 = best_f1_threshold(p, success)
+        threshold, _ = best_f1_threshold((scale * logit + bias).sigmoid(), success)
         self.reflector.scale.fill_(scale)
         self.reflector.bias.fill_(bias)
         self.reflector.threshold.fill_(threshold)
-        return {"auc": auc(p, success), "f1": f1, "threshold": threshold, "ece": expected_calibration_error(p, success)}
+        return threshold
+
+    def _figures(self, logit: Float[Tensor, " n"], success: Bool[Tensor, " n"]) -> dict[str, float]:
+        """What frames that calibrated nothing say of the calibrated reflector."""
+        if success.all() or not success.any():
+            warnings.warn(
+                "the held-out episodes that did not calibrate show no success or nothing else: calibration.json has neither auc, "
+                "f1 nor ece; record more episodes, or raise data.held_out",
+                stacklevel=2,
+            )
+            return {}
+        p, threshold = (self.reflector.scale.cpu() * logit + self.reflector.bias.cpu()).sigmoid(), float(self.reflector.threshold)
+        return {"auc": auc(p, success), "f1": f1_score(p, success, threshold), "ece": expected_calibration_error(p, success)}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Losses on the held-out episodes."""
         logit, progress = self.reflector.raw(batch["frames"], batch["instruction"])
-        self.log("val/success_loss", F.binary_cross_entropy_with_logits(logit, batch["success"].float()), batch_size=len(logit))
-        self.log("val/progress_error", (progress - batch["progress"]).abs().mean(), prog_bar=True, batch_size=len(logit))
+        judged, measured = ~batch["success"].isnan(), ~batch["progress"].isnan()
+        if judged.any():
+            loss = F.binary_cross_entropy_with_logits(logit[judged], batch["success"][judged])
+            self.log("val/success_loss", loss, batch_size=int(judged.sum()))
+        if measured.any():
+            error = (progress - batch["progress"])[measured].abs().mean()
+            self.log("val/progress_error", error, prog_bar=True, batch_size=int(measured.sum()))
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer, schedule = decayed_adamw(

@@ -1,9 +1,9 @@
-"""Platt scaling recovers a known scale and bias, and lowers the calibration error."""
+"""Platt scaling recovers a known scale and bias, and lowers the calibration error; episodes are halved fairly."""
 
 import pytest
 import torch
 
-from reflectors.calibration import fit_platt
+from reflectors.calibration import calibration_half, fit_platt
 from worldsim.metrics import expected_calibration_error
 
 
@@ -49,3 +49,26 @@ def test_works_without_gradients_and_leaves_no_trace():
 def test_one_class_is_refused(label):
     with pytest.raises(ValueError, match="calibration needs successes and failures, got one class only"):
         fit_platt(torch.randn(10), torch.full((10,), label))
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("success", "half"),
+    [
+        ([0, 0, 0, 0, 0], {0, 2, 4}),
+        ([0, 1, 1, 0, 0], {1, 0, 4}),  # dealt out as 1, 2, 0, 3, 4
+        ([0, 0, 0, 0, 1], {4, 1, 3}),  # a single success calibrates, or nothing could
+        ([1, 1, 1, NAN, 0], {0, 2, 4}),  # 0, 1, 2, 3, 4
+        ([NAN, 0, NAN, 1], {3, 1}),  # 3, 0, 1, 2
+    ],
+)
+def test_every_second_episode_calibrates_and_both_halves_have_successes(success: list[float], half: set[int]) -> None:
+    """Episode k has k + 1 frames, the last of which succeeds or not; the frames come in any order."""
+    episode = torch.cat([torch.full((k + 1,), k) for k in range(len(success))])
+    label = torch.cat([torch.tensor([0.0] * k + [s]) for k, s in enumerate(success)])
+    order = torch.randperm(len(episode), generator=torch.Generator().manual_seed(0))
+    chosen = calibration_half(episode[order], label[order])
+    assert set(episode[order][chosen].tolist()) == half
+    assert chosen.sum() == sum(k + 1 for k in half), "frames of one episode stay together"
