@@ -1,7 +1,7 @@
 """Training through Lightning: a composed configuration becomes a LightningCLI run that can be saved, repeated and resumed.
 
 Constructor signatures are the schema, so a misspelt argument is an error and no config class mirrors them. Read `cli.py` for
-how the configuration is composed and `configs/fit.yaml` for its keys.
+how the configuration is composed, `configs/fit.yaml` for its keys and `resume.py` for what may be continued.
 """
 
 import os
@@ -23,13 +23,18 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from training.resume import CONFIG_FILE, check_same_run, find_checkpoint
 from worldsim.device import precision
 from worldsim.files import write_json
 from worldsim.interfaces import World
 
-CONFIG_FILE = "config.yaml"
+# What a trainer divides by, and what somebody may have meant by 0.
+INTERVALS = {
+    "val_check_interval": "trainer.limit_val_batches=0 turns validation off",
+    "check_val_every_n_epoch": "trainer.limit_val_batches=0 turns validation off",
+    "accumulate_grad_batches": "1 steps after every batch",
+}
 
 
 def fit(config: dict[str, Any]) -> None:
@@ -43,14 +48,15 @@ def run_fit(config: dict[str, Any]) -> None:
 
     Args:
         config: resolved configuration with the keys ``model``, ``data``, ``trainer`` and optionally ``seed_everything``,
-            ``resume`` (continue from ``checkpoints/last.ckpt`` of the run directory if it exists) and ``ckpt_path`` (a file, or
-            "last"; wins over ``resume``). Objects are ``_target_`` plus arguments. ``trainer.callbacks`` and
-            ``trainer.logger`` may be dictionaries from a name to an object; a null entry is dropped. ``trainer.precision``
-            may be "auto": what this machine is fast at.
+            ``resume`` (continue from ``checkpoints/last.ckpt`` of the run directory if it exists, under that run's
+            hyperparameters) and ``ckpt_path`` (a file, or "last"; wins over ``resume``, under any hyperparameters). Objects are
+            ``_target_`` plus arguments. ``trainer.callbacks`` and ``trainer.logger`` may be dictionaries from a name to an
+            object; a null entry is dropped. ``trainer.precision`` may be "auto": what this machine is fast at.
             Other keys are ignored.
 
     Raises:
-        ValueError: if a key or value does not fit a constructor's signature, or the trainer rejects a combination.
+        ValueError: if a key or value does not fit a constructor's signature, the trainer rejects a combination, or a run would be
+            resumed as another one.
         FileNotFoundError: if `ckpt_path` names no file.
     """
     trainer = {**config["trainer"]}
@@ -59,6 +65,8 @@ def run_fit(config: dict[str, Any]) -> None:
             trainer[key] = [item for item in trainer[key].values() if item is not None]
     if trainer.get("precision") == "auto":
         trainer["precision"] = precision()
+    if never := [key for key in INTERVALS if trainer.get(key) == 0]:
+        raise ValueError(f"trainer.{never[0]} must be positive, got 0; {INTERVALS[never[0]]}")
     run_dir = Path(trainer.get("default_root_dir") or ".")
     ckpt_path = find_checkpoint(run_dir, ckpt_path=config.get("ckpt_path"), resume=config.get("resume", False))
     args = to_class_path({"model": config["model"], "data": config["data"], "trainer": trainer})
@@ -74,32 +82,14 @@ def run_fit(config: dict[str, Any]) -> None:
         raise ValueError(explain(str(error))) from error
     finally:
         sys.argv = argv
+    if ckpt_path is not None and config.get("ckpt_path") is None:
+        check_same_run(run_dir, cli.parser.dump(cli.config))
     try:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=None if ckpt_path is None else str(ckpt_path))
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
     except SIGTERMException as error:  # Lightning's own exit code is 0, as if the run had finished
         raise SystemExit("terminated by a signal; resume=true continues") from error
-
-
-def find_checkpoint(run_dir: Path, *, ckpt_path: str | None, resume: bool) -> Path | None:
-    """The checkpoint to continue from, or None to start afresh.
-
-    Raises:
-        FileNotFoundError: if `ckpt_path` names no file.
-    """
-    last = run_dir / "checkpoints" / "last.ckpt"
-    if ckpt_path is not None:
-        path = last if ckpt_path == "last" else Path(ckpt_path)
-        if not path.is_file():
-            raise FileNotFoundError(f"ckpt_path {str(path)!r} does not exist; leave it out to start afresh")
-        return path
-    if not last.is_file():
-        return None
-    if not resume:
-        rank_zero_warn(f"{run_dir} holds an earlier run, whose last.ckpt will be replaced; resume=true would continue it")
-        return None
-    return last
 
 
 def to_class_path(node: Any) -> Any:

@@ -28,8 +28,11 @@ class Net(nn.Module):
         super().__init__()
         self.layer = nn.Linear(width, 1)
 
+class Wide(Net):
+    pass
+
 class Model(LightningModule):
-    def __init__(self, net: nn.Module, lr: float = 0.1) -> None:
+    def __init__(self, net: nn.Module, lr: float = 0.1, note: str | None = None) -> None:
         super().__init__()
         self.net, self.lr = net, lr
 
@@ -139,6 +142,64 @@ def test_without_resume_a_run_starts_afresh_and_says_so(tiny, tmp_path):
     with pytest.warns(UserWarning, match="resume=true"):
         run_fit(tiny("run"))
     assert last(tmp_path, "run")["global_step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+model.lr=0.2"], "model.lr is 0.1 there, 0.2 here"),
+        (["model.net.width=3", "+data.rows=12"], "model.net.width is 4 there, 3 here; data.rows is 8 there, 12 here"),
+        (["seed_everything=7"], "seed_everything is 0 there, 7 here"),
+        (["+model.note=x"], "model.note is null there, x here"),
+        (["+trainer.accumulate_grad_batches=2"], "trainer.accumulate_grad_batches is 1 there, 2 here"),
+        (["+trainer.gradient_clip_val=0.5"], "trainer.gradient_clip_val is null there, 0.5 here"),
+        (["trainer.precision=64-true"], "trainer.precision is 32-true there, 64-true here"),
+        (
+            ["model.net._target_=worldsim_tiny_fit.Wide"],
+            "model.net._target_ is worldsim_tiny_fit.Net there, worldsim_tiny_fit.Wide here",
+        ),
+    ],
+)
+def test_a_run_is_not_resumed_as_another(tiny, tmp_path, overrides, message):
+    run_fit(tiny("run", "trainer.precision=32-true"))
+    before = (tmp_path / "run" / "config.yaml").read_text()
+    with pytest.raises(ValueError, match=f"with other hyperparameters: {message}; use the same ones, another run_dir") as error:
+        run_fit(tiny("run", "trainer.precision=32-true", "resume=true", "trainer.max_steps=4", *overrides))
+    assert "\n" not in str(error.value)
+    assert (tmp_path / "run" / "config.yaml").read_text() == before
+    run_fit(tiny("run", "trainer.precision=32-true", "ckpt_path=last", "trainer.max_steps=3", "+model.lr=0.3"))  # who asks for it
+
+
+def test_a_resumed_run_may_be_longer_and_looked_at_in_other_ways(tiny, tmp_path):
+    """A parameter that the old configuration does not know had its default."""
+    run_fit(tiny("run"))
+    saved = tmp_path / "run" / "config.yaml"
+    saved.write_text(saved.read_text().replace("    lr: 0.1\n", ""))
+    more = [
+        "trainer.max_steps=4",
+        "trainer.log_every_n_steps=2",
+        "trainer.logger.tensorboard=null",
+        "+trainer.limit_train_batches=2",
+    ]
+    run_fit(tiny("run", *more, "+trainer.check_val_every_n_epoch=2", "trainer.callbacks.last.every_n_steps=9", "resume=true"))
+    assert last(tmp_path, "run")["global_step"] == 4
+    saved.unlink()
+    with pytest.warns(UserWarning, match="config.yaml is missing: nobody can tell"):
+        run_fit(tiny("run", "trainer.max_steps=6", "resume=true"))
+
+
+@pytest.mark.parametrize(
+    ("key", "remedy"),
+    [
+        ("val_check_interval", "trainer.limit_val_batches=0 turns validation off"),
+        ("check_val_every_n_epoch", "trainer.limit_val_batches=0 turns validation off"),
+        ("accumulate_grad_batches", "1 steps after every batch"),
+    ],
+)
+def test_an_interval_of_zero_is_one_line(tiny, tmp_path, capsys, key, remedy):
+    arguments = ["fit", "--config-dir", str(tmp_path), "experiment=tiny", f"run_dir={tmp_path / 'run'}", f"+trainer.{key}=0"]
+    assert cli.main([*arguments, "+data.validate=true"]) == 2
+    assert capsys.readouterr().err == f"worldsim: trainer.{key} must be positive, got 0; {remedy}\n"
 
 
 def test_a_checkpoint_that_does_not_exist_is_an_error(tiny):
