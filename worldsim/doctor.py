@@ -1,7 +1,7 @@
-"""`worldsim doctor`: what this machine can run, what is missing, and the command that mends it.
+"""`worldsim doctor`: what this machine can run, what is missing, and the command that mends it; the same of a dataset.
 
 It looks packages up without importing them, so that it still answers where one of them is broken. `diagnose` returns the
-findings, `print_report` prints them; `device.py` decides the precision.
+findings, `print_report` prints them; `device.py` decides the precision, `data/faults.py` looks at datasets.
 """
 
 import ctypes.util
@@ -137,6 +137,27 @@ def print_report(console: Console | None = None) -> list[Finding]:
         remedies = "; ".join(dict.fromkeys(finding.remedy for finding in missing))
         raise ValueError(f"this installation lacks {names}; {remedies}")
     return findings
+
+
+def examine(data: str | Path | None, *, mend: bool) -> None:
+    """The verb: report on the machine or, if it is given, on the dataset at `data`.
+
+    Args:
+        data: folder of a dataset, or None.
+        mend: first make its `info.json` count what its files hold.
+
+    Raises:
+        FileNotFoundError: if there is no dataset.
+        ValueError: if something is wrong that must be mended first, after the report; or if `mend` is given no dataset.
+    """
+    if data is None and mend:
+        raise ValueError("mend=true needs the dataset to mend: worldsim doctor data=ROOT mend=true")
+    if data is None:
+        print_report()
+        return
+    from worldsim.data.faults import print_faults  # here, as it needs packages of which the report on a machine says that they lack
+
+    print_faults(Path(data), mend=mend)
 
 
 def _python() -> Finding:
