@@ -1,0 +1,134 @@
+"""`worldsim doctor data=ROOT`: one table with everything that is wrong, an exit code, and the mend that it offers."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from toy_datasets import SETTINGS, edit_column, edit_info, encode, files, foreign_dataset, random_episode, smooth_episode, write
+
+from training import cli
+from worldsim import doctor
+from worldsim.data.faults import CHECKS, dataset_faults, print_faults
+from worldsim.data.lerobot import DatasetWriter
+
+
+def report(root: Path, *, mend: bool = False) -> str:
+    """What the doctor prints, and beneath it the line in which its error ends."""
+    stream = io.StringIO()
+    console = Console(file=stream, width=1000)
+    try:
+        print_faults(root, mend=mend, console=console)
+    except ValueError as error:
+        print("ERROR", *str(error).splitlines(), sep="\nERROR ", file=stream)
+    return stream.getvalue()
+
+
+def test_a_sound_dataset_has_no_faults(tmp_path: Path) -> None:
+    write(tmp_path, [smooth_episode(0)], [smooth_episode(1)], storage="video", cameras={"top": (64, 64), "wrist": (64, 64)})
+    assert not dataset_faults(tmp_path)
+    text = report(tmp_path)
+    assert f"{tmp_path}: 2 episodes, 24 frames at 10 frames per second" in text and "nothing is wrong" in text
+
+
+def test_everything_that_is_wrong_is_listed_at_once_errors_first(tmp_path: Path) -> None:
+    """Faults of one episode hide none of another, counted or not."""
+    settings = {"storage": "video", "cameras": {"top": (64, 64), "wrist": (64, 64)}}
+    write(tmp_path, *([smooth_episode(i)] for i in range(7)), **settings)
+    data = [tmp_path / f"data/chunk-000/file-{i:03d}.parquet" for i in range(7)]
+    edit_column(data[0], "action", {3: [2.0, 0.0]})
+    edit_column(data[1], "observation.state", {0: [float("nan"), 0, 0], 5: [0, 0, float("inf")]})
+    edit_column(data[2], "timestamp", {i: 0.15 * i for i in range(12)})
+    edit_column(data[3], "timestamp", {1: 0.12})
+    edit_column(data[4], "task_index", {11: 1})
+    encode(tmp_path / "videos/observation.images.top/chunk-000/file-005.mp4", [i / 30 for i in range(12)], rate=30)
+    encode(tmp_path / "videos/observation.images.wrist/chunk-000/file-006.mp4", [i / 10 for i in range(11)], rate=10)
+    edit_column(data[6], "progress", {0: float("nan")})
+    edit_info(tmp_path, total_episodes=2, total_frames=24)
+
+    faults = {(fault.kind, fault.severity, fault.found) for fault in dataset_faults(tmp_path)}
+    name = "data/chunk-000/file-001.parquet"
+    where = tmp_path / "videos/observation.images.top/chunk-000/file-005.mp4"
+    assert faults == {
+        ("counters", "error", "meta/info.json counts 2 episodes, the files hold 7"),
+        ("values", "error", f"2 rows of observation.state are not finite: 2 in episode 1 ({name})"),
+        (
+            "actions",
+            "warning",
+            "actions lie outside [-1, 1], to which worlds, servers and robots clamp them: dx 1.2 % of all steps",
+        ),
+        (
+            "time",
+            "error",
+            "time stamps are half a frame or more from their place, by up to 550.0 ms at 10 frames per second: 1 episode (2)",
+        ),
+        ("time", "warning", "time stamps are uneven, by up to 20.0 ms at 10 frames per second: 1 episode (3)"),
+        ("tasks", "error", "1 episode (4) change their task, while an episode has one instruction for all of its frames"),
+        ("videos", "error", f"video file {where} shows 29.98 frames per second, the dataset says 10"),
+        (
+            "videos",
+            "error",
+            "observation.images.wrist shows no frame at 1 moments, nor within half a step of them: 1 episode (6)",
+        ),
+        ("labels", "warning", "progress is known of 83 of 84 frames"),
+    }
+    assert all(fault.remedy for fault in dataset_faults(tmp_path))
+    severities = [fault.severity for fault in dataset_faults(tmp_path)]
+    assert severities == sorted(severities), "errors first"
+    text = report(tmp_path)
+    assert all(found in text for _, _, found in faults) and text.count("\nERROR ") == 1
+    assert f"ERROR {tmp_path} has 6 errors (counters, values, time, videos, tasks); see the table above" in text
+
+
+def test_short_episodes_and_datasets_without_cameras(tmp_path: Path) -> None:
+    foreign_dataset(
+        tmp_path, features={"observation.image": {"dtype": "image", "shape": [8, 8, 1], "info": {"is_depth_map": True}}}
+    )
+    edit_column(tmp_path / "data/chunk-000/file-000.parquet", "episode_index", dict.fromkeys((1, 2), 1))
+    edit_column(tmp_path / "meta/episodes/chunk-000/file-000.parquet", "length", {0: 6, 1: 1})
+    edit_column(tmp_path / "data/chunk-000/file-000.parquet", "task_index", dict.fromkeys((1, 2), 0))
+    found = {(fault.kind, fault.severity): fault.found for fault in dataset_faults(tmp_path)}
+    assert found["cameras", "warning"] == "there is no camera"
+    assert found["episodes", "error"] == "1 episode (0) have a single frame and thus no action"
+
+
+def test_a_damaged_file_stops_no_other_check(tmp_path: Path) -> None:
+    write(tmp_path, [random_episode(0)], [random_episode(1)])
+    (tmp_path / "data/chunk-000/file-001.parquet").write_bytes(b"not parquet")
+    (tmp_path / "videos/observation.images.top/chunk-000").mkdir(parents=True)
+    assert {(fault.kind, fault.severity) for fault in dataset_faults(tmp_path)} == {("files", "error")}
+    assert "file-001.parquet is not a readable parquet file" in report(tmp_path)
+    assert len(CHECKS) > 5
+
+
+def test_no_dataset_and_another_version_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no LeRobot dataset at"):
+        print_faults(tmp_path)
+    write(tmp_path, [random_episode(0)])
+    edit_info(tmp_path, codebase_version="v2.1")
+    with pytest.raises(ValueError, match="has codebase_version v2.1, expected v3.0; convert it with LeRobot"):
+        print_faults(tmp_path)
+
+
+def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As it is typed: 0 where nothing is wrong, 2 and the command that mends where something is."""
+    write(tmp_path, [random_episode(i) for i in range(3)])
+    assert cli.main(["doctor", f"data={tmp_path}"]) == 0
+    edit_info(tmp_path, total_episodes=1, total_frames=6)
+    before = files(tmp_path)
+    with pytest.raises(ValueError, match="worldsim doctor data="):
+        DatasetWriter(tmp_path, **SETTINGS)
+    capsys.readouterr()
+    assert cli.main(["doctor", f"data={tmp_path}"]) == 2
+    out, err = capsys.readouterr()
+    assert "mend=true" in out and err.startswith(f"worldsim: {tmp_path} has 1 errors (counters)") and files(tmp_path) == before
+    assert cli.main(["doctor", f"data={tmp_path}", "mend=true"]) == 0
+    assert "total_episodes 1 -> 3, total_frames 6 -> 18; the old meta/info.json is info.json.bak-1" in capsys.readouterr().out
+    assert cli.main(["doctor", f"data={tmp_path}", "mend=true"]) == 0
+    assert "nothing to mend" in capsys.readouterr().out
+    assert write(tmp_path).num_episodes == 3
+
+
+def test_mending_needs_a_dataset() -> None:
+    with pytest.raises(ValueError, match="mend=true needs the dataset to mend"):
+        doctor.examine(None, mend=True)
