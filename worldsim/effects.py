@@ -7,14 +7,15 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from worldsim.device import exact
+from worldsim.noise import Noise
 
 Frames = Float[Tensor, "b 3 h w"]
 Values = dict[str, Float[Tensor, " b"]]
@@ -24,8 +25,8 @@ class Distribution(ABC):
     """A random number."""
 
     @abstractmethod
-    def sample(self, rng: np.random.Generator) -> float:
-        """One draw."""
+    def sample(self, noise: Noise, draw: str) -> Float[Tensor, " b"]:
+        """One number for each of b environments, drawn under this name."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Uniform(Distribution):
         if not self.low <= self.high:
             raise ValueError(f"a uniform distribution needs low <= high, got {self.low} and {self.high}")
 
-    def sample(self, rng: np.random.Generator) -> float:
-        return rng.uniform(self.low, self.high)
+    def sample(self, noise: Noise, draw: str) -> Float[Tensor, " b"]:
+        return self.low + (self.high - self.low) * noise.uniform(draw)
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class LogUniform(Distribution):
         if not 0 < self.low <= self.high:
             raise ValueError(f"a log-uniform distribution needs 0 < low <= high, got {self.low} and {self.high}")
 
-    def sample(self, rng: np.random.Generator) -> float:
-        return math.exp(rng.uniform(math.log(self.low), math.log(self.high)))
+    def sample(self, noise: Noise, draw: str) -> Float[Tensor, " b"]:
+        return self.low * (self.high / self.low) ** noise.uniform(draw)
 
 
 @dataclass(frozen=True)
@@ -69,21 +70,22 @@ class Normal(Distribution):
         if not self.std >= 0:
             raise ValueError(f"a normal distribution needs std >= 0, got {self.std}")
 
-    def sample(self, rng: np.random.Generator) -> float:
-        return rng.normal(self.mean, self.std)
+    def sample(self, noise: Noise, draw: str) -> Float[Tensor, " b"]:
+        return self.mean + self.std * noise.normal(draw)
+
+
+def sampled(part: Any, noise: Noise, name: str) -> Values:
+    """One draw of every field of a dataclass that is a `Distribution`, under the field's name behind that of the part."""
+    chosen = {field.name: getattr(part, field.name) for field in fields(part)}
+    return {key: value.sample(noise, f"{name}.{key}") for key, value in chosen.items() if isinstance(value, Distribution)}
 
 
 class Effect(ABC):
     """Changes pictures; every field that is a `Distribution` is drawn once per episode."""
 
-    def draw(self, rng: np.random.Generator) -> dict[str, float]:
-        """One value per distribution, by the field's name."""
-        chosen = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
-        return {name: value.sample(rng) for name, value in chosen.items() if isinstance(value, Distribution)}
-
     @abstractmethod
-    def apply(self, frames: Frames, values: Values, generators: Sequence[torch.Generator]) -> Frames:
-        """The changed pictures, 0..1 before and after, with one generator per environment for what changes from frame to frame."""
+    def apply(self, frames: Frames, values: Values, noise: Noise) -> Frames:
+        """The changed pictures, 0..1 before and after; `noise` is that of the frame, for what changes from frame to frame."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class View(Effect):
     fov: float = 40.0
 
     @exact
-    def apply(self, frames: Frames, values: Values, generators: Sequence[torch.Generator]) -> Frames:
+    def apply(self, frames: Frames, values: Values, noise: Noise) -> Frames:
         height, width = frames.shape[-2:]
         edge = math.tan(math.radians(self.fov) / 2)
         y, x = _grid(height, width)
@@ -132,7 +134,7 @@ class Light(Effect):
     slope: Distribution
     direction: Distribution
 
-    def apply(self, frames: Frames, values: Values, generators: Sequence[torch.Generator]) -> Frames:
+    def apply(self, frames: Frames, values: Values, noise: Noise) -> Frames:
         height, width = frames.shape[-2:]
         y, x = _grid(height, width)
         angle = values["direction"].deg2rad()[:, None, None]
@@ -155,7 +157,7 @@ class Sensor(Effect):
     blur: Distribution
     noise: Distribution
 
-    def apply(self, frames: Frames, values: Values, generators: Sequence[torch.Generator]) -> Frames:
+    def apply(self, frames: Frames, values: Values, noise: Noise) -> Frames:
         frames = 0.5 + values["contrast"][:, None, None, None] * (frames - 0.5)
         taps = torch.arange(-3, 4)
         kernel = torch.exp(-0.5 * (taps / values["blur"].clamp(min=1e-3)[:, None]).square())
@@ -163,7 +165,7 @@ class Sensor(Effect):
         rows = F.pad(frames.flatten(0, 1)[None], (3, 3, 3, 3), mode="replicate")
         rows = F.conv2d(rows, kernel[:, None, None], groups=len(kernel))
         frames = F.conv2d(rows, kernel[:, None, :, None], groups=len(kernel))[0].unflatten(0, (-1, 3))
-        grain = torch.stack([torch.randn(frames.shape[1:], generator=generator) for generator in generators])
+        grain = noise.normal("sensor.grain", *frames.shape[1:])
         return (frames + values["noise"][:, None, None, None] * grain).clamp(0, 1)
 
 
@@ -174,24 +176,23 @@ class Distractors(Effect):
     Attributes:
         number: how many, rounded.
         size: radius as a share of the picture's height.
-        place: seed of places and colours; leave it wide.
     """
 
     number: Distribution
     size: Distribution
-    place: Distribution
 
-    def apply(self, frames: Frames, values: Values, generators: Sequence[torch.Generator]) -> Frames:
+    def apply(self, frames: Frames, values: Values, noise: Noise) -> Frames:
         height, width = frames.shape[-2:]
         y, x = _grid(height, width)
-        changed = frames.clone()
-        for i, (number, size, place) in enumerate(zip(*(values[k].tolist() for k in ("number", "size", "place")), strict=True)):
-            rng = np.random.default_rng(int(abs(place) * 1e6))
-            for _ in range(round(number)):
-                cx, cy, *color = rng.uniform(-1, 1, 2).tolist() + rng.uniform(0, 1, 3).tolist()
-                inside = ((x - cx) * width / height).square() + (y - cy).square() < (2 * size) ** 2
-                changed[i] = torch.where(inside, torch.tensor(color)[:, None, None], changed[i])
-        return changed
+        number = values["number"].round()
+        most = int(number.max().clamp(min=0))
+        drawn = noise.at(0).uniform("distractors.discs", most, 5)  # of the episode, not of the frame
+        for k in range(most):
+            across, down = ((2 * drawn[:, k, i] - 1)[:, None, None] for i in (0, 1))
+            inside = ((x - across) * width / height).square() + (y - down).square() < (2 * values["size"][:, None, None]).square()
+            inside = inside & (k < number)[:, None, None]
+            frames = torch.where(inside[:, None], drawn[:, k, 2:, None, None], frames)
+        return frames
 
 
 def _grid(height: int, width: int) -> tuple[Float[Tensor, "h w"], Float[Tensor, "h w"]]:

@@ -17,6 +17,7 @@ from scipy.optimize import differential_evolution
 from torch import Tensor
 
 from worldsim.effects import Distribution, Light, LogUniform, Normal, Sensor, Uniform, View
+from worldsim.noise import Noise
 from worldsim.randomization import Dynamics, Latency, RandomizedWorld
 from worldsim.sim.genesis import GenesisWorld, PhysicsState
 from worldsim.types import Episode, float_image
@@ -81,8 +82,12 @@ def identify(
     seen = changed(float_image(obs.images[world.camera]).permute(0, 3, 1, 2), values, fov).permute(0, 2, 3, 1)
     tint = found["light.exposure"] * torch.tensor([found["light.red"], 1.0, found["light.blue"]])
     color = torch.tensor(next(iter(world.scene.data["blocks"].values()))["color"]) * tint
-    tracker = ColorTracker(color, seen, world.truth().block)
-    return found | fit_dynamics(world, episodes, starts, tracker, seed=seed, generations=generations)
+    tracker = ColorTracker(seen, color.expand(len(seen), 3), world.truth().block)
+
+    def track(frames: Tensor) -> Tensor:
+        return tracker(frames, color.expand(len(frames), 3))
+
+    return found | fit_dynamics(world, episodes, starts, track, seed=seed, generations=generations)
 
 
 def known_starts(world: GenesisWorld, episodes: Sequence[Episode], *, seed: int) -> PhysicsState:
@@ -110,11 +115,11 @@ def changed(pictures: Float[Tensor, "b 3 h w"], values: dict[str, Tensor], fov: 
         chosen = {key.partition(".")[2]: value for key, value in values.items() if key.startswith(f"{name}.")}
         return {key: value.expand(len(pictures)) for key, value in chosen.items()}
 
-    pictures = View(*[_ANYTHING] * 4, fov=fov).apply(pictures, of("view"), ())
-    pictures = Light(*[_ANYTHING] * 5).apply(pictures, of("light"), ())
+    noise = Noise.rows(0, len(pictures))
+    pictures = View(*[_ANYTHING] * 4, fov=fov).apply(pictures, of("view"), noise)
+    pictures = Light(*[_ANYTHING] * 5).apply(pictures, of("light"), noise)
     silent = of("sensor") | {"noise": torch.zeros(len(pictures))}
-    generators = [torch.Generator() for _ in range(len(pictures))]
-    return Sensor(*[_ANYTHING] * 3).apply(pictures, silent, generators)
+    return Sensor(*[_ANYTHING] * 3).apply(pictures, silent, noise)
 
 
 def fit_pictures(nominal: UInt8[Tensor, "n h w 3"], recorded: UInt8[Tensor, "n h w 3"], *, fov: float, steps: int = 400) -> Found:

@@ -5,19 +5,18 @@ stream (seed, episode), so one seed always meets the same conditions whatever el
 Read `effects.py` for what happens to the pictures.
 """
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import numpy as np
 import torch
 from gymnasium.vector.utils import batch_space
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from worldsim.effects import Distribution, Effect, Values
-from worldsim.interfaces import ChunkResult, World
+from worldsim.effects import Distribution, Effect, Values, sampled
+from worldsim.interfaces import ChunkResult, Sight, World
+from worldsim.noise import Noise
 from worldsim.types import Judgement, Observation, TensorBatch, float_image
 
 
@@ -33,10 +32,6 @@ class Latency:
     delay: Distribution
     jitter: Distribution
 
-    def draw(self, rng: np.random.Generator) -> dict[str, float]:
-        """The episode's delay."""
-        return {"delay": self.delay.sample(rng)}
-
 
 @dataclass(frozen=True)
 class Dynamics:
@@ -51,10 +46,6 @@ class Dynamics:
     mass: Distribution
     friction: Distribution
     gain: Distribution
-
-    def draw(self, rng: np.random.Generator) -> dict[str, float]:
-        """The episode's factors."""
-        return {field.name: getattr(self, field.name).sample(rng) for field in fields(self)}
 
 
 @dataclass(frozen=True)
@@ -92,7 +83,7 @@ class RandomizedWorld(World):
         if dynamics is not None and not hasattr(world, "set_dynamics"):
             raise ValueError(f"{type(world).__name__} has no dynamics to change; randomise a physics world or set dynamics to null")
         self.world, self.effects, self.latency, self.dynamics = world, effects, latency, dynamics
-        for name in ("num_envs", "fps", "max_episode_steps", "camera", "state_names", "action_names", "robot_type"):
+        for name in ("num_envs", "fps", "max_episode_steps", "camera", "state_names", "action_names", "robot_type", "causal"):
             setattr(self, name, getattr(world, name))
         self.single_observation_space, self.single_action_space = world.single_observation_space, world.single_action_space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
@@ -100,7 +91,12 @@ class RandomizedWorld(World):
         b, (size,) = self.num_envs, self.single_action_space.shape
         self._stream = torch.stack([seed + torch.arange(b), torch.zeros(b, dtype=torch.long)], dim=1)
         self._elapsed, self._previous = torch.zeros(b, dtype=torch.long), torch.zeros(b, size)
-        self._drawn: dict[tuple[int, int], dict[str, float]] = {}
+        self._values = self._drawn()
+
+    @property
+    def unwrapped(self) -> World:
+        """The world inside, with its scene and its truth (Gymnasium's name)."""
+        return self.world.unwrapped
 
     @property
     def physics_steps(self) -> int:  # type: ignore[override]
@@ -117,30 +113,27 @@ class RandomizedWorld(World):
             fresh = torch.stack([seeds, torch.zeros_like(seeds)], dim=1)
             self._stream = torch.where(mask[:, None], fresh, self._stream)
         self._begin(mask)
-        return self._seen(obs), info | {"randomization": self.parameters()}
+        return self._seen(obs, self._elapsed), info | {"randomization": self.parameters()}
 
     def step(self, actions: Float[Tensor, "b ad"]) -> tuple[Observation, Tensor, Tensor, Tensor, dict[str, Any]]:
-        obs, reward, terminated, truncated, info = self.world.step(self._late(self.check_actions(actions, ndim=2)))
-        self._elapsed = self._elapsed + 1
-        final = self._seen(info["final_obs"])
+        actions = self.check_actions(actions, ndim=2)
+        obs, reward, terminated, truncated, info = self.world.step(self._late(actions[:, None])[:, 0])
+        self._previous, self._elapsed = actions, self._elapsed + 1
+        final = self._seen(info["final_obs"], self._elapsed)
         self._begin(terminated | truncated)
         info = info | {"final_obs": final, "randomization": self.parameters()}
-        return self._seen(obs), reward, terminated, truncated, info
+        return self._seen(obs, self._elapsed), reward, terminated, truncated, info
 
     def step_chunk(self, actions: Float[Tensor, "b ah ad"]) -> ChunkResult:
         actions = self.check_actions(actions, ndim=3)
-        before = self._elapsed
-        late = []
-        for action in actions.unbind(1):
-            late.append(self._late(action))
-            self._elapsed = self._elapsed + 1
-        result = self.world.step_chunk(torch.stack(late, dim=1))
-        executed = result.valid.sum(dim=1)
-        self._elapsed = before + executed
-        self._previous = actions[torch.arange(self.num_envs), executed - 1]
-        final = self._seen(result.final_obs)
-        self._begin(result.done)
-        return replace(result, obs=self._seen(result.obs), final_obs=final)
+        return self._finish(self.world.step_chunk(self._late(actions)), actions)
+
+    def watch_chunk(self, actions: Float[Tensor, "b ah ad"]) -> tuple[ChunkResult, list[Sight]]:
+        actions = self.check_actions(actions, ndim=3)
+        result, seen = self.world.watch_chunk(self._late(actions))
+        executed = result.valid.cumsum(dim=1)
+        watched = [(self._seen(obs, self._elapsed + executed[:, i]), judged) for i, (obs, judged) in enumerate(seen)]
+        return self._finish(result, actions), watched
 
     def snapshot(self) -> RandomizedState:
         return RandomizedState(self.world.snapshot(), self._stream.clone(), self._elapsed.clone(), self._previous.clone())
@@ -151,8 +144,9 @@ class RandomizedWorld(World):
                 f"restore needs a RandomizedState of {self.num_envs} environments; index the snapshot: restore(snapshot[rows])"
             )
         self._stream, self._elapsed, self._previous = state.stream.clone(), state.elapsed.clone(), state.previous.clone()
+        self._values = self._drawn()
         self._set_dynamics(torch.ones(self.num_envs, dtype=torch.bool))
-        return self._seen(self.world.restore(state.world))
+        return self._seen(self.world.restore(state.world), self._elapsed)
 
     def judge(self) -> Judgement:
         return self.world.judge()
@@ -170,64 +164,61 @@ class RandomizedWorld(World):
 
     def parameters(self) -> Values:
         """What was drawn for the present episodes: "effect.parameter" -> [b]."""
-        drawn = [self._draw(*key) for key in self._stream.tolist()]
-        return {name: torch.tensor([values[name] for values in drawn]) for name in drawn[0]}
+        return dict(self._values)
 
     # Internals ----------------------------------------------------------------------------------------------------------
 
+    def _noise(self, elapsed: Int[Tensor, " b"]) -> Noise:
+        return Noise(self._stream[:, 0], self._stream[:, 1], elapsed)
+
+    def _drawn(self) -> Values:
+        """The conditions of the present episodes; each draws under a name of its own, so that none depends on the others."""
+        noise, values = self._noise(torch.zeros_like(self._elapsed)), {}
+        parts: dict[str, Any] = dict(self.effects) if self.dynamics is None else {**self.effects, "dynamics": self.dynamics}
+        for name, part in parts.items():
+            values |= {f"{name}.{key}": value for key, value in sampled(part, noise, name).items()}
+        if self.latency is not None:
+            values["latency.delay"] = self.latency.delay.sample(noise, "latency.delay")
+        return values
+
     def _begin(self, mask: Tensor) -> None:
+        if not mask.any():
+            return
         self._stream = self._stream + torch.stack([torch.zeros_like(mask), mask], dim=1)
         self._elapsed = torch.where(mask, 0, self._elapsed)
         self._previous = torch.where(mask[:, None], 0.0, self._previous)
+        self._values = self._drawn()
         self._set_dynamics(mask)
 
     def _set_dynamics(self, mask: Tensor) -> None:
-        if self.dynamics is None or not mask.any():
+        if self.dynamics is None:
             return
-        drawn, world = self.parameters(), self.world
-        factors = {field.name: drawn[f"dynamics.{field.name}"][mask] for field in fields(Dynamics)}
-        world.set_dynamics(mask.nonzero().flatten(), **factors)  # type: ignore[attr-defined]
+        factors = {field.name: self._values[f"dynamics.{field.name}"][mask] for field in fields(Dynamics)}
+        self.world.set_dynamics(mask.nonzero().flatten(), **factors)  # type: ignore[attr-defined]
 
-    def _draw(self, seed: int, episode: int) -> dict[str, float]:
-        """The conditions of one episode; each effect has a stream of its own."""
-        if (seed, episode) not in self._drawn:
-            others = {"latency": self.latency, "dynamics": self.dynamics}
-            parts: dict[str, Any] = {**self.effects, **{name: part for name, part in others.items() if part is not None}}
-            values = {}
-            for name, part in parts.items():
-                rng = np.random.default_rng([seed % 2**63, episode, zlib.crc32(name.encode())])
-                sampled = part.draw(rng)
-                values |= {f"{name}.{key}": float(value) for key, value in sampled.items()}
-            if len(self._drawn) > 4 * self.num_envs:
-                self._drawn.clear()
-            self._drawn[seed, episode] = values
-        return self._drawn[seed, episode]
-
-    def _late(self, actions: Float[Tensor, "b ad"]) -> Float[Tensor, "b ad"]:
-        """What acts during this control step on average."""
-        previous, self._previous = self._previous, actions
+    def _late(self, actions: Float[Tensor, "b m ad"]) -> Float[Tensor, "b m ad"]:
+        """What acts during each of these control steps on average."""
         if self.latency is None:
             return actions
-        jitter = [self.latency.jitter.sample(np.random.default_rng([*self._key(i), 1])) for i in range(self.num_envs)]
-        delay = self.parameters()["latency.delay"] + torch.tensor(jitter)
-        share = (delay * self.fps).clamp(0, 1).float()[:, None]
-        return share * previous + (1 - share) * actions
+        before = torch.cat([self._previous[:, None], actions[:, :-1]], dim=1)
+        steps = [self._noise(self._elapsed + i) for i in range(actions.shape[1])]
+        jitter = torch.stack([self.latency.jitter.sample(noise, "latency.jitter") for noise in steps], dim=1)
+        share = ((self._values["latency.delay"][:, None] + jitter) * self.fps).clamp(0, 1)[..., None]
+        return share * before + (1 - share) * actions
 
-    def _seen(self, obs: Observation) -> Observation:
-        frames = obs.images[self.camera]
-        pictures = float_image(frames).permute(0, 3, 1, 2)
-        drawn = self.parameters() if self.effects else {}
-        for number, (name, effect) in enumerate(self.effects.items()):
-            values = {key.partition(".")[2]: value.float() for key, value in drawn.items() if key.startswith(f"{name}.")}
-            seeds = [
-                np.random.SeedSequence([*self._key(i), 2 + number]).generate_state(1, np.uint64)[0] for i in range(self.num_envs)
-            ]
-            generators = [torch.Generator().manual_seed(int(seed) >> 1) for seed in seeds]
-            pictures = effect.apply(pictures, values, generators)
+    def _finish(self, result: ChunkResult, actions: Float[Tensor, "b m ad"]) -> ChunkResult:
+        """The result of a chunk as it is seen, and this world's memory of it."""
+        executed = result.valid.sum(dim=1)
+        self._elapsed = self._elapsed + executed
+        self._previous = actions[torch.arange(self.num_envs), executed - 1]
+        final = self._seen(result.final_obs, self._elapsed)
+        self._begin(result.done)
+        return replace(result, obs=self._seen(result.obs, self._elapsed), final_obs=final)
+
+    def _seen(self, obs: Observation, elapsed: Int[Tensor, " b"]) -> Observation:
+        pictures = float_image(obs.images[self.camera]).permute(0, 3, 1, 2)
+        for name, effect in self.effects.items():
+            values = {key.partition(".")[2]: value for key, value in self._values.items() if key.startswith(f"{name}.")}
+            pictures = effect.apply(pictures, values, self._noise(elapsed))
         seen: UInt8[Tensor, "b h w 3"] = (pictures.permute(0, 2, 3, 1) * 255).round().to(torch.uint8)
         return replace(obs, images={**obs.images, self.camera: seen})
-
-    def _key(self, i: int) -> tuple[int, int, int]:
-        """Seed, episode and step of environment i."""
-        seed, episode = self._stream[i].tolist()
-        return seed % 2**63, episode, int(self._elapsed[i])

@@ -7,8 +7,9 @@ Shape legend of the repository: ``b`` environment, ``t`` decision or frame, ``k`
 horizon and dimension, ``s`` proprioceptive state, ``h w c`` image (RGB).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -58,27 +59,27 @@ Rows = TypeVar("Rows", bound=TensorBatch)
 
 def where_rows(mask: Bool[Tensor, " b"], first: Rows, second: Rows) -> Rows:
     """Row i of `first` where mask[i], of `second` elsewhere."""
-    chosen = {}
-    for name, a in vars(first).items():
-        z = getattr(second, name)
-        if isinstance(a, TensorBatch):
-            chosen[name] = where_rows(mask, a, z)
-        elif isinstance(a, tuple):
-            chosen[name] = tuple(x if m else y for m, x, y in zip(mask.tolist(), a, z, strict=True))
-        else:
-            chosen[name] = torch.where(mask.reshape(-1, *([1] * (a.ndim - 1))), a, z)
-    return replace(first, **chosen)  # type: ignore[type-var]
+
+    def choose(a: Any, z: Any) -> Any:
+        if isinstance(a, Tensor):
+            return torch.where(mask.reshape(-1, *([1] * (a.ndim - 1))), a, z)
+        return tuple(x if m else y for m, x, y in zip(mask.tolist(), a, z, strict=True))
+
+    return _pairwise(choose, first, second)
 
 
 def cat_rows(first: Rows, second: Rows) -> Rows:
     """The rows of `first`, then those of `second`."""
-    columns = {}
-    for name, a in vars(first).items():
-        z = getattr(second, name)
-        columns[name] = (
-            cat_rows(a, z) if isinstance(a, TensorBatch) else a + z if isinstance(a, tuple) else torch.cat([a, z.to(a.dtype)])
-        )
-    return replace(first, **columns)  # type: ignore[type-var]
+    return _pairwise(lambda a, z: a + z if isinstance(a, tuple) else torch.cat([a, z.to(a.dtype)]), first, second)
+
+
+def _pairwise(join: Callable[[Any, Any], Any], a: Any, z: Any) -> Any:
+    """`join` of the tensors and tuples in the same place of two batches."""
+    if isinstance(a, TensorBatch):
+        return replace(a, **{f.name: _pairwise(join, getattr(a, f.name), getattr(z, f.name)) for f in fields(a)})  # type: ignore[type-var, arg-type]
+    if isinstance(a, dict):
+        return {key: _pairwise(join, value, z[key]) for key, value in a.items()}
+    return join(a, z)
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,11 @@ class Rollout(TensorBatch):
     group: Int[Tensor, " b"]
     value: Float[Tensor, "b t v"]
     final_value: Float[Tensor, " b"]
+
+    @property
+    def returns(self) -> Float[Tensor, " b"]:
+        """Undiscounted reward of each trajectory."""
+        return self.reward.sum(dim=(1, 2))
 
     @property
     def decided(self) -> Bool[Tensor, "b t"]:

@@ -60,8 +60,7 @@ def test_noise_follows_from_what_stands_still():
 
 def test_gain_and_delay_follow_from_motion(worlds):
     nominal, robot = worlds
-    stream = collect(robot, ExpertActor(noise=0.3, seed=1), seed=SEED)
-    episodes = [next(stream) for _ in range(4)]
+    episodes = list(collect(robot, ExpertActor(noise=0.3), episodes=4, seed=SEED))
     starts = known_starts(nominal, episodes, seed=SEED)
     before = nominal.physics_steps
     found = identify(nominal, episodes, starts, seed=1, generations=10)
@@ -74,7 +73,7 @@ def test_gain_and_delay_follow_from_motion(worlds):
 
 def test_starts_that_were_not_planned_are_refused(worlds):
     nominal, robot = worlds
-    episode = next(collect(robot, ExpertActor(seed=1), seed=SEED))
+    episode = next(collect(robot, ExpertActor(), episodes=1, seed=SEED))
     with pytest.raises(ValueError, match="episode 0 began at none of the 64 planned starts"):
         known_starts(nominal, [episode], seed=SEED + 1000)
     with pytest.raises(ValueError, match="1 episodes need as many starts"):

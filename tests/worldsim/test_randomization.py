@@ -1,6 +1,7 @@
 """Randomised worlds keep the contract of a world, see what they should, and meet the same conditions under the same seed."""
 
 import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -10,20 +11,21 @@ from worldsim import checkpoint
 from worldsim.cameras import Intrinsics, look_at
 from worldsim.checks import check_world
 from worldsim.dream import DreamWorld, Starts
-from worldsim.effects import Distractors, Light, LogUniform, Normal, Sensor, Uniform, View
+from worldsim.effects import Distractors, Effect, Light, LogUniform, Normal, Sensor, Uniform, View
 from worldsim.interfaces import Reflector, WorldModel
+from worldsim.noise import Noise
 from worldsim.randomization import Dynamics, Latency, RandomizedWorld
 
 NOTHING = {
     "view": View(Uniform(0, 0), Uniform(0, 0), Uniform(0, 0), Uniform(1, 1)),
     "light": Light(Uniform(1, 1), Uniform(1, 1), Uniform(1, 1), Uniform(0, 0), Uniform(0, 0)),
     "sensor": Sensor(Uniform(1, 1), Uniform(0, 0), Uniform(0, 0)),
-    "distractors": Distractors(Uniform(0, 0), Uniform(0, 0), Uniform(0, 0)),
+    "distractors": Distractors(Uniform(0, 0), Uniform(0, 0)),
 }
 SOMETHING = {
     "view": View(Uniform(-3, 3), Uniform(-3, 3), Uniform(-3, 3), LogUniform(0.95, 1.05)),
     "light": Light(LogUniform(0.7, 1.4), LogUniform(0.9, 1.1), LogUniform(0.9, 1.1), Uniform(0, 0.4), Uniform(0, 360)),
-    "distractors": Distractors(Uniform(0, 3), Uniform(0.02, 0.06), Uniform(0, 1000)),
+    "distractors": Distractors(Uniform(0, 3), Uniform(0.02, 0.06)),
     "sensor": Sensor(LogUniform(0.8, 1.2), Uniform(0, 1), Uniform(0, 0.05)),
 }
 
@@ -76,8 +78,60 @@ def test_noise_is_new_in_every_frame_and_the_rest_stays(folders: dict[str, str])
     assert torch.equal(info["randomization"]["light.exposure"], world.parameters()["light.exposure"])
     grey = torch.full((1, 3, 64, 64), 0.5)
     values = {"contrast": torch.ones(1), "blur": torch.zeros(1), "noise": torch.full((1,), 0.05)}
-    noisy = SOMETHING["sensor"].apply(grey, values, [torch.Generator().manual_seed(0)])
+    noisy = SOMETHING["sensor"].apply(grey, values, Noise.rows(0, 1))
     assert noisy.std() == pytest.approx(0.05, rel=0.03)
+
+
+def test_distractors_stay_for_the_episode_and_differ_between_episodes():
+    grey, rows = torch.full((3, 3, 64, 64), 0.5), Noise(torch.tensor([1, 1, 1]), torch.tensor([1, 1, 2]), torch.tensor([0, 9, 0]))
+    values = {"number": torch.tensor([2.0, 2.0, 2.0]), "size": torch.full((3,), 0.1)}
+    first, later, other = Distractors(Uniform(0, 3), Uniform(0, 1)).apply(grey, values, rows)
+    assert torch.equal(first, later) and not torch.equal(first, other)
+    share = (first != 0.5).any(dim=0).float().mean()
+    assert 0.5 * np.pi * 0.1**2 < share <= 2 * np.pi * 0.1**2 * 1.05, (
+        "at most two discs of a tenth of the height, at least half of one"
+    )
+    none = Distractors(Uniform(0, 3), Uniform(0, 1)).apply(grey, values | {"number": torch.zeros(3)}, rows)
+    assert torch.equal(none, grey)
+
+
+@pytest.mark.parametrize("rows", [[0], [2, 0, 1], [1, 1]])
+def test_what_a_start_meets_does_not_depend_on_the_batch(folders: dict[str, str], rows: list[int]):
+    """Conditions, grain and late actions of three starts, and of some of them alone."""
+    latency = Latency(Uniform(0.01, 0.05), Normal(0, 0.01))
+    seeds, actions = [5, 6, 7], torch.rand(3, 4, 2, generator=torch.Generator().manual_seed(0))
+
+    def met(chosen: list[int]) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+        world = RandomizedWorld(dream(folders, len(chosen)), dict(SOMETHING), latency)
+        _, info = world.reset(seed=[seeds[i] for i in chosen])
+        late = world._late(actions[chosen])
+        same = torch.full((len(chosen), 64, 64, 3), 128, dtype=torch.uint8)
+        seen = world._seen(replace(world.world._observe(world.world._state), images={"front": same}), world._elapsed)
+        return info["randomization"], late, seen.images["front"]
+
+    (values, late, seen), (some, some_late, some_seen) = met([0, 1, 2]), met(rows)
+    assert all(torch.equal(value[rows], some[name]) for name, value in values.items())
+    assert torch.equal(late[rows], some_late) and torch.equal(seen[rows], some_seen)
+
+
+@dataclass(frozen=True)
+class Snow(Effect):
+    """Pictures of nothing but the noise of their moment."""
+
+    def apply(self, frames, values, noise):
+        return noise.uniform("snow", *frames.shape[1:])
+
+
+def test_watched_frames_have_the_noise_of_single_steps(folders: dict[str, str]):
+    world = RandomizedWorld(dream(folders), {"snow": Snow()})
+    world.reset(seed=2)
+    before = world.snapshot()
+    result, seen = world.watch_chunk(torch.zeros(3, 4, 2))
+    world.restore(before)
+    for k, (obs, _) in enumerate(seen):
+        final = world.step(torch.zeros(3, 2))[4]["final_obs"]
+        assert torch.equal(obs.images["front"], final.images["front"]), k
+    assert torch.equal(seen[-1][0].images["front"], result.final_obs.images["front"])
 
 
 def pattern(directions: np.ndarray) -> np.ndarray:
@@ -109,9 +163,9 @@ def test_a_view_is_what_a_turned_camera_with_that_lens_sees(pan: float, tilt: fl
     picture = torch.from_numpy(pattern(lens.directions() @ straight.T)).float().permute(2, 0, 1)[None]
     names = dict(zip(("pan", "tilt", "roll", "zoom"), (pan, tilt, roll, zoom), strict=True))
     values = {name: torch.tensor([float(v)]) for name, v in names.items()}
-    seen = SOMETHING["view"].apply(picture, values, [])
+    seen = SOMETHING["view"].apply(picture, values, Noise.rows(0, 1))
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(SOMETHING["view"].apply(picture, values, []), seen), "half precision is for networks"
+        assert torch.equal(SOMETHING["view"].apply(picture, values, Noise.rows(0, 1)), seen), "half precision is for networks"
     seen = seen[0].permute(1, 2, 0).numpy()
     inner = (slice(18, -18), slice(26, -26))
     assert np.abs(seen - expected)[inner].max() < 0.01
@@ -121,13 +175,13 @@ def test_a_view_is_what_a_turned_camera_with_that_lens_sees(pan: float, tilt: fl
 def test_light_and_blur_do_what_their_names_say():
     picture = torch.full((1, 3, 8, 8), 0.4)
     values = {"exposure": 1.5, "red": 1.2, "blue": 0.5, "slope": 0.4, "direction": 0.0}
-    lit = SOMETHING["light"].apply(picture, {name: torch.tensor([value]) for name, value in values.items()}, [])
+    lit = SOMETHING["light"].apply(picture, {name: torch.tensor([value]) for name, value in values.items()}, Noise.rows(0, 1))
     assert lit[0, 1].mean() == pytest.approx(0.6, abs=1e-5) and lit[0, 2].mean() == pytest.approx(0.3, abs=1e-5)
     assert lit[0, 1, 0, 7] / lit[0, 1, 0, 0] == pytest.approx((1 + 0.2 * 7 / 8) / (1 - 0.2 * 7 / 8), abs=1e-5)
     point = torch.zeros(1, 3, 15, 15)
     point[..., 7, 7] = 1
     values = {"contrast": torch.ones(1), "blur": torch.ones(1), "noise": torch.zeros(1)}
-    spread = SOMETHING["sensor"].apply(point, values, [torch.Generator()])[0, 0]
+    spread = SOMETHING["sensor"].apply(point, values, Noise.rows(0, 1))[0, 0]
     assert spread.sum() == pytest.approx(1, abs=1e-5)
     offsets = torch.arange(15.0) - 7
     assert (spread.sum(0) * offsets.square()).sum() == pytest.approx(1, abs=0.1)  # a variance of one pixel
@@ -153,8 +207,8 @@ def test_impossible_distributions_are_refused(make):
 
 
 def test_distributions_have_their_moments():
-    rng = np.random.default_rng(0)
-    draws = {d: np.array([d.sample(rng) for _ in range(20_000)]) for d in (Uniform(-1, 3), LogUniform(0.5, 2), Normal(1, 2))}
+    noise = Noise.rows(0, 20_000)
+    draws = {d: d.sample(noise, "draw").numpy() for d in (Uniform(-1, 3), LogUniform(0.5, 2), Normal(1, 2))}
     uniform, factor, normal = draws.values()
     assert uniform.mean() == pytest.approx(1, abs=0.03) and uniform.min() >= -1 and uniform.max() <= 3
     assert np.log(factor).mean() == pytest.approx(0, abs=0.02) and factor.min() >= 0.5 and factor.max() <= 2
