@@ -28,15 +28,16 @@ from worldsim import checkpoint
 from worldsim.evaluate import Player, evaluate
 from worldsim.interfaces import Policy
 from worldsim.metrics import paired_difference, success_rate
-from worldsim.remote import RemotePolicies
+from worldsim.remote import RemoteActor, RemotePolicies
 from worldsim.robot.check import read_recorded
 from worldsim.robot.loop import percentiles
 from worldsim.robot.observation import IMAGE, NOISE, PROMPT, STATE
+from worldsim.seeds import CHOOSING
 from worldsim.serving import TorchPolicy
 from worldsim.sim.genesis import GenesisWorld
 
 ROOT = Path(__file__).resolve().parents[1]
-SEED, SECONDS, THREADS, ENVS = 900_000_000, 4.0, 2, 64
+SEED, SECONDS, THREADS, ENVS = CHOOSING, 4.0, 2, 64
 NEEDS = ("numpy", "onnxruntime", "tokenizers", "msgpack", "websockets")
 SERVE = """
 import sys
@@ -124,7 +125,7 @@ def main() -> None:
         outcomes = {"pytorch": success(world, policy, options.episodes)}
         for name, bundle in bundles.items():
             with served(python, bundle) as remote:
-                outcomes[name] = success(world, remote, options.episodes)
+                outcomes[name] = success(world, RemoteActor(remote), options.episodes)
         sizes = {name: sum(file.stat().st_size for file in folder.glob("policy.*")) for name, folder in bundles.items()}
     for name, rounds in rows.items():
         p50, p99 = (statistics.median(entry[key] for entry in rounds) for key in ("p50", "p99"))

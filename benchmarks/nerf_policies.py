@@ -21,7 +21,6 @@ from hydra.utils import instantiate
 
 from training.cli import compose_config
 from worldsim import checkpoint
-from worldsim.device import precision
 from worldsim.evaluate import evaluate
 from worldsim.files import write_json
 from worldsim.interfaces import Policy
@@ -85,8 +84,7 @@ def success(policy: Path, place: str, world: str, *options: str) -> torch.Tensor
             "evaluate", [f"world={world}", f"policy={policy}", "world.phrasings=eval", "world.num_envs=64", *options]
         )
         built = instantiate(config.world, _convert_="all")
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision() == "bf16-mixed"):
-            outcome = evaluate(built, checkpoint.load(policy, Policy), episodes=EPISODES, seed=SEED)
+        outcome = evaluate(built, checkpoint.load(policy, Policy), episodes=EPISODES, seed=SEED)
         built.close()
         write_json(file, outcome.success.tolist())
     return torch.tensor(json.loads(file.read_text()))

@@ -28,7 +28,7 @@ def check_world(world: World, *, seed: int = 0, chunk: int = 4) -> None:
     Args:
         world: two environments or more; it is reset and left in an arbitrary state.
         seed: of the episodes and of the random actions.
-        chunk: ah of the chunks that are compared with single steps; for a dream, a multiple of its world model's action horizon.
+        chunk: ah of the chunks that are played, and compared with single steps where the world is causal.
 
     Raises:
         AssertionError: with what was expected and what happened.
@@ -142,34 +142,33 @@ def check_restore(world: World, seed: int) -> None:
 
 
 def check_chunk(world: World, seed: int, chunk: int) -> None:
-    """A chunk equals as many single steps, in its last observation, its summed reward and what follows."""
+    """A watched chunk equals one that is not; in a causal world both equal single steps, after every action and beyond."""
     actions, follow = _actions(world, chunk, seed), _actions(world, 2, seed + 1)
     for attempt in range(seed, seed + SEEDS):
         world.reset(seed=attempt)
-        count = world.physics_steps
-        result = world.step_chunk(actions)
-        counted = world.physics_steps - count
-        _check_chunk_result(world, result, chunk)
-        assert counted in (0, int(result.valid.sum())), (
-            f"physics_steps grew by {counted} for {int(result.valid.sum())} executed steps"
-        )
+        result = _counted(world, actions)
         alive = ~result.done
         if alive.any():
             break
     else:
         raise AssertionError(f"every episode of {SEEDS} seeds ended within {chunk} steps; check_world needs longer ones")
+    _assert_equal(result.obs[alive], result.final_obs[alive], "obs and final_obs of a chunk in which no episode ended")
     after = _play(world, follow)
     world.reset(seed=attempt)
-    steps = _play(world, actions)
-    ended = torch.stack([terminated | truncated for _, _, terminated, truncated, _ in steps]).any(0)
-    alive &= ~ended
-    assert alive.any(), f"chunks and single steps disagree on whether an episode ends within {chunk} steps"
-    _assert_equal(steps[-1][0][alive], result.obs[alive], f"the last observation of {chunk} steps and of one chunk")
-    _assert_equal(result.obs[alive], result.final_obs[alive], "obs and final_obs of a chunk in which no episode ended")
-    rewards = torch.stack([reward for _, reward, *_ in steps]).sum(0)
-    _assert_close(
-        rewards[alive], result.reward.sum(1)[alive], REWARD_TOLERANCE, f"the summed reward of {chunk} steps and of one chunk"
-    )
+    watched, seen = world.watch_chunk(actions)
+    _assert_equal(watched, result, "a chunk that is watched and one that is not")
+    assert len(seen) == chunk, f"watch_chunk must show {chunk} actions, got {len(seen)}"
+    _assert_equal(seen[-1][0], result.final_obs, "final_obs and what was seen last")
+    _assert_equal(seen[-1][1], result.final_judge, "final_judge and what was judged last")
+    if not world.causal:
+        return
+    world.reset(seed=attempt)
+    for k, (obs, reward, terminated, truncated, judged) in enumerate(_play(world, actions)):
+        what = f"of a chunk and of single steps, after {k + 1} of {chunk} actions"
+        _assert_close(reward[alive], result.reward[alive, k], REWARD_TOLERANCE, f"rewards {what}")
+        assert not (terminated | truncated)[alive].any(), f"chunks and single steps disagree on whether an episode ends: {what}"
+        _assert_equal(obs[alive], seen[k][0][alive], f"observations {what}")
+        _assert_equal(judged[alive], seen[k][1][alive], f"judgements {what}")
     _assert_same_play(
         [_take(p, alive) for p in _play(world, follow)],
         [_take(p, alive) for p in after],
@@ -180,7 +179,7 @@ def check_chunk(world: World, seed: int, chunk: int) -> None:
 def check_ends(world: World, seed: int, chunk: int) -> None:
     """Truncation on time, autoreset in the same step, and a chunk whose rest is dropped after an end."""
     limit = world.max_episode_steps
-    tail = next(n for n in (2, 1) if (limit - n) % chunk)  # the chunk that ends the episode starts within a chunk of the dream
+    tail = 2  # actions of the chunk that ends the episode
     lead, actions = _actions(world, limit - tail, seed), _actions(world, chunk, seed + 1)
     for attempt in range(seed, seed + SEEDS):
         world.reset(seed=attempt)
@@ -190,11 +189,7 @@ def check_ends(world: World, seed: int, chunk: int) -> None:
     else:
         raise AssertionError(f"every episode of {SEEDS} seeds ended before max_episode_steps = {limit}; nothing shows truncation")
     before = world.snapshot()
-    count = world.physics_steps
-    result = world.step_chunk(actions)
-    counted = world.physics_steps - count
-    _check_chunk_result(world, result, chunk)
-    assert counted in (0, int(result.valid.sum())), f"physics_steps grew by {counted} for {int(result.valid.sum())} executed steps"
+    result = _counted(world, actions)
     ended = (result.terminated | result.truncated).int().argmax(dim=1)
     assert result.done[alive].all(), (
         f"an episode went on beyond max_episode_steps = {limit}: truncated is {result.truncated.tolist()}"
@@ -204,8 +199,15 @@ def check_ends(world: World, seed: int, chunk: int) -> None:
     early = alive & (ended < tail - 1)
     assert result.terminated[early].any(dim=1).all(), f"an episode was truncated before max_episode_steps = {limit} steps"
     state_after = world.snapshot()
+    _assert_equal(result.obs, world.restore(state_after), "obs after an end and the observation of the state reached")
+    world.restore(before)
+    watched, seen = world.watch_chunk(actions)
+    _assert_equal(watched, result, "a chunk with an end that is watched and one that is not")
+    _assert_equal(seen[-1], (result.final_obs, result.final_judge), "what was seen last and final_obs, final_judge")
+    _check_autoreset(result.obs, result.final_obs, on_time)
 
     world.restore(before)
+    lived = alive.clone()
     for k in range(tail):
         obs, reward, terminated, truncated, info = world.step(actions[:, k])
         over = terminated | truncated
@@ -215,17 +217,14 @@ def check_ends(world: World, seed: int, chunk: int) -> None:
             judge.progress[~over], info["final_judge"].progress[~over], REWARD_TOLERANCE, "judge() and final_judge before an end"
         )
         _assert_equal(obs[~over], info["final_obs"][~over], "obs and final_obs where no episode ended")
-        rows = on_time if k == tail - 1 else torch.zeros_like(on_time)
-        assert over[rows].all(), f"a step did not end the episode after max_episode_steps = {limit} steps, a chunk did"
-    if on_time.any():
+        assert k + 1 < tail or over[lived].all(), f"a step did not end the episode after max_episode_steps = {limit} steps"
+        lived &= ~over
+    if world.causal and on_time.any():
         what = "of an episode that single steps and a chunk brought to its end"
         _assert_equal(info["final_obs"][on_time], result.final_obs[on_time], f"final_obs {what}")
         _assert_equal(obs[on_time], result.obs[on_time], f"the next episode's first observation {what}")
         _assert_equal(obs, world.restore(world.snapshot()), "obs after autoreset and the observation of the state reached")
-        same = all(torch.equal(obs.images[c][i], info["final_obs"].images[c][i]) for c in obs.images for i in _indices(on_time))
-        assert not same or not torch.equal(obs.state[on_time], info["final_obs"].state[on_time]), (
-            "obs must be the new episode's first observation after an end, it is the old one's last; autoreset is SAME_STEP"
-        )
+    _check_autoreset(obs, info["final_obs"], terminated | truncated)
     world.restore(state_after)
     again = world.step_chunk(_actions(world, limit, seed + 2))
     length = again.valid.sum(1)
@@ -269,6 +268,24 @@ def _actions(world: World, steps: int, seed: int) -> Tensor:
     """Random actions [b, steps, ad] in [-1, 1]."""
     shape = (world.num_envs, steps, *world.single_action_space.shape)
     return 2 * torch.rand(shape, generator=torch.Generator().manual_seed(seed)) - 1
+
+
+def _check_autoreset(obs: Observation, final_obs: Observation, ended: Tensor) -> None:
+    if ended.any():
+        same = all(torch.equal(obs.images[c][i], final_obs.images[c][i]) for c in obs.images for i in _indices(ended))
+        assert not same or not torch.equal(obs.state[ended], final_obs.state[ended]), (
+            "obs must be the new episode's first observation after an end, it is the old one's last; autoreset is SAME_STEP"
+        )
+
+
+def _counted(world: World, actions: Tensor) -> ChunkResult:
+    """A chunk whose result is sound and whose steps were counted."""
+    count = world.physics_steps
+    result = world.step_chunk(actions)
+    counted, executed = world.physics_steps - count, int(result.valid.sum())
+    _check_chunk_result(world, result, actions.shape[1])
+    assert counted in (0, executed), f"physics_steps grew by {counted} for {executed} executed steps"
+    return result
 
 
 Step = tuple[Observation, Tensor, Tensor, Tensor, Judgement]

@@ -1,20 +1,23 @@
-"""Record episodes in a world: an actor proposes chunks of actions, the world answers, finished episodes come out.
+"""Play episodes in a world: an actor proposes chunks of actions, the world answers, episodes come out in the order of their starts.
 
-The same loop records demonstrations, noisy play, policy rollouts in physics and dreamed episodes; only the actor and the
-world differ. Read `worldsim/data/lerobot.py` next: it stores the episodes.
+The same loop records demonstrations, noisy play and policies, measures success in physics, and dreams; only the actor and the world
+differ. Which starts are played is settled beforehand: start k is seed + k, whatever the number of environments, and no rate is that
+of the episodes that happened to end first, since successes end early. Read `worldsim/evaluate.py` next for rates,
+`worldsim/data/lerobot.py` for what stores the episodes.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from worldsim import checkpoint
 from worldsim.flow import sample_ode
-from worldsim.interfaces import Policy, World
+from worldsim.interfaces import ChunkResult, Policy, Sight, World
+from worldsim.noise import Noise
 from worldsim.sim.expert import expert_action
 from worldsim.types import Episode, Observation
 
@@ -22,7 +25,7 @@ from worldsim.types import Episode, Observation
 class Actor(ABC):
     """Whoever acts: proposes a chunk of actions for every environment.
 
-    `world` is any `World` for a policy, one with an `expert()` for `ExpertActor`, and a `GenesisWorld` with discs for `PlayActor`.
+    `world` is any `World` for a policy, one with an `expert()` for `ExpertActor`, and one with a table and discs for `PlayActor`.
 
     Attributes:
         source: stored with each episode, see `Episode.source`.
@@ -31,11 +34,15 @@ class Actor(ABC):
     source: str
 
     @abstractmethod
-    def act(self, world: Any, obs: Observation) -> Float[Tensor, "b ah ad"]:
-        """Chunks of ah >= 1 actions in [-1, 1]."""
+    def act(self, world: Any, obs: Observation, noise: Noise) -> Float[Tensor, "b ah ad"]:
+        """Chunks of ah >= 1 actions in [-1, 1].
 
-    def begin(self, world: Any, started: Bool[Tensor, " b"]) -> None:  # noqa: B027 - most actors keep no memory
-        """Forget the past of the environments whose episode has just started."""
+        Args:
+            world: where it acts.
+            obs: what it sees.
+            noise: start, episode and step of each environment, the only source of chance. Step 0 begins an episode, so forget the
+                one before.
+        """
 
 
 class ExpertActor(Actor):
@@ -43,18 +50,16 @@ class ExpertActor(Actor):
 
     Args:
         noise: standard deviation of the noise, in units of the action range.
-        seed: of the noise.
     """
 
     source = "expert"
 
-    def __init__(self, noise: float = 0.05, seed: int = 0):
+    def __init__(self, noise: float = 0.05):
         self.noise = noise
-        self.generator = torch.Generator().manual_seed(seed)
 
-    def act(self, world: Any, obs: Observation) -> Tensor:
+    def act(self, world: Any, obs: Observation, noise: Noise) -> Tensor:
         action = world.expert()
-        return (action + self.noise * torch.randn(action.shape, generator=self.generator)).clamp(-1, 1)[:, None]
+        return (action + self.noise * noise.normal("expert", action.shape[1])).clamp(-1, 1)[:, None]
 
 
 class PlayActor(Actor):
@@ -70,7 +75,6 @@ class PlayActor(Actor):
         max_offset_m: largest distance of a push from the block's centre.
         reach_m: half the side of the square of wished points.
         patience: control steps between wishes.
-        seed: of all the draws.
     """
 
     source = "noisy_expert"
@@ -83,76 +87,56 @@ class PlayActor(Actor):
         max_offset_m: float = 0.035,
         reach_m: float = 0.2,
         patience: int = 15,
-        seed: int = 0,
     ):
         self.levels, self.named, self.any_disc = torch.tensor(levels), named, any_disc
         self.max_offset_m, self.reach_m, self.patience = max_offset_m, reach_m, patience
-        self.generator = torch.Generator().manual_seed(seed)
-        self.level = torch.zeros(0)
+        self.drift = torch.zeros(0)
 
-    def begin(self, world: Any, started: Tensor) -> None:
-        b = world.num_envs
-        if len(self.level) != b:
-            self.level, self.drift = torch.zeros(b), torch.zeros(b, 2)
-            self.kind, self.disc, self.age = (torch.zeros(b, dtype=torch.long) for _ in range(3))
-            self.point, self.offset = torch.zeros(b, 2), torch.zeros(b)
-        drawn = self.levels[torch.randint(len(self.levels), (b,), generator=self.generator)]
-        self.level = torch.where(started, drawn, self.level)
-        self.drift = torch.where(started[:, None], 0.0, self.drift)
-        self.age = torch.where(started, 0, self.age)
-
-    def act(self, world: Any, obs: Observation) -> Tensor:
-        if not getattr(world, "goals", torch.zeros(0)).numel():
+    def act(self, world: Any, obs: Observation, noise: Noise) -> Tensor:
+        table = world.unwrapped
+        if not getattr(table, "goals", torch.zeros(0)).numel():
             raise ValueError(f"play needs a GenesisWorld with discs, got {type(world).__name__}; record with actor=expert")
-        truth = world.truth()
-        self._wish(world)
-        targets = torch.stack([truth.goal, world.goals[torch.arange(world.num_envs), self.disc], self.point], dim=1)
-        target = targets[torch.arange(world.num_envs), self.kind]
-        self.drift = 0.7 * self.drift + (1 - 0.7**2) ** 0.5 * torch.randn(world.num_envs, 2, generator=self.generator)
-        action = expert_action(truth.block, target, truth.pusher, max_delta_m=world.max_delta_m, offset_m=self.offset)
-        return (action + self.level[:, None] * self.drift).clamp(-1, 1)[:, None]
-
-    def _wish(self, world: Any) -> None:
-        """Draw a new wish where patience has run out."""
-        b, draw = world.num_envs, torch.rand(world.num_envs, 5, generator=self.generator)
-        over = self.age % self.patience == 0
+        truth, rows, wish = table.truth(), torch.arange(len(noise)), noise.at(noise.step // self.patience * self.patience)
+        draw, disc = wish.uniform("play.wish", 5), wish.integers("play.disc", table.goals.shape[1])
         kind = (draw[:, 0] > self.named).long() + (draw[:, 0] > self.named + self.any_disc).long()
-        self.kind = torch.where(over, kind, self.kind)
-        self.disc = torch.where(over, torch.randint(world.goals.shape[1], (b,), generator=self.generator), self.disc)
-        self.point = torch.where(over[:, None], (2 * draw[:, 1:3] - 1) * self.reach_m, self.point)
+        point = (2 * draw[:, 1:3] - 1) * self.reach_m
+        target = torch.stack([truth.goal, table.goals[rows, disc], point], dim=1)[rows, kind]
         # Half of the pushes are aimed well, the others up to `max_offset_m` beside the centre.
         offset = (2 * draw[:, 3] - 1) * self.max_offset_m * (draw[:, 4] < 0.5)
-        self.offset = torch.where(over, offset, self.offset)
-        self.age += 1
+        kept = self.drift if len(self.drift) == len(noise) else torch.zeros(len(noise), 2)
+        self.drift = 0.7 * torch.where(noise.step[:, None] > 0, kept, 0.0) + (1 - 0.7**2) ** 0.5 * noise.normal("play.drift", 2)
+        action = expert_action(truth.block, target, truth.pusher, max_delta_m=table.max_delta_m, offset_m=offset)
+        level = self.levels[noise.at(0).integers("play.level", len(self.levels))]
+        return (action + level[:, None] * self.drift).clamp(-1, 1)[:, None]
 
 
 class PolicyActor(Actor):
-    """A flow policy, sampled with its ODE from seeded noise.
+    """A flow policy, sampled with its ODE.
 
     Args:
         policy: in evaluation mode.
         noise: standard deviation of white noise added to the actions, for coverage; 0 to evaluate.
-        seed: of the initial noise and the action noise.
     """
 
     source = "policy"
 
-    def __init__(self, policy: Policy, noise: float = 0.0, seed: int = 0):
+    def __init__(self, policy: Policy, noise: float = 0.0):
         self.policy, self.noise = policy, noise
-        self.generator = torch.Generator().manual_seed(seed)
 
     @classmethod
-    def from_folder(cls, folder: str, noise: float = 0.0, seed: int = 0) -> "PolicyActor":
+    def from_folder(cls, folder: str, noise: float = 0.0) -> "PolicyActor":
         """The actor of an exported policy (`worldsim.checkpoint.load`)."""
-        return cls(checkpoint.load(folder, Policy), noise, seed)
+        return cls(checkpoint.load(folder, Policy), noise)
 
     @torch.no_grad()
-    def act(self, world: Any, obs: Observation) -> Tensor:
-        shape = (world.num_envs, self.policy.action_horizon, self.policy.action_dim)
+    def act(self, world: Any, obs: Observation, noise: Noise) -> Tensor:
+        shape = (self.policy.action_horizon, self.policy.action_dim)
         features = self.policy.encode(obs)
-        start = torch.randn(shape, generator=self.generator)
+        start = noise.normal("policy", *shape)
         chunk = sample_ode(lambda x, t: self.policy.velocity(features, x, t), start, num_steps=self.policy.num_steps).float()
-        return (chunk + self.noise * torch.randn(shape, generator=self.generator)).clamp(-1, 1)
+        if self.noise:
+            chunk = chunk + self.noise * noise.normal("action", *shape)
+        return chunk.clamp(-1, 1)
 
 
 def executed(chunk: Float[Tensor, "b ah ad"], n_action_steps: int | None) -> Float[Tensor, "b n ad"]:
@@ -166,71 +150,118 @@ def executed(chunk: Float[Tensor, "b ah ad"], n_action_steps: int | None) -> Flo
     return chunk[:, :n_action_steps]
 
 
-def collect(world: World, actor: Actor, *, seed: int, n_action_steps: int | None = None) -> Iterator[Episode]:
-    """Episodes without end, each yielded when it finishes; short episodes finish first, so take whole multiples of `num_envs`.
+class Turn(NamedTuple):
+    """One chunk of every environment.
+
+    Attributes:
+        start: number of the start that each environment is at; an environment with none left has a number beyond the last, and
+            what it does is of no account.
+        first: the chunk begins an episode.
+        before: what was seen and judged before it.
+        actions: what the world was asked to do.
+        result: what it answered.
+        seen: what was seen and judged after each action, if anyone watched.
+    """
+
+    start: Int[Tensor, " b"]
+    first: Bool[Tensor, " b"]
+    before: Sight
+    actions: Float[Tensor, "b ah ad"]
+    result: ChunkResult
+    seen: list[Sight]
+
+
+@torch.no_grad()
+def play(
+    world: World,
+    actor: Actor,
+    advance: Callable[[Tensor], tuple[ChunkResult, list[Sight]]],
+    *,
+    episodes: int,
+    seed: int,
+    n_action_steps: int | None = None,
+    stream: int = 0,
+    place: Callable[[Tensor], dict[str, Any]] = lambda start: {},
+) -> Iterator[Turn]:
+    """Play the starts seed, seed + 1, ..., each exactly once, in chunks as the actor proposes them.
+
+    An environment that ends an episode takes the next start that nobody has. The world is reset to that seed, so that start and
+    noise are the same whichever environment takes it; what still differs is arithmetic (docs/results/starts.md).
 
     Args:
-        world: reset here; its autoreset starts each next episode.
-        actor: asked for a new chunk by environment, when its last one is used up.
-        seed: environment i plays the stream seed + i.
+        world: reset here.
+        actor: asked for a chunk in all environments at once.
+        advance: `unwatched(world)`, or `world.watch_chunk` for what lies between.
+        episodes: number of starts.
+        seed: of start 0.
         n_action_steps: actions of each chunk that are executed before the actor is asked again, see `executed`.
+        stream: of the actor's noise; another one plays the same starts with other noise.
+        place: further options of `World.reset` for the starts [b], where a seed alone does not say which start it is.
 
     Raises:
-        ValueError: if no action of a chunk would be executed.
+        ValueError: if `episodes` is not positive, or no action of a chunk would be executed.
+    """
+    if episodes < 1:
+        raise ValueError(f"episodes must be at least 1, got {episodes}")
+    b = world.num_envs
+    start, taken, elapsed = torch.arange(b), b, torch.zeros(b, dtype=torch.long)
+    obs, _ = world.reset(seed=(seed + start).tolist(), options=place(start))
+    while (start < episodes).any():
+        noise, before = Noise(seed + start, torch.zeros_like(start), elapsed, stream), (obs, world.judge())
+        actions = executed(actor.act(world, obs, noise), n_action_steps)
+        result, seen = advance(actions)
+        yield Turn(start, elapsed == 0, before, actions, result, seen)
+        elapsed, obs = torch.where(result.done, 0, elapsed + result.valid.sum(dim=1)), result.obs
+        if result.done.any():
+            start = start.masked_scatter(result.done, taken + torch.arange(int(result.done.sum())))
+            taken = int(start.max()) + 1
+            if (start[result.done] < episodes).any():
+                obs, _ = world.reset(seed=(seed + start).tolist(), options={"mask": result.done, **place(start)})
+
+
+def unwatched(world: World) -> Callable[[Tensor], tuple[ChunkResult, list[Sight]]]:
+    """How `play` advances where only chunks count."""
+    return lambda actions: (world.step_chunk(actions), [])
+
+
+def collect(world: World, actor: Actor, *, episodes: int, seed: int, n_action_steps: int | None = None) -> Iterator[Episode]:
+    """The episodes of the starts seed, ..., seed + episodes - 1, in this order; arguments as for `play`.
 
     Yields:
         Episodes with success and progress of every frame from the world's judge (task truth, or a reflector in a dream).
     """
-    obs, info = world.reset(seed=seed)
-    b = world.num_envs
-    started = torch.ones(b, dtype=torch.bool)
-    left = torch.zeros(b, dtype=torch.long)
-    chunk = torch.zeros(b, 1, *world.single_action_space.shape)
-    logs: list[dict[str, list]] = [{} for _ in range(b)]
-    judge = world.judge()
-    while True:
-        actor.begin(world, started)
-        for i in started.nonzero().flatten().tolist():
-            logs[i] = {
-                "obs": [obs[[i]]],
-                "action": [],
-                "reward": [],
-                "success": [judge.success[i]],
-                "progress": [judge.progress[i]],
-            }
-        left[started] = 0
-        if (left == 0).any():
-            fresh = executed(actor.act(world, obs), n_action_steps)
-            if fresh.shape != chunk.shape:
-                chunk = torch.zeros_like(fresh)
-            chunk = torch.where((left == 0)[:, None, None], fresh, chunk)
-            left[left == 0] = fresh.shape[1]
-        action = chunk[torch.arange(b), chunk.shape[1] - left]
-        left -= 1
-        obs, reward, terminated, truncated, info = world.step(action)
-        started, judge = terminated | truncated, info["final_judge"]
-        for i in range(b):
-            log = logs[i]
-            log["obs"].append(info["final_obs"][[i]])
-            log["action"].append(action[i].clone())
-            log["reward"].append(reward[i])
-            log["success"].append(judge.success[i])
-            log["progress"].append(judge.progress[i])
-            if started[i]:
-                yield _episode(log, actor.source)
-        if started.any():
-            judge = world.judge()
+    logs: list[list[dict[str, Tensor]]] = [[] for _ in range(world.num_envs)]
+    waiting: dict[int, Episode] = {}  # for an earlier start to end
+    following = 0
+    for turn in play(world, actor, world.watch_chunk, episodes=episodes, seed=seed, n_action_steps=n_action_steps):
+        result = turn.result
+        frames, actions = _columns([turn.before, *turn.seen]), {"action": turn.actions, "reward": result.reward}
+        for i, start in enumerate(turn.start.tolist()):
+            if start >= episodes:
+                continue
+            if turn.first[i]:
+                logs[i] = [{name: values[i, :1] for name, values in frames.items()}]
+            n = int(result.valid[i].sum())
+            piece = {name: values[i, 1 : n + 1] for name, values in frames.items()}
+            logs[i].append(piece | {name: values[i, :n] for name, values in actions.items()})
+            if result.done[i]:
+                waiting[start] = _episode(logs[i], turn.before[0].instruction[i], actor.source)
+        while following in waiting:
+            yield waiting.pop(following)
+            following += 1
 
 
-def _episode(log: dict[str, list], source: str) -> Episode:
-    observations: list[Observation] = log["obs"]
-    return Episode(
-        images={camera: torch.cat([o.images[camera] for o in observations]) for camera in observations[0].images},
-        state=torch.cat([o.state for o in observations]),
-        action=torch.stack(log["action"]),
-        reward=torch.stack(log["reward"]),
-        success=torch.stack(log["success"]),
-        progress=torch.stack(log["progress"]),
-        instruction=observations[0].instruction[0],
-        source=source,
-    )
+def _columns(sights: list[Sight]) -> dict[str, Tensor]:
+    """What was seen and judged, by name, [b, len(sights), ...]; cameras by "image " and their name."""
+    rows = [
+        {f"image {camera}": frames for camera, frames in obs.images.items()}
+        | {"state": obs.state, "success": judged.success, "progress": judged.progress}
+        for obs, judged in sights
+    ]
+    return {name: torch.stack([row[name] for row in rows], dim=1) for name in rows[0]}
+
+
+def _episode(log: list[dict[str, Tensor]], instruction: str, source: str) -> Episode:
+    whole = {name: torch.cat([piece[name] for piece in log if name in piece]) for name in log[-1]}
+    cameras = {name.removeprefix("image "): whole.pop(name) for name in list(whole) if name.startswith("image ")}
+    return Episode(images=cameras, instruction=instruction, source=source, **whole)

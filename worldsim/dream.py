@@ -19,7 +19,8 @@ from torch import Tensor
 
 from worldsim import checkpoint
 from worldsim.data.windows import FrameTable
-from worldsim.interfaces import ChunkResult, Reflector, World, WorldModel
+from worldsim.interfaces import ChunkResult, Reflector, Sight, World, WorldModel
+from worldsim.noise import Noise
 from worldsim.types import Judgement, Observation, TensorBatch, float_image, where_rows
 
 
@@ -44,6 +45,15 @@ class Starts(TensorBatch):
         return Starts(fill(self.frames), fill(self.state), self.instruction)
 
     @classmethod
+    def first_observations(cls, observations: Sequence[Observation], camera: str) -> "Starts":
+        """The first observations of episodes, with one frame of context."""
+        return cls(
+            frames=torch.cat([obs.images[camera] for obs in observations])[:, None],
+            state=torch.cat([obs.state for obs in observations])[:, None],
+            instruction=tuple(sentence for obs in observations for sentence in obs.instruction),
+        )
+
+    @classmethod
     def first_frames(cls, table: FrameTable, context: int) -> "Starts":
         """The first frame of every episode, repeated to fill the context."""
         rows = table.first.unique()
@@ -53,26 +63,31 @@ class Starts(TensorBatch):
 
 @dataclass(frozen=True)
 class DreamState(TensorBatch):
-    """Everything that determines the future of b dreams.
+    """Everything that determines the future of b dreams."""
 
-    A chunk under way is kept as the model state at its beginning, its noise and the actions so far, so that single steps and
-    whole chunks arrive at the same state.
-    """
-
-    model: TensorBatch  # at the beginning of the current chunk
+    model: TensorBatch
     frames: Float[Tensor, "b h w 3"]  # what the camera sees now, 0..1
     state: Float[Tensor, "b s"]
     instruction: tuple[str, ...]
     progress: Float[Tensor, " b"]
+    p_success: Float[Tensor, " b"]  # largest of the dream so far
     hits: Bool[Tensor, "b window"]  # which of the last frames the reflector called a success
-    pending: Float[Tensor, "b horizon ad"]
-    position: Int[Tensor, " b"]  # actions of the current chunk already executed
     elapsed: Int[Tensor, " b"]
-    stream: Int[Tensor, "b 2"]  # seed and number of draws: the state of the random generators
+    stream: Int[Tensor, "b 2"]  # seed and episode number: the state of the random generators
+
+
+@dataclass(frozen=True, kw_only=True)
+class DreamJudgement(Judgement):
+    """A reflector's verdict, and the largest success probability that it gave to a frame of the dream so far."""
+
+    p_success: Float[Tensor, " b"]
 
 
 class DreamWorld(World):
     """`num_envs` dreams. Reward = progress difference + 1 on success, judged by the reflector (as in the physics worlds).
+
+    `step_chunk` is one call of the world model for every `action_horizon` actions. `step` is a chunk of one action: unless the
+    world model is `causal` another dream than the one in which a policy's chunks are played whole, and no verb of worldsim uses it.
 
     Args:
         world_model: predicts frames and proprioception.
@@ -82,6 +97,7 @@ class DreamWorld(World):
         max_episode_steps: truncation.
         fps: control frequency of the data, in Hz.
         seed: environment i uses the stream seed + i.
+        stream: of the world model's noise; another one dreams the same starts otherwise, if the model is stochastic.
 
     Raises:
         ValueError: if there are no starts or num_envs < 1.
@@ -96,6 +112,7 @@ class DreamWorld(World):
         max_episode_steps: int = 40,
         fps: int = 10,
         seed: int = 0,
+        stream: int = 0,
     ):
         if num_envs < 1 or len(starts) < 1:
             raise ValueError(f"a dream needs num_envs >= 1 and at least one start, got {num_envs} and {len(starts)}")
@@ -103,6 +120,7 @@ class DreamWorld(World):
         self.state_names = tuple(f"state_{i}" for i in range(starts.state.shape[-1]))
         self.action_names = tuple(f"action_{i}" for i in range(world_model.action_dim))
         self.num_envs, self.max_episode_steps, self.fps, self.camera = num_envs, max_episode_steps, fps, world_model.camera
+        self.causal, self.stream = world_model.causal, stream
         height, width = starts.frames.shape[2:4]
         self.single_observation_space = gym.spaces.Dict(
             images=gym.spaces.Dict({self.camera: gym.spaces.Box(0, 255, (height, width, 3), np.uint8)}),
@@ -112,8 +130,8 @@ class DreamWorld(World):
         self.single_action_space = gym.spaces.Box(-1.0, 1.0, (world_model.action_dim,), np.float32)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
-        stream = torch.stack([seed + torch.arange(num_envs), torch.zeros(num_envs, dtype=torch.long)], dim=1)
-        self._state = self._begin(torch.zeros(num_envs, dtype=torch.long), stream)
+        streams = torch.stack([seed + torch.arange(num_envs), torch.zeros(num_envs, dtype=torch.long)], dim=1)
+        self._state = self._begin(torch.zeros(num_envs, dtype=torch.long), streams)
         self.reset()
 
     @classmethod
@@ -155,43 +173,22 @@ class DreamWorld(World):
             fresh = torch.stack([seeds, torch.zeros_like(seeds)], dim=1)
             self._state = replace(self._state, stream=torch.where(mask[:, None], fresh, self._state.stream))
         self._draw(mask, options.get("start"))
-        return self._observe(), {}
+        return self._observe(self._state), {}
 
     @torch.no_grad()
     def step(self, actions: Float[Tensor, "b ad"]) -> tuple[Observation, Tensor, Tensor, Tensor, dict[str, Any]]:
         result = self.step_chunk(self.check_actions(actions, ndim=2)[:, None])
-        info = {"final_obs": result.final_obs, "_final_obs": result.done, "final_judge": self._final_judge}
+        info = {"final_obs": result.final_obs, "_final_obs": result.done, "final_judge": result.final_judge}
         return result.obs, result.reward[:, 0], result.terminated[:, 0], result.truncated[:, 0], info
 
     @torch.no_grad()
     def step_chunk(self, actions: Float[Tensor, "b ah ad"]) -> ChunkResult:
-        actions = self.check_actions(actions, ndim=3)
-        shape = actions.shape[:2]
-        reward = torch.zeros(shape)
-        terminated, truncated, valid = (torch.zeros(shape, dtype=torch.bool) for _ in range(3))
-        done = torch.zeros(self.num_envs, dtype=torch.bool)
-        self._final_judge = self.judge()
-        i, final = 0, self._state
-        while i < shape[1]:
-            whole = bool((self._state.position == 0).all()) and shape[1] - i >= self.world_model.action_horizon
-            piece = actions[:, i : i + self.world_model.action_horizon] if whole else actions[:, i : i + 1]
-            for now in self._advance(piece):
-                valid[:, i] = ~done
-                success = self._succeeded(now)
-                reward[:, i] = torch.where(done, 0.0, now.progress - final.progress + success.float())
-                terminated[:, i] = success & ~done
-                truncated[:, i] = (now.elapsed >= self.max_episode_steps) & ~success & ~done
-                final = where_rows(done, final, now)
-                done |= terminated[:, i] | truncated[:, i]
-                i += 1
-            self._state = now
-        self._state = final
-        self._final_judge = self.judge()
-        obs = final_obs = self._observe()
-        if done.any():
-            self._draw(done)
-            obs = self._observe()
-        return ChunkResult(obs, final_obs, reward, terminated, truncated, valid)
+        return self._play(actions)[0]
+
+    @torch.no_grad()
+    def watch_chunk(self, actions: Float[Tensor, "b ah ad"]) -> tuple[ChunkResult, list[Sight]]:
+        result, states = self._play(actions)
+        return result, [(self._observe(state), self._judge(state)) for state in states]
 
     def snapshot(self) -> DreamState:
         return self._state
@@ -202,7 +199,7 @@ class DreamWorld(World):
                 f"restore needs a DreamState of {self.num_envs} dreams; index the snapshot: world.restore(snapshot[rows])"
             )
         self._state = state
-        return self._observe()
+        return self._observe(state)
 
     def take(self, rows: Tensor) -> "DreamWorld":
         """A smaller world that goes on with these environments alone (an index or a mask); this one stays as it is."""
@@ -213,54 +210,53 @@ class DreamWorld(World):
         world.observation_space = batch_space(self.single_observation_space, world.num_envs)
         return world
 
-    def judge(self) -> Judgement:
-        return Judgement(success=self._succeeded(self._state), progress=self._state.progress.clamp(0, 1))
+    def judge(self) -> DreamJudgement:
+        return self._judge(self._state)
 
     def render(self) -> tuple[np.ndarray, ...]:
         """The dreamed frames, one uint8 [h, w, 3] per environment."""
-        return tuple(self._observe().images[self.camera].numpy())
+        return tuple(self._observe(self._state).images[self.camera].numpy())
 
     # Internals ----------------------------------------------------------------------------------------------------------
 
-    def _advance(self, actions: Float[Tensor, "b m ad"]) -> list[DreamState]:
-        """The m states after m actions: a whole chunk in one call, or one action of a chunk under way."""
-        old, horizon = self._state, self.world_model.action_horizon
-        b, m = actions.shape[:2]
-        columns = old.position[:, None] + torch.arange(m)
-        pending = old.pending.scatter(1, columns[..., None].expand_as(actions), actions)
-        known = torch.arange(horizon) < old.position[:, None] + m
-        model, frames, states = self.world_model.step(old.model, pending, self._noise(old), known=known)
-        frames = frames.clamp(0, 1)  # before the reflector looks, so that it judges the picture that the policy sees
-        finished = columns[:, -1] == horizon - 1
-        judged = self.reflector.judge(_rows(frames, columns).flatten(0, 1), _repeat(old.instruction, m))
-        results, hits = [], old.hits
-        for j in range(m):
-            hit = judged.p_success.unflatten(0, (b, m))[:, j] > self.reflector.threshold
-            hits = torch.cat([hits[:, 1:], hit[:, None]], dim=1)
-            results.append(
-                replace(
-                    old,
-                    frames=_rows(frames, columns)[:, j],
-                    state=_rows(states, columns)[:, j],
-                    progress=judged.progress.unflatten(0, (b, m))[:, j],
-                    hits=hits,
-                    pending=pending,
-                    position=columns[:, j] + 1,
-                    elapsed=old.elapsed + j + 1,
-                )
-            )
-        last = results[-1]
-        results[-1] = replace(
-            last,
-            model=where_rows(finished, model, old.model),
-            position=torch.where(finished, 0, last.position),
-            stream=old.stream + torch.stack([torch.zeros(b, dtype=torch.long), finished.long()], dim=1),
-        )
-        return results
+    def _play(self, actions: Float[Tensor, "b ah ad"]) -> tuple[ChunkResult, list[DreamState]]:
+        """The result of a chunk, and where the dreams were after each of its actions."""
+        actions = self.check_actions(actions, ndim=3)
+        done = torch.zeros(self.num_envs, dtype=torch.bool)
+        final, states, log = self._state, [], []
+        for piece in actions.split(self.world_model.action_horizon, dim=1):
+            for now in self._advance(piece):
+                success = self._succeeded(now)
+                reward = torch.where(done, 0.0, now.progress - final.progress + success.float())
+                terminated, truncated = success & ~done, (now.elapsed >= self.max_episode_steps) & ~success & ~done
+                log.append((reward, terminated, truncated, ~done))
+                final = where_rows(done, final, now)
+                done = done | terminated | truncated
+                states.append(final)
+            self._state = now
+        self._state = final
+        obs = final_obs = self._observe(final)
+        if done.any():
+            self._draw(done)
+            obs = self._observe(self._state)
+        columns = (torch.stack(values, dim=1) for values in zip(*log, strict=True))
+        return ChunkResult(obs, final_obs, *columns, final_judge=self._judge(final)), states
 
-    def _noise(self, state: DreamState) -> Tensor:
-        rows = [self.world_model.noise(1, _generator(*key)) for key in state.stream.tolist()]
-        return torch.cat(rows)
+    def _advance(self, actions: Float[Tensor, "b m ad"]) -> list[DreamState]:
+        """The m states after each of m actions: one call of the world model."""
+        old, m = self._state, actions.shape[1]
+        noise = Noise(old.stream[:, 0], old.stream[:, 1], old.elapsed, self.stream)
+        model, frames, states = self.world_model.step(old.model, actions, noise)
+        frames = frames.clamp(0, 1)  # before the reflector looks, so that it judges the picture that the policy sees
+        judged = self.reflector.judge(frames.flatten(0, 1), _repeat(old.instruction, m))
+        p_success, progress = (x.unflatten(0, (-1, m)) for x in (judged.p_success, judged.progress))
+        results, hits, highest = [], old.hits, old.p_success
+        for j in range(m):
+            hits = torch.cat([hits[:, 1:], (p_success[:, j] > self.reflector.threshold)[:, None]], dim=1)
+            highest = highest.maximum(p_success[:, j].float())
+            seen = {"frames": frames[:, j], "state": states[:, j], "progress": progress[:, j], "hits": hits, "p_success": highest}
+            results.append(replace(old, model=model, elapsed=old.elapsed + j + 1, **seen))
+        return results
 
     def _succeeded(self, state: DreamState) -> Bool[Tensor, " b"]:
         return state.hits.sum(dim=1) >= self.reflector.consecutive
@@ -277,35 +273,30 @@ class DreamWorld(World):
             state=start.state[:, -1],
             instruction=start.instruction,
             progress=judged.progress,
+            p_success=torch.zeros(b),
             hits=torch.zeros(b, self.reflector.window, dtype=torch.bool),
-            pending=torch.zeros(b, self.world_model.action_horizon, self.world_model.action_dim),
-            position=torch.zeros(b, dtype=torch.long),
             elapsed=torch.zeros(b, dtype=torch.long),
             stream=stream,
         )
 
     def _draw(self, mask: Bool[Tensor, " b"], start: Int[Tensor, " b"] | None = None) -> None:
         """Begin a new dream where `mask`, from a random start of each environment's own stream or from a chosen one."""
-        stream = self._state.stream
+        if not mask.any():
+            return
+        stream = self._state.stream[mask]
         if start is None:
-            rows = [int(torch.randint(len(self.starts), (1,), generator=_generator(*key))) for key in stream.tolist()]
-            start = torch.tensor(rows)
-        fresh = self._begin(torch.as_tensor(start), stream + torch.tensor([0, 1]))
-        self._state = where_rows(mask, fresh, self._state)
+            chosen = Noise(stream[:, 0], stream[:, 1], torch.zeros_like(stream[:, 0])).integers("start", len(self.starts))
+        else:
+            chosen = torch.as_tensor(start)[mask]
+        fresh = self._begin(chosen, stream + torch.tensor([0, 1]))
+        place = (mask.cumsum(0) - 1).clamp(min=0)  # of each environment's row in `fresh`
+        self._state = where_rows(mask, fresh[place], self._state)
 
-    def _observe(self) -> Observation:
-        pixels = (self._state.frames * 255).round().to(torch.uint8)
-        return Observation({self.camera: pixels}, self._state.state.float(), self._state.instruction)
+    def _judge(self, state: DreamState) -> DreamJudgement:
+        return DreamJudgement(success=self._succeeded(state), progress=state.progress.clamp(0, 1), p_success=state.p_success)
 
-
-def _generator(seed: int, draw: int) -> torch.Generator:
-    """The generator of draw number `draw` in stream `seed`."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, draw]).generate_state(1, np.uint64)[0]) >> 1)
-
-
-def _rows(values: Tensor, columns: Int[Tensor, "b m"]) -> Tensor:
-    """values[i, columns[i]] for every i: [b, m, ...]."""
-    return values[torch.arange(len(values))[:, None], columns]
+    def _observe(self, state: DreamState) -> Observation:
+        return Observation({self.camera: (state.frames * 255).round().to(torch.uint8)}, state.state.float(), state.instruction)
 
 
 def _repeat(sentences: tuple[str, ...], times: int) -> tuple[str, ...]:

@@ -1,25 +1,26 @@
 """Measuring policies and dreams against physics: success on held-out starts, and the same starts imagined.
 
-Start i of an evaluation is the stream `seed + i` of the world, so two policies are compared on the same starts (and, with the
-same batch size, the same sampler noise) and a gain can be paired. Read `metrics.py` for the intervals and
-`world_model_quality.py` for open-loop dreams."""
+Start i of an evaluation is the stream `seed + i` of the world, so two policies are compared on the same starts and with the same
+sampler noise, and a gain can be paired. Played again with another noise stream, physics says how much of an outcome is chance: an
+agreement between dream and physics is to be read beside that. Read `metrics.py` for the figures and `world_model_quality.py` for
+open-loop dreams."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from rich.progress import Progress
 from torch import Tensor
 
-from worldsim.collect import Actor, PolicyActor, executed
-from worldsim.dream import DreamWorld, Starts
+from worldsim.collect import Actor, PolicyActor, play, unwatched
+from worldsim.dream import DreamJudgement, DreamWorld, Starts
 from worldsim.interfaces import Policy, Reflector, World, WorldModel
 from worldsim.types import Observation
 
-Player = Policy | Callable[[int], Actor]
-"""Who plays: a policy, or a function that makes an actor whose noise has the given seed (`worldsim.remote.RemotePolicies`)."""
+Player = Policy | Actor
+"""Who plays: a policy, which is sampled with its ODE, or whoever acts in its place (`worldsim.remote.RemoteActor`)."""
 
 
 @dataclass(frozen=True)
@@ -30,68 +31,34 @@ class Outcomes:
         success: the episode terminated in success, [n].
         length: control steps until its end, [n].
         starts: first observation of every episode.
+        p_success: in a dream, the largest success probability that the reflector gave to one of its frames, [n]; 0 in physics.
         seconds: wall time.
     """
 
     success: Bool[Tensor, " n"]
     length: Int[Tensor, " n"]
     starts: Starts
+    p_success: Float[Tensor, " n"]
     seconds: float
 
 
-@torch.no_grad()
-def evaluate(world: World, policy: Player, *, episodes: int, seed: int, n_action_steps: int | None = None) -> Outcomes:
-    """Play `episodes` episodes with the policy's deterministic sampler and noise seeded by episode.
+def evaluate(
+    world: World, policy: Player, *, episodes: int, seed: int, n_action_steps: int | None = None, stream: int = 0
+) -> Outcomes:
+    """Play `episodes` starts with the policy's deterministic sampler, each start with noise of its own.
 
     Args:
-        world: with at most `episodes` environments.
+        world: of any number of environments.
         policy: in evaluation mode, or what plays in its place.
-        episodes: n, a multiple of the world's `num_envs`.
+        episodes: n.
         seed: episode i starts from stream seed + i.
         n_action_steps: actions of each chunk that are executed before the policy looks again, see `worldsim.collect.executed`.
+        stream: of the policy's noise, see `Noise`.
 
     Raises:
-        ValueError: if n is not a positive multiple of `num_envs`, or no action of a chunk is executed.
+        ValueError: if n is not positive, or no action of a chunk is executed.
     """
-    b = world.num_envs
-    if episodes < 1 or episodes % b:
-        raise ValueError(f"episodes must be a positive multiple of num_envs={b}, got {episodes}; try {max(1, episodes // b) * b}")
-    began = time.monotonic()
-    parts: list[tuple[Tensor, Tensor, Observation]] = []
-    with Progress(transient=True) as progress:
-        task = progress.add_task("evaluate", total=episodes)
-        for first in range(0, episodes, b):
-            obs, _ = world.reset(seed=seed + first)
-            parts.append((*play(world, policy, obs, seed=seed + first, n_action_steps=n_action_steps), obs))
-            progress.advance(task, b)
-    return Outcomes(
-        success=torch.cat([part[0] for part in parts]),
-        length=torch.cat([part[1] for part in parts]),
-        starts=_starts([part[2] for part in parts]),
-        seconds=time.monotonic() - began,
-    )
-
-
-@torch.no_grad()
-def play(
-    world: World, policy: Player, obs: Observation, *, seed: int, n_action_steps: int | None = None
-) -> tuple[Bool[Tensor, " b"], Int[Tensor, " b"]]:
-    """One episode in every environment of a freshly reset world: success and length, [b] each; arguments as for `evaluate`."""
-    actor = actor_of(policy, seed)
-    success = torch.zeros(world.num_envs, dtype=torch.bool)
-    ended, length = success.clone(), torch.zeros(world.num_envs, dtype=torch.long)
-    while not ended.all():
-        result = world.step_chunk(executed(actor.act(world, obs), n_action_steps))
-        success |= result.terminated.any(1) & ~ended
-        length += (result.valid.sum(1)) * ~ended
-        ended |= result.done
-        obs = result.obs
-    return success, length
-
-
-def actor_of(policy: Player, seed: int) -> Actor:
-    """The actor of one batch of episodes."""
-    return PolicyActor(policy, seed=seed) if isinstance(policy, Policy) else policy(seed)
+    return _outcomes(world, policy, episodes=episodes, seed=seed, n_action_steps=n_action_steps, stream=stream)
 
 
 def imagine_outcomes(
@@ -104,6 +71,7 @@ def imagine_outcomes(
     batch: int,
     seed: int,
     n_action_steps: int | None = None,
+    stream: int = 0,
 ) -> Outcomes:
     """The same starts, imagined: success by the reflector's verdict in a dream.
 
@@ -113,25 +81,41 @@ def imagine_outcomes(
         reflector: in evaluation mode.
         starts: of the physical episodes, with the world model's context.
         max_episode_steps: as in physics.
-        batch: dreams at a time; the number of starts must be a multiple.
-        seed: of the policy's noise, as in physics.
+        batch: dreams at a time.
+        seed: of start 0, as in physics.
         n_action_steps: as for `evaluate`.
+        stream: of the noise of policy and world model.
     """
+    last, size = len(starts) - 1, {"num_envs": min(batch, len(starts)), "max_episode_steps": max_episode_steps}
+    world = DreamWorld(world_model, reflector, starts, stream=stream, **size)
+
+    def place(start: Tensor) -> dict[str, Any]:
+        return {"start": start.clamp(max=last)}
+
+    settings: Any = {"seed": seed, "n_action_steps": n_action_steps, "stream": stream}
+    return _outcomes(world, policy, episodes=len(starts), place=place, **settings)
+
+
+def actor_of(policy: Player) -> Actor:
+    """Who acts for a player."""
+    return PolicyActor(policy) if isinstance(policy, Policy) else policy
+
+
+def _outcomes(world: World, policy: Player, *, episodes: int, **settings: Any) -> Outcomes:
     began = time.monotonic()
-    world = DreamWorld(world_model, reflector, starts, num_envs=batch, max_episode_steps=max_episode_steps)
-    parts = []
-    for first in range(0, len(starts), batch):
-        obs, _ = world.reset(seed=seed + first, options={"start": torch.arange(first, first + batch)})
-        parts.append(play(world, policy, obs, seed=seed + first, n_action_steps=n_action_steps))
-    success, length = (torch.cat(values) for values in zip(*parts, strict=True))
-    return Outcomes(success, length, starts, time.monotonic() - began)
-
-
-def _starts(observations: list[Observation]) -> Starts:
-    """First observations as starts with one frame of context."""
-    camera = next(iter(observations[0].images))
-    return Starts(
-        frames=torch.cat([obs.images[camera] for obs in observations])[:, None],
-        state=torch.cat([obs.state for obs in observations])[:, None],
-        instruction=tuple(sentence for obs in observations for sentence in obs.instruction),
-    )
+    success, length = torch.zeros(episodes, dtype=torch.bool), torch.zeros(episodes, dtype=torch.long)
+    p_success = torch.zeros(episodes)
+    firsts: dict[int, Observation] = {}
+    with Progress(transient=True) as progress:
+        task = progress.add_task("evaluate", total=episodes)
+        for turn in play(world, actor_of(policy), unwatched(world), episodes=episodes, **settings):
+            counts, result = turn.start < episodes, turn.result
+            firsts |= {int(turn.start[i]): turn.before[0][[i]] for i in (turn.first & counts).nonzero().flatten().tolist()}
+            length.index_add_(0, turn.start[counts], result.valid.sum(dim=1)[counts])
+            rows = result.done & counts
+            success[turn.start[rows]] = result.terminated.any(dim=1)[rows]
+            if isinstance(result.final_judge, DreamJudgement):
+                p_success[turn.start[rows]] = result.final_judge.p_success[rows]
+            progress.advance(task, int(rows.sum()))
+    starts = Starts.first_observations([firsts[i] for i in range(episodes)], world.camera)
+    return Outcomes(success, length, starts, p_success, time.monotonic() - began)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from worldsim.checkpoint import Configured
 from worldsim.flow import matching_loss
+from worldsim.noise import Noise
 from worldsim.types import Judgement, Observation, Reflection, TensorBatch
 
 
@@ -32,6 +33,7 @@ class ChunkResult(TensorBatch):
         terminated: success ended the episode at this action, [b, ah].
         truncated: time ran out at this action, [b, ah].
         valid: this action was executed, [b, ah]; False after the end, when the rest of the chunk is dropped.
+        final_judge: what the world's judge says of the last frame of the old episode, or of the latest one where none ended.
     """
 
     obs: Observation
@@ -40,11 +42,16 @@ class ChunkResult(TensorBatch):
     terminated: Bool[Tensor, "b ah"]
     truncated: Bool[Tensor, "b ah"]
     valid: Bool[Tensor, "b ah"]
+    final_judge: Judgement
 
     @property
     def done(self) -> Bool[Tensor, " b"]:
         """An episode ended within this chunk, [b]."""
         return (self.terminated | self.truncated).any(dim=1)
+
+
+Sight = tuple[Observation, Judgement]
+"""What was seen after an action, and what the world's judge says of it; where an episode has ended, that of its end."""
 
 
 class World(VectorEnv, ABC):
@@ -55,12 +62,17 @@ class World(VectorEnv, ABC):
     `restore` branch. A step that ends an episode returns the next episode's first observation, and the old one's last in
     `info["final_obs"]` with the mask `info["_final_obs"]`. `check_world` in `worldsim/checks.py` tests all of it.
 
+    Whoever plays a policy hands over the policy's own chunks, as `worldsim.collect.play` does: in a world that is not `causal`
+    single steps are another dream.
+
     Attributes:
         fps: control frequency in Hz.
         max_episode_steps: an episode is truncated after that many actions.
         camera: name of the camera that looks at the task.
         state_names, action_names: of the proprioceptive state and the action, one per dimension.
         robot_type: what moves, written into datasets.
+        causal: what follows an action does not depend on how the later ones of its chunk are handed over: `step_chunk` is as many
+            calls of `step`. True of physics, not of a world model that predicts a chunk as a whole.
         physics_steps: control steps of *physics* executed so far, summed over environments; a dream's is always 0.
         physics_steps_of_process: the same, over all worlds of this process.
     """
@@ -72,6 +84,7 @@ class World(VectorEnv, ABC):
     state_names: tuple[str, ...]
     action_names: tuple[str, ...]
     robot_type: str = "unknown"
+    causal: bool = True
     physics_steps: int = 0
     physics_steps_of_process: ClassVar[int] = 0
     single_observation_space: gym.spaces.Dict
@@ -90,13 +103,17 @@ class World(VectorEnv, ABC):
 
     @abstractmethod
     def step_chunk(self, actions: Float[Tensor, "b ah ad"]) -> ChunkResult:
-        """Execute ah actions in every environment; equal to ah calls of `step` up to the end of an episode.
+        """Execute ah actions in every environment; where the world is `causal`, equal to ah calls of `step` up to an episode's end.
 
         After an end the rest of the chunk is dropped (`valid` is False) and the environment is reset at the end of the chunk.
 
         Raises:
             ValueError: if the shape does not fit the action space or a value is not finite.
         """
+
+    @abstractmethod
+    def watch_chunk(self, actions: Float[Tensor, "b ah ad"]) -> tuple[ChunkResult, list[Sight]]:
+        """`step_chunk`, and what was seen and judged after each of its actions: for recordings, since showing costs time."""
 
     @abstractmethod
     def snapshot(self) -> TensorBatch:
@@ -141,14 +158,18 @@ class World(VectorEnv, ABC):
 class WorldModel(Configured, ABC):
     """A learned simulator: (state, action chunk, noise) -> (state, frames). State is explicit, a `TensorBatch`.
 
+    A chunk of fewer actions than `action_horizon` leads to a state of its own, from which the next one goes on.
+
     Attributes:
         camera: name of the camera whose frames it predicts.
         context: number of real frames that start a dream.
         action_horizon: longest chunk that one call predicts.
         action_dim: ad.
+        causal: a frame depends on the actions before it alone, so that chunks may be cut anywhere with the same result.
     """
 
     camera: str
+    causal: bool = False
     context: int
     action_horizon: int
     action_dim: int
@@ -163,20 +184,15 @@ class WorldModel(Configured, ABC):
 
     @abstractmethod
     def step(
-        self, state: TensorBatch, actions: Float[Tensor, "b ah ad"], noise: Tensor, known: Bool[Tensor, "b horizon"] | None = None
+        self, state: TensorBatch, actions: Float[Tensor, "b ah ad"], noise: Noise
     ) -> tuple[TensorBatch, Float[Tensor, "b ah h w 3"], Float[Tensor, "b ah s"]]:
         """Predict the ah frames (float 0..1) and proprioceptive states that follow. Differentiable in `actions` and `state`.
 
         Args:
             state: from `init` or the previous `step`.
             actions: 1 to `action_horizon` actions in [-1, 1].
-            noise: from `noise(b, generator)`; the only randomness.
-            known: which actions of the chunk are decided already (the others are ignored), for single steps; default: all given.
+            noise: where each dream is; the only randomness. A model draws from it what it needs, and nothing if it needs none.
         """
-
-    @abstractmethod
-    def noise(self, batch: int, generator: torch.Generator) -> Tensor:
-        """Standard-normal noise for one `step` of `batch` dreams, on the generator's device."""
 
     @abstractmethod
     def loss(self, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -238,7 +254,11 @@ class Policy(Configured, ABC):
         """
         raise ValueError(f"{type(self).__name__} does not tell its action expert apart; set model.expert_only=false")
 
-    def cloning_loss(self, features: Tensor, actions: Float[Tensor, "b ah ad"], mask: Bool[Tensor, "b ah 1"]) -> Float[Tensor, ""]:
-        """What behaviour cloning minimises: flow matching of recorded chunks, counted where `mask` is True."""
-        t = torch.rand(len(actions), device=actions.device).clamp(min=1e-3)
-        return matching_loss(lambda x, t: self.velocity(features, x, t), actions, noise=torch.randn_like(actions), t=t, mask=mask)
+    def cloning_loss(
+        self, features: Tensor, actions: Float[Tensor, "b ah ad"], mask: Bool[Tensor, "b ah 1"], generator: torch.Generator
+    ) -> Float[Tensor, ""]:
+        """What behaviour cloning minimises: flow matching of recorded chunks, counted where `mask` is True; `generator`, on the
+        device of the actions, draws times and noise."""
+        t = torch.rand(len(actions), generator=generator, device=actions.device).clamp(min=1e-3)
+        noise = torch.randn(actions.shape, generator=generator, device=actions.device)
+        return matching_loss(lambda x, t: self.velocity(features, x, t), actions, noise=noise, t=t, mask=mask)

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from worldsim.collect import Actor
+from worldsim.noise import Noise
 from worldsim.robot.client import RemotePolicy
 from worldsim.robot.observation import IMAGE, NOISE, PROMPT, STATE
 from worldsim.types import Observation
@@ -24,7 +25,7 @@ T = TypeVar("T")
 
 
 class RemotePolicies:
-    """Connections to one policy server; ``policies(seed)`` is an actor that asks over them.
+    """Connections to one policy server, over which a `RemoteActor` asks.
 
     The first is opened at once, to hear what the server is; others as soon as so many environments ask. Whoever makes one closes
     it: ``with RemotePolicies(url) as policies:``.
@@ -47,10 +48,6 @@ class RemotePolicies:
         self._threads = ThreadPoolExecutor(connections, thread_name_prefix="remote policy")
         self._open(1)
         self.metadata = self.clients[0].metadata
-
-    def __call__(self, seed: int) -> "RemoteActor":
-        """An actor whose noise, where the server takes it from its clients, is that of `PolicyActor` with the same seed."""
-        return RemoteActor(self, seed)
 
     def infer(self, observations: list[dict[str, Any]]) -> list[np.ndarray]:
         """Actions [ah, ad] of each observation; client k of n takes observations k, k + n, ...
@@ -104,16 +101,15 @@ class RemoteActor(Actor):
     """Asks a policy server for every environment's chunk.
 
     Args:
-        policies: connections to it.
-        seed: of the noise that it sends, if the server's metadata gives a `noise_shape`.
+        policies: connections to it. A server whose metadata gives a `noise_shape` gets the noise that `PolicyActor` would use.
     """
 
     source = "policy"
 
-    def __init__(self, policies: RemotePolicies, seed: int = 0):
-        self.policies, self.generator = policies, torch.Generator().manual_seed(seed)
+    def __init__(self, policies: RemotePolicies):
+        self.policies = policies
 
-    def act(self, world: Any, obs: Observation) -> Float[Tensor, "b ah ad"]:
+    def act(self, world: Any, obs: Observation, noise: Noise) -> Float[Tensor, "b ah ad"]:
         """Chunks of the server, clamped to [-1, 1].
 
         Raises:
@@ -127,8 +123,7 @@ class RemoteActor(Actor):
         images |= {f"observation/images/{name}": frames for name, frames in obs.images.items() if name != camera}
         columns = {key: _pixels(frames) for key, frames in images.items()} | {STATE: obs.state.float().numpy()}
         if (shape := self._noise_shape(world)) is not None:
-            columns[NOISE] = torch.randn(len(obs.instruction), *shape, generator=self.generator).numpy()
-            torch.randn(len(obs.instruction), *shape, generator=self.generator)  # where PolicyActor draws the noise on its actions
+            columns[NOISE] = noise.normal("policy", *shape).numpy()
         rows = [
             {PROMPT: sentence, **{key: values[i] for key, values in columns.items()}} for i, sentence in enumerate(obs.instruction)
         ]

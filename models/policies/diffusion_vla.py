@@ -44,10 +44,12 @@ class DiffusionVLA(FlowVLA):
         alphas = self.scheduler.alphas_cumprod
         self.register_buffer("flow_times", (1 - alphas).sqrt() / (alphas.sqrt() + (1 - alphas).sqrt()), persistent=False)
 
-    def cloning_loss(self, features: Tensor, actions: Float[Tensor, "b ah ad"], mask: Bool[Tensor, "b ah 1"]) -> Float[Tensor, ""]:
+    def cloning_loss(
+        self, features: Tensor, actions: Float[Tensor, "b ah ad"], mask: Bool[Tensor, "b ah 1"], generator: torch.Generator
+    ) -> Float[Tensor, ""]:
         """E |v_theta(x_n, n) - v|^2 over uniform noise levels n, with diffusers' `add_noise` and `get_velocity`."""
-        level = torch.randint(len(self.flow_times), (len(actions),), device=actions.device)
-        noise = torch.randn_like(actions)
+        level = torch.randint(len(self.flow_times), (len(actions),), generator=generator, device=actions.device)
+        noise = torch.randn(actions.shape, generator=generator, device=actions.device)
         noisy, target = self.scheduler.add_noise(actions, noise, level), self.scheduler.get_velocity(actions, noise, level)
         error = (self.predict(features, noisy, self._time(level)) - target).square()
         mask = mask.expand_as(error)

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from worldsim.blocks import ResidualBlock, mlp, time_embedding
 from worldsim.flow import expand_time, interpolate, time_grid
 from worldsim.interfaces import WorldModel
+from worldsim.noise import Noise
 from worldsim.types import TensorBatch, float_image
 
 
@@ -118,7 +119,8 @@ class LatentFlowWorldModel(WorldModel):
 
     The network sees x_t (noisy future latents), t, the context and the actions, and predicts the change from the last context
     latent to the clean future: x_0 = z_last + network(...), the velocity is (x_t - x_0)/t. Half of the training is at t = 1, so
-    that one step from pure noise is well trained. Actions that are not known yet (a chunk under way) are masked.
+    that one step from pure noise is well trained; it comes out the same whatever the noise, so none is drawn then. In chunks of fewer
+    actions those that are missing are masked.
 
     Args:
         camera: which camera it predicts.
@@ -181,22 +183,16 @@ class LatentFlowWorldModel(WorldModel):
             )
         return LatentState(self.codec.encode(frames), state)
 
-    def noise(self, batch: int, generator: torch.Generator) -> Tensor:
-        shape = (batch, self.action_horizon * self.codec.channels, *self.grid)
-        return torch.randn(shape, generator=generator, device=generator.device)
-
-    def step(
-        self, state: LatentState, actions: Float[Tensor, "b ah ad"], noise: Tensor, known: Bool[Tensor, "b horizon"] | None = None
-    ):
-        """See `WorldModel.step`. `known` marks the actions of the chunk that have been decided already (default: the given ah)."""
+    def step(self, state: LatentState, actions: Float[Tensor, "b ah ad"], noise: Noise):
         horizon, given = self.action_horizon, actions.shape[1]
         if not 1 <= given <= horizon:
             raise ValueError(f"a call takes 1 to {horizon} actions, got {given}; split the chunk")
         actions = nn.functional.pad(actions, (0, 0, 0, horizon - given))
-        if known is None:
-            known = (torch.arange(horizon, device=actions.device) < given).expand(actions.shape[0], -1)
+        known = (torch.arange(horizon, device=actions.device) < given).expand(len(actions), -1)
         condition = self._condition(state, actions, known)
-        x = noise
+        shape = (horizon * self.codec.channels, *self.grid)
+        # At t = 1 the network sees x_t * sqrt(1 - t) = 0.
+        x = noise.normal("world_model", *shape) if self.sampling_steps > 1 else state.latents.new_zeros(len(actions), *shape)
         times = time_grid(self.sampling_steps)
         for t, next_t in zip(times[:-1], times[1:], strict=True):
             clean = self._clean(x, torch.full_like(x[:, 0, 0, 0], t), state, condition)
@@ -234,7 +230,8 @@ class LatentFlowWorldModel(WorldModel):
             actions = batch["action"][:, span] * known[..., None]
             clean = rearrange(latents[:, future], "b t c y x -> b (t c) y x")
             condition = self._condition(state, actions, known)
-            predicted = self._clean(interpolate(clean, self.noise(b, generator), t), t, state, condition).float()
+            noise = torch.randn(clean.shape, generator=generator, device=clean.device)
+            predicted = self._clean(interpolate(clean, noise, t), t, state, condition).float()
             error = rearrange((predicted - clean).square(), "b (t c) y x -> b t (c y x)", t=horizon).mean(-1)
             image_loss = image_loss + (error * weight).sum() / weight.sum().clamp(min=1) / self.unroll
             states = self._next_states(state, condition)

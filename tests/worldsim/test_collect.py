@@ -1,170 +1,126 @@
-"""`collect` on a world that counts: every action, reward and frame of an episode is known in advance."""
+"""Whoever plays: each start once, in order, with the same noise whatever else is played; rates are those of the starts."""
 
-from dataclasses import dataclass
-from itertools import islice
+from types import SimpleNamespace
 
-import gymnasium as gym
-import numpy as np
 import pytest
 import torch
-from jaxtyping import Int
-from torch import Tensor
+from known_world import LIMIT, KnownActor, KnownWorld, expected_chunk, truth
 
-from worldsim.collect import Actor, PlayActor, collect
+from worldsim.collect import ExpertActor, PlayActor, collect, play, unwatched
 from worldsim.evaluate import evaluate
-from worldsim.interfaces import ChunkResult, World
-from worldsim.types import Judgement, Observation, TensorBatch
+from worldsim.metrics import success_rate
+from worldsim.noise import Noise
 
-LENGTHS = (2, 3, 5)  # steps of an episode of each environment; the last one is truncated, the others succeed
-
-
-@dataclass(frozen=True)
-class Count(TensorBatch):
-    episode: Int[Tensor, " b"]
-    step: Int[Tensor, " b"]
+SEED = 11
 
 
-class CountingWorld(World):
-    """Pixel and state 100*environment + 10*episode + step (a pixel modulo 256); the reward of step k is k; progress is k/10."""
-
-    def __init__(self):
-        self.num_envs, self.fps, self.max_episode_steps = len(LENGTHS), 10, LENGTHS[-1]
-        self.single_action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
-        self.count = Count(torch.zeros(3, dtype=torch.long), torch.zeros(3, dtype=torch.long))
-        self.seeds: list[int] = []
-
-    def reset(self, *, seed=None, options=None):
-        self.seeds.append(seed)
-        self.count = Count(torch.zeros(3, dtype=torch.long), torch.zeros(3, dtype=torch.long))
-        return self._observe(), {}
-
-    def step(self, actions):
-        result = self.step_chunk(self.check_actions(actions, ndim=2)[:, None])
-        info = {"final_obs": result.final_obs, "_final_obs": result.done, "final_judge": self.final}
-        return result.obs, result.reward[:, 0], result.terminated[:, 0], result.truncated[:, 0], info
-
-    def step_chunk(self, actions):
-        assert actions.shape[1] == 1
-        step = self.count.step + 1
-        over = step == torch.tensor(LENGTHS)
-        success = over & torch.tensor([True, True, False])
-        self.count = Count(self.count.episode, step)
-        self.final, final_obs = self.judge(), self._observe()
-        self.count = Count(self.count.episode + over, torch.where(over, 0, step))
-        ones = torch.ones(3, 1, dtype=torch.bool)
-        return ChunkResult(self._observe(), final_obs, step[:, None].float(), success[:, None], (over & ~success)[:, None], ones)
-
-    def snapshot(self):
-        return self.count
-
-    def restore(self, state):
-        self.count = state
-        return self._observe()
-
-    def judge(self):
-        success = (self.count.step == torch.tensor(LENGTHS)) & torch.tensor([True, True, False])
-        return Judgement(success=success, progress=self.count.step / 10)
-
-    def _observe(self):
-        value = 100 * torch.arange(3) + 10 * self.count.episode + self.count.step
-        image = value.to(torch.uint8)[:, None, None, None].expand(3, 2, 2, 3).clone()
-        sentences = tuple(f"environment {i} episode {e}" for i, e in enumerate(self.count.episode.tolist()))
-        return Observation({"front": image}, value[:, None].float(), sentences)
+@pytest.mark.parametrize(("num_envs", "episodes"), [(1, 3), (3, 8), (5, 5), (4, 3)])
+@pytest.mark.parametrize(("ah", "executed"), [(4, None), (4, 3), (1, None), (3, 9)])
+def test_every_value_of_every_start(num_envs: int, episodes: int, ah: int, executed: int | None):
+    world = KnownWorld(num_envs)
+    recorded = list(collect(world, KnownActor(ah), episodes=episodes, seed=SEED, n_action_steps=executed))
+    success, length = truth(range(SEED, SEED + episodes), world.p)
+    assert len(recorded) == episodes
+    played = ah if executed is None else min(ah, executed)
+    for k, episode in enumerate(recorded):
+        t, seed = int(length[k]), SEED + k
+        assert episode.instruction == f"start {seed}" and episode.source == "policy"
+        assert episode.state.tolist() == [[seed, step] for step in range(t + 1)]
+        assert episode.images["front"][:, 0, 0, 0].tolist() == list(range(t + 1)), "the last frame is the episode's own"
+        assert episode.reward.tolist() == list(range(1, t + 1))
+        assert (episode.success == 1).tolist() == [False] * t + [bool(success[k])]
+        torch.testing.assert_close(episode.progress, torch.arange(t + 1) / LIMIT)
+        # A chunk is decided at steps 0, n, 2 n, ... of each episode, whatever the other environments do.
+        at = torch.arange(0, t, played)
+        decided = expected_chunk(Noise(torch.full_like(at, seed), torch.zeros_like(at), at), ah)[:, :played]
+        torch.testing.assert_close(episode.action, decided.flatten(0, 1)[:t], rtol=0, atol=0)
+    asked = [seed for reset in world.resets for seed in reset if seed < SEED + episodes]
+    assert sorted(asked) == list(range(SEED, SEED + episodes)), "each start is played once"
 
 
-class SteppedWorld(CountingWorld):
-    """Also plays chunks; an environment whose episode has ended waits for the chunk's end."""
-
-    def step_chunk(self, actions):
-        done, results = torch.zeros(3, dtype=torch.bool), []
-        for action in actions.split(1, dim=1):
-            results.append((super().step_chunk(action), done))
-            done = done | results[-1][0].done
-        joined = {
-            name: torch.cat([getattr(result, name) & ~over[:, None] for result, over in results], dim=1)
-            for name in ("terminated", "truncated", "valid")
-        }
-        reward = torch.cat([result.reward for result, _ in results], dim=1)
-        return ChunkResult(results[-1][0].obs, results[-1][0].final_obs, reward, **joined)
-
-
-class CountingActor(Actor):
-    """Chunks of `ah` actions: the value seen when it decided (scaled to [0, 1]), plus 0.0001 per action within the chunk."""
-
-    source = "policy"
-
-    def __init__(self, ah: int):
-        self.ah, self.begun = ah, torch.zeros(3, dtype=torch.long)
-
-    def act(self, world, obs):
-        return (obs.state / 1000)[:, None] + 0.0001 * torch.arange(self.ah)[None, :, None]
-
-    def begin(self, world, started):
-        self.begun += started
+@pytest.mark.parametrize("p", [0.6, 0.8])
+def test_rates_are_those_of_the_starts_and_not_of_the_first_to_end(p: float):
+    """Successes take 10 to 29 steps, failures 40: of 64 environments the first 64 episodes to end would be far too good."""
+    rates = []
+    for num_envs, episodes in ((64, 400), (16, 400), (7, 400), (512, 400)):
+        outcome = evaluate(KnownWorld(num_envs, p), KnownActor(4), episodes=episodes, seed=SEED)
+        success, length = truth(range(SEED, SEED + episodes), p)
+        assert torch.equal(outcome.success, success) and torch.equal(outcome.length, length)
+        assert outcome.starts.state[:, 0, 0].tolist() == list(range(SEED, SEED + episodes))
+        rates.append(success_rate(outcome.success))
+    low, high = rates[0]["ci95"]
+    assert low < p < high and all(rate == rates[0] for rate in rates)
+    recorded = [bool(e.success[-1] == 1) for e in collect(KnownWorld(64, p), KnownActor(4), episodes=64, seed=SEED)]
+    assert recorded == truth(range(SEED, SEED + 64), p)[0].tolist()
 
 
-@pytest.mark.parametrize(("ah", "executed"), [(1, None), (2, None), (4, None), (4, 2), (3, 1), (2, 9)])
-def test_every_value_of_eight_episodes(ah, executed):
-    world, actor = CountingWorld(), CountingActor(ah)
-    episodes = list(islice(collect(world, actor, seed=11, n_action_steps=executed), 8))
-    ah = min(ah, executed or ah)
-    assert world.seeds == [11], "the world's autoreset starts the next episodes"
-    # Ends by step: 2:e0 3:e1 4:e0 5:e2 6:e0,e1 8:e0 9:e1
-    order = [(0, 0), (1, 0), (0, 1), (2, 0), (0, 2), (1, 1), (0, 3), (1, 2)]
-    for episode, (env, number) in zip(episodes, order, strict=True):
-        length = LENGTHS[env]
-        assert len(episode) == length
-        first = 100 * env + 10 * number
-        values = torch.arange(first, first + length + 1)
-        assert episode.instruction == f"environment {env} episode {number}"
-        assert episode.source == "policy"
-        assert episode.state[:, 0].tolist() == values.tolist()
-        assert (episode.images["front"][:, 0, 0, 0] == values.to(torch.uint8)).all(), "the last frame is the episode's own"
-        assert episode.images["front"].shape == (length + 1, 2, 2, 3)
-        assert episode.reward.tolist() == list(range(1, length + 1))
-        assert episode.success.tolist() == [False] * length + [env != 2]
-        torch.testing.assert_close(episode.progress, torch.arange(length + 1) / 10)
-        # A chunk is decided at steps 0, ah, 2 ah, ... of each episode, whatever the other environments do.
-        decided = [first + k // ah * ah for k in range(length)]
-        expected = torch.tensor([value / 1000 + 0.0001 * (k % ah) for k, value in enumerate(decided)])
-        torch.testing.assert_close(episode.action[:, 0], expected)
+def test_another_stream_is_other_noise_on_the_same_starts():
+    def actions(stream: int) -> torch.Tensor:
+        world = KnownWorld(3)
+        turns = play(world, KnownActor(4), unwatched(world), episodes=3, seed=SEED, stream=stream)
+        return next(turns).actions
 
-
-@pytest.mark.parametrize(("executed", "decisions"), [(None, 2), (2, 3), (1, 5)])
-def test_an_evaluation_executes_as_many_actions_of_a_chunk_as_it_is_told(executed: int | None, decisions: int):
-    """The third environment's episode has five steps, with chunks of four; each decision is made at the step that it names."""
-    world, seen = SteppedWorld(), []
-
-    class Witness(CountingActor):
-        def act(self, world, obs):
-            seen.append(int(obs.state[2]) % 10)
-            return super().act(world, obs)
-
-    outcome = evaluate(world, lambda seed: Witness(4), episodes=3, seed=0, n_action_steps=executed)
-    assert seen == [k * (executed or 4) for k in range(decisions)]
-    assert outcome.success.tolist() == [True, True, False] and outcome.length.tolist() == list(LENGTHS)
+    assert torch.equal(actions(0), actions(0)) and not torch.equal(actions(0), actions(1))
+    again = evaluate(KnownWorld(3), KnownActor(4), episodes=7, seed=SEED, stream=1)
+    assert torch.equal(again.success, truth(range(SEED, SEED + 7), 0.6)[0])
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1.5, "two"])
 def test_impossible_parts_of_chunks_are_refused(steps):
     with pytest.raises(ValueError, match="n_action_steps must be an integer from 1 on"):
-        evaluate(SteppedWorld(), lambda seed: CountingActor(4), episodes=3, seed=0, n_action_steps=steps)
-    with pytest.raises(ValueError, match="n_action_steps must be an integer from 1 on"):
-        next(collect(CountingWorld(), CountingActor(4), seed=0, n_action_steps=steps))
+        evaluate(KnownWorld(), KnownActor(4), episodes=3, seed=0, n_action_steps=steps)
 
 
-def test_actor_is_told_of_every_start():
-    world, actor = CountingWorld(), CountingActor(1)
-    list(islice(collect(world, actor, seed=0), 7))
-    # The seventh episode ends at step 8 and is yielded before the next begins: starts at 0, 2, 4, 6 / 0, 3, 6 / 0, 5.
-    assert actor.begun.tolist() == [4, 3, 2]
+def test_no_episodes_are_refused():
+    with pytest.raises(ValueError, match="episodes must be at least 1, got 0"):
+        evaluate(KnownWorld(), KnownActor(4), episodes=0, seed=0)
 
 
-def test_play_actor_moves_to_a_world_of_another_size():
-    actor = PlayActor()
-    for size in (3, 5):
-        world = CountingWorld()
-        world.num_envs = size
-        actor.begin(world, torch.ones(size, dtype=torch.bool))
-        assert actor.level.shape == (size,)
-        assert (actor.level > 0).all()
+class Table:
+    """A table with a block, a pusher and two discs per environment, placed by its seed."""
+
+    max_delta_m = 0.03
+
+    def __init__(self, seeds: list[int]):
+        self.unwrapped, self.seeds = self, torch.tensor(seeds)
+        places = Noise(self.seeds, 0 * self.seeds, 0 * self.seeds).uniform("places", 4, 2) - 0.5
+        self.goals = places[:, :2]
+        self.facts = SimpleNamespace(block=places[:, 2], goal=places[:, 0], pusher=places[:, 3])
+
+    def truth(self) -> SimpleNamespace:
+        return self.facts
+
+    def expert(self) -> torch.Tensor:
+        return self.facts.block
+
+
+def acts(actor, seeds: list[int], steps: int) -> torch.Tensor:
+    table, zeros = Table(seeds), torch.zeros(len(seeds), dtype=torch.long)
+    chunks = [actor.act(table, None, Noise(torch.tensor(seeds), zeros, zeros + step)) for step in range(steps)]
+    return torch.stack(chunks, dim=1)[:, :, 0]
+
+
+@pytest.mark.parametrize("make", [PlayActor, lambda: ExpertActor(0.2)])
+def test_scripted_actors_do_the_same_on_a_start_whatever_else_is_played(make):
+    actor = make()
+    alone, together = acts(actor, [7], 40), acts(actor, [3, 9, 7, 5], 40)
+    assert torch.equal(alone[0], together[2]), "one actor moves between worlds of any size"
+    assert not torch.equal(together[0], together[1])
+
+
+def test_the_noise_of_play_remembers_seventy_percent_and_begins_afresh():
+    actor, table, zeros = PlayActor(), Table([4, 8]), torch.zeros(2, dtype=torch.long)
+    noise = Noise(torch.tensor([4, 8]), zeros, zeros)
+    before = zeros[:, None].float()
+    for step in (0, 1, 2, 0):
+        actor.act(table, None, noise.at(step))
+        before = actor.drift if step == 0 else 0.7 * before + 0.51**0.5 * noise.at(step).normal("play.drift", 2)
+        torch.testing.assert_close(actor.drift, before)
+    torch.testing.assert_close(actor.drift, 0.51**0.5 * noise.at(0).normal("play.drift", 2))
+
+
+def test_play_wishes_anew_when_its_patience_is_over():
+    """Without noise the push only turns with the wish, since nothing moves here: at steps 5 and 10."""
+    directions = acts(PlayActor(levels=(0.0,), patience=5), list(range(50)), 15)
+    changed = (directions.diff(dim=1).abs().sum(-1) > 1e-6).any(dim=0)
+    assert changed.nonzero().flatten().tolist() == [4, 9]

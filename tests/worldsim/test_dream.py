@@ -10,6 +10,7 @@ from models.world.latent_flow import LatentFlowWorldModel
 from reflectors.instant import InstantReflector
 from worldsim.checks import check_world
 from worldsim.dream import DreamWorld, Starts
+from worldsim.noise import Noise
 
 STARTS = 4  # the first one is black, the second one white, the others noise
 
@@ -91,14 +92,14 @@ class ForgetsItsNoise(DreamWorld):
         return super().restore(replace(state, stream=state.stream + 1))
 
 
-class ForgetsItsChunk(DreamWorld):
-    def snapshot(self):
-        return replace(super().snapshot(), pending=torch.zeros_like(self._state.pending))
+class ForgetsHowLong(DreamWorld):
+    def restore(self, state):
+        return super().restore(replace(state, elapsed=torch.zeros_like(state.elapsed)))
 
 
 class MixesEnvironments(DreamWorld):
-    def _observe(self):
-        obs = super()._observe()
+    def _observe(self, state):
+        obs = super()._observe(state)
         return replace(obs, state=obs.state - obs.state.mean(0))
 
 
@@ -145,16 +146,35 @@ class CountsPhysics(DreamWorld):
 
 
 class FloatFrames(DreamWorld):
-    def _observe(self):
-        obs = super()._observe()
-        return replace(obs, images={self.camera: self._state.frames})
+    def _observe(self, state):
+        return replace(super()._observe(state), images={self.camera: state.frames})
 
 
 class OneChanceForAll(DreamWorld):
     """The noise of the first environment for everybody, whatever its seed."""
 
-    def _noise(self, state):
-        return super()._noise(replace(state, stream=state.stream[:1].expand_as(state.stream)))
+    def _advance(self, actions):
+        own = self._state.stream
+        self._state = replace(self._state, stream=own[:1].expand_as(own))
+        return [replace(state, stream=own) for state in super()._advance(actions)]
+
+
+class WatchesAnother(DreamWorld):
+    def watch_chunk(self, actions):
+        result, seen = super().watch_chunk(actions)
+        return result, seen[1:] + seen[-1:]
+
+
+class ShowsTheNextEpisode(DreamWorld):
+    def watch_chunk(self, actions):
+        result, seen = super().watch_chunk(actions)
+        return result, [*seen[:-1], (result.obs, seen[-1][1])]
+
+
+class ClaimsToBeCausal(DreamWorld):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.causal = True
 
 
 @pytest.mark.parametrize(
@@ -163,13 +183,15 @@ class OneChanceForAll(DreamWorld):
         (ResetsEverybody, "a mask kept from being reset"),
         (OneSeedForAll, "seed"),
         (ForgetsItsNoise, "stream differ by 1"),
-        (ForgetsItsChunk, "the future of environments beside a masked reset"),
+        (ForgetsHowLong, "elapsed differ"),
         (MixesEnvironments, "reversed order|beside a masked reset"),
         (NeverTruncates, "went on beyond max_episode_steps = 7"),
         (TruncatesEarly, "ended before max_episode_steps = 7|truncated before max_episode_steps = 7"),
         (KeepsNoFinalObs, "final_obs|autoreset"),
-        (RewardsAfterTheEnd, "summed reward|after the end"),
-        (DropsTheLastAction, "one chunk"),
+        (RewardsAfterTheEnd, "watched|after the end"),
+        (DropsTheLastAction, "watched"),
+        (ShowsTheNextEpisode, "what was seen last"),
+        (ClaimsToBeCausal, "of a chunk and of single steps, after 1 of 4 actions"),
         (AcceptsNaN, "step with NaN must raise ValueError"),
         (CountsPhysics, "physics_steps grew by"),
         (FloatFrames, "images of environment 0 lies outside"),
@@ -186,47 +208,87 @@ def test_check_world_wants_two_environments():
         check_world(dream(num_envs=1))
 
 
-def test_steps_and_chunks_meet_at_the_chunk_boundary():
-    """Single steps know the actions one by one, a chunk knows all at once: their last frames and states agree to rounding."""
-    actions = 2 * torch.rand(3, 12, 2, generator=torch.Generator().manual_seed(5)) - 1
+class OneFrameAtATime(LatentFlowWorldModel):
+    """A causal model: a chunk is as many calls."""
+
+    causal = True
+
+    def step(self, state, actions, noise):
+        frames, states = [], []
+        for i, action in enumerate(actions.unbind(1)):
+            state, frame, felt = super().step(state, action[:, None], noise.at(noise.step + i))
+            frames.append(frame)
+            states.append(felt)
+        return state, torch.cat(frames, dim=1), torch.cat(states, dim=1)
+
+
+def test_a_causal_model_dreams_the_same_in_steps_and_chunks():
+    model = OneFrameAtATime(latent_channels=4, channels=(8, 8), layers=(1, 1), sampling_steps=2).eval()
+    model.load_state_dict(world_model().state_dict())
+    world = DreamWorld(model, silent(), starts(), num_envs=3, max_episode_steps=7)
+    assert world.causal and not dream().causal
+    check_world(world)
+    with pytest.raises(AssertionError, match="observations of a chunk and of single steps, after 1 of 4"):
+        check_world(WatchesAnother(model, silent(), starts(), num_envs=3, max_episode_steps=7))
+
+
+def test_the_default_model_dreams_otherwise_in_steps_than_in_chunks():
+    """It predicts a chunk as a whole and sees all of its actions at once, so steps are another dream; see `DreamWorld`."""
+    actions = 2 * torch.rand(3, 4, 2, generator=torch.Generator().manual_seed(5)) - 1
     world = dream(max_episode_steps=100)
     world.reset(seed=7)
     start = world.snapshot()
-    ends = []
-    for pieces in ([4, 4, 4], [1] * 12, [12], [3, 5, 4], [2, 2, 8]):
-        world.restore(start)
-        reward = torch.zeros(3)
-        for piece in actions.split(pieces, dim=1):
-            reward += world.step_chunk(piece).reward.sum(1)
-        state = world.snapshot()
-        assert state.position.tolist() == [0, 0, 0]
-        assert state.elapsed.tolist() == [12, 12, 12]
-        assert (state.stream == start.stream + torch.tensor([0, 3])).all()
-        ends.append((state.frames, state.state, state.model.latents, reward))
-    for other in ends[1:]:
-        for a, b in zip(ends[0], other, strict=True):
-            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    chunk = world.step_chunk(actions).obs
+    world.restore(start)
+    for action in actions.unbind(1):
+        obs = world.step(action)[0]
+    assert not torch.equal(obs.images["front"], chunk.images["front"])
 
 
-def test_reset_within_a_chunk_leaves_the_others_in_theirs():
+def test_a_dream_does_not_depend_on_its_neighbours_nor_on_what_they_began_when():
+    """Row 1 after a masked reset of row 0 goes on as if nothing had happened, and row 0 as if alone."""
     actions = 2 * torch.rand(3, 6, 2, generator=torch.Generator().manual_seed(6)) - 1
     mask = torch.tensor([True, False, False])
     world = dream(max_episode_steps=100)
     world.reset(seed=7)
-    world.step_chunk(actions)
+    world.step_chunk(actions[:, :3])
+    world.step_chunk(actions[:, 3:])
     whole = world.snapshot()
     world.reset(seed=7)
-    world.step_chunk(actions[:, :2])
+    world.step_chunk(actions[:, :3])
     world.reset(seed=50, options={"mask": mask})
-    assert world.snapshot().position.tolist() == [0, 2, 2]
-    world.step_chunk(actions[:, 2:])
+    assert world.snapshot().elapsed.tolist() == [0, 3, 3]
+    world.step_chunk(actions[:, 3:])
     mixed = world.snapshot()
-    assert mixed.position.tolist() == [0, 2, 2]
     torch.testing.assert_close(mixed.frames[1:], whole.frames[1:], atol=1e-5, rtol=0)
     torch.testing.assert_close(mixed.model.latents[1:], whole.model.latents[1:], atol=1e-4, rtol=1e-4)
     world.reset(seed=50)
-    world.step_chunk(actions[:, 2:])
+    world.step_chunk(actions[:, 3:])
     torch.testing.assert_close(mixed.frames[:1], world.snapshot().frames[:1], atol=1e-5, rtol=0)
+
+
+def test_another_stream_is_another_dream_of_the_same_start_if_the_model_is_stochastic():
+    frames = []
+    for stream, steps in ((0, 2), (1, 2), (0, 1), (1, 1)):
+        model = world_model()
+        model.sampling_steps = steps
+        world = DreamWorld(model, silent(), starts(), num_envs=3, max_episode_steps=7, stream=stream)
+        first, _ = world.reset(seed=4)
+        frames.append((first.images["front"], world.step_chunk(torch.zeros(3, 4, 2)).obs.images["front"]))
+    (a, b), (c, d), (e, f), (g, h) = frames
+    assert torch.equal(a, c) and not torch.equal(b, d)
+    assert torch.equal(e, g) and torch.equal(f, h), "one step from pure noise does not depend on it"
+
+
+def test_a_judgement_knows_the_largest_probability_of_the_dream_so_far():
+    world = DreamWorld(world_model(moving=False), reflector(), starts(), num_envs=2, max_episode_steps=8)
+    world.reflector.threshold.fill_(1.0)  # nothing ends
+    world.reset(seed=0, options={"start": torch.tensor([0, 1])})
+    assert world.judge().p_success.tolist() == [0, 0], "the recorded start does not count"
+    result, seen = world.watch_chunk(torch.zeros(2, 4, 2))
+    expected = torch.tensor([-5.0, 5.0]).sigmoid()
+    torch.testing.assert_close(result.final_judge.p_success, expected, atol=0.01, rtol=0)
+    torch.testing.assert_close(seen[0][1].p_success, expected, atol=0.01, rtol=0)
 
 
 @pytest.mark.parametrize(("consecutive", "window", "steps"), [(1, 2, 1), (2, 2, 2), (2, 3, 2), (3, 4, 3)])
@@ -240,7 +302,7 @@ def test_a_bright_dream_stops_after_k_frames(consecutive, window, steps):
         assert reward.tolist() == [0, float(k == steps)]
         assert info["final_judge"].success.tolist() == [False, k == steps]
         assert not truncated.any()
-    assert (info["final_obs"].images["front"][1] > 240).all(), "the final frame of the bright dream is bright"
+    assert (info["final_obs"].images["front"][1] > 235).all(), "the final frame of the bright dream is bright"
     assert world.snapshot().elapsed.tolist() == [steps, 0]
     assert not world.judge().success.any()
 
@@ -270,7 +332,7 @@ def test_proprioception_is_predicted_and_never_zeros():
     chosen = world.snapshot()
     actions = 2 * torch.rand(3, 4, 2, generator=torch.Generator().manual_seed(9)) - 1
     obs = world.step_chunk(actions).obs
-    noise = world._noise(chosen)
+    noise = Noise(chosen.stream[:, 0], chosen.stream[:, 1], chosen.elapsed)
     with torch.no_grad():
         _, frames, states = world.world_model.step(chosen.model, actions, noise)
     torch.testing.assert_close(obs.state, states[:, -1])

@@ -90,9 +90,8 @@ def test_the_camera_goes_with_the_robot(world: DriveWorld):
 
 def test_the_driver_arrives_at_the_box_that_is_named():
     world = DriveWorld("room", num_envs=32)
-    stream = collect(world, ExpertActor(noise=0.1, seed=1), seed=20)
-    episodes = [next(stream) for _ in range(64)]
-    assert np.mean([bool(episode.success[-1]) for episode in episodes]) > 0.9
+    episodes = list(collect(world, ExpertActor(noise=0.1), episodes=64, seed=20))
+    assert np.mean([episode.success[-1] == 1 for episode in episodes]) > 0.9
     assert {word for episode in episodes for word in ("red", "green", "blue") if word in episode.instruction} == {
         "red",
         "green",
@@ -104,10 +103,10 @@ def test_the_driver_arrives_at_the_box_that_is_named():
 def test_conditions_are_randomised_while_the_expert_drives(world: DriveWorld):
     """Recording under randomisation asks the wrapped world's expert; play, which pushes blocks to discs, says that it cannot."""
     randomised = RandomizedWorld(world, {}, Latency(Uniform(0.01, 0.05), Uniform(0, 0)))
-    episode = next(collect(randomised, ExpertActor(noise=0.0), seed=3))
+    episode = next(collect(randomised, ExpertActor(noise=0.0), episodes=1, seed=3))
     assert len(episode) > 3 and episode.source == "expert"
     with pytest.raises(ValueError, match="needs a GenesisWorld with discs, got RandomizedWorld"):
-        next(collect(randomised, PlayActor(), seed=3))
+        next(collect(randomised, PlayActor(), episodes=1, seed=3))
 
 
 def test_the_driver_looks_to_the_left_for_what_it_cannot_see():

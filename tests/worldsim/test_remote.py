@@ -9,17 +9,20 @@ import pytest
 import torch
 from openpi import foreign_server
 
-from training import cli, verbs
+from training import cli
 from worldsim import checkpoint
 from worldsim.collect import PolicyActor
 from worldsim.data.windows import FrameTable
 from worldsim.dream import DreamWorld, Starts
 from worldsim.evaluate import evaluate, imagine_outcomes
 from worldsim.interfaces import Policy, Reflector, WorldModel
-from worldsim.remote import RemotePolicies
+from worldsim.noise import Noise
+from worldsim.remote import RemoteActor, RemotePolicies
 from worldsim.robot.protocol import pack
 from worldsim.robot.server import Server
 from worldsim.serving import TorchPolicy
+
+NOISE = Noise.rows(0, 4)
 
 
 @pytest.fixture
@@ -45,42 +48,35 @@ def served(policy: Policy, **options: Any) -> Server:
 def test_a_remote_actor_acts_as_the_policy(policy: Policy, folders: dict[str, str], recorded: str, connections: int) -> None:
     world = dream(folders, recorded)
     obs, _ = world.reset(seed=3)
-    with served(policy) as server:
-        remote = RemotePolicies(server.url, connections=connections)
-        actor, local = remote(seed=5), PolicyActor(policy, seed=5)
-        for _ in range(3):  # the noise goes on alike
-            expected = local.act(world, obs)
-            torch.testing.assert_close(actor.act(world, obs), expected, rtol=0, atol=1e-5)
+    with served(policy) as server, RemotePolicies(server.url, connections=connections) as remote:
+        actor, local, noise = RemoteActor(remote), PolicyActor(policy), Noise.rows(5, world.num_envs)
+        for step in range(3):
+            expected = local.act(world, obs, noise.at(step))
+            torch.testing.assert_close(actor.act(world, obs, noise.at(step)), expected, rtol=0, atol=1e-5)
             obs = world.step_chunk(expected).obs
-        assert not torch.allclose(remote(seed=6).act(world, obs), local.act(world, obs), atol=1e-2)
-        remote.close()
+        other = Noise.rows(6, world.num_envs)
+        assert not torch.allclose(actor.act(world, obs, other), local.act(world, obs, noise), atol=1e-2)
 
 
 def test_outcomes_are_those_of_the_policy(policy: Policy, folders: dict[str, str], recorded: str) -> None:
     world = dream(folders, recorded, threshold=middle(policy, folders, recorded))
     local = evaluate(world, policy, episodes=16, seed=11)
     assert 0 < local.success.sum() < 16  # or equal outcomes would mean little
-    with served(policy) as server:
-        remote = RemotePolicies(server.url)
+    with served(policy) as server, RemotePolicies(server.url) as connections:
+        remote = RemoteActor(connections)
         away = evaluate(world, remote, episodes=16, seed=11)
         assert torch.equal(away.success, local.success) and torch.equal(away.length, local.length)
         starts, models = local.starts.with_context(world.world_model.context), (world.world_model, world.reflector)
         size = {"max_episode_steps": 12, "batch": 4, "seed": 11}
         dreamed = [imagine_outcomes(player, *models, starts, **size) for player in (policy, remote)]
         assert torch.equal(dreamed[0].length, dreamed[1].length)
-        remote.close()
 
 
 @torch.no_grad()
 def middle(policy: Policy, folders: dict[str, str], recorded: str) -> float:
     """A threshold that some episodes pass."""
-    world, highest = dream(folders, recorded, threshold=1.0), []
-    obs, _ = world.reset(seed=11)
-    actor = PolicyActor(policy, seed=11)
-    for _ in range(3):
-        obs = world.step_chunk(actor.act(world, obs)).obs
-        highest.append(world.reflector.judge(obs.images["front"], obs.instruction).p_success)
-    return float(torch.stack(highest).max(0).values.median())
+    world = dream(folders, recorded, threshold=1.0)
+    return float(evaluate(world, policy, episodes=16, seed=11).p_success.median())
 
 
 def test_requests_of_many_environments_are_not_serial(policy: Policy, folders: dict[str, str], recorded: str) -> None:
@@ -95,13 +91,11 @@ def test_requests_of_many_environments_are_not_serial(policy: Policy, folders: d
             sizes.append(len(observations))
             return [np.zeros((2, 2), np.float32)] * len(observations)
 
-    with Server(Together(), port=0, max_batch=4, max_wait_s=0.5) as server:
-        remote = RemotePolicies(server.url)
-        remote(seed=0).act(world, obs)  # opens the connections
+    with Server(Together(), port=0, max_batch=4, max_wait_s=0.5) as server, RemotePolicies(server.url) as remote:
+        RemoteActor(remote).act(world, obs, NOISE)  # opens the connections
         sizes.clear()
-        remote(seed=0).act(world, obs)
+        RemoteActor(remote).act(world, obs, NOISE)
         assert sizes == [4]
-        remote.close()
 
 
 @pytest.mark.parametrize(
@@ -122,18 +116,15 @@ def test_a_server_of_another_robot_is_refused(
 ) -> None:
     world = dream(folders, recorded)
     obs, _ = world.reset(seed=3)
-    with foreign_server(pack(metadata), *[pack({"actions": actions})] * 4) as url:
-        remote = RemotePolicies(url, connections=1)
+    with foreign_server(pack(metadata), *[pack({"actions": actions})] * 4) as url, RemotePolicies(url, connections=1) as remote:
         with pytest.raises(ValueError, match="the server") as error:
-            remote(seed=0).act(world, obs)
+            RemoteActor(remote).act(world, obs, NOISE)
         assert words in str(error.value)
-        remote.close()
 
 
 def test_the_verb_judges_a_server_as_it_judges_a_folder(
     policy: Policy, folders: dict[str, str], recorded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verbs, "precision", lambda: "32-true")  # what is served computes in float32
     monkeypatch.setenv("WORLDSIM_API_KEY", "secret")
     where = [f"world.world_model={folders['world_model']}", f"world.reflector={folders['reflector']}", f"world.data=[{recorded}]"]
     size = ["world=dream", "world.num_envs=4", "+world.max_episode_steps=12", "episodes=8", "seed=3"]

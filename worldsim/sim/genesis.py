@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from worldsim.cameras import look_at
-from worldsim.interfaces import ChunkResult, World
+from worldsim.interfaces import ChunkResult, Sight, World
 from worldsim.sim.expert import expert_action
 from worldsim.sim.quick_import import gs
 from worldsim.sim.scene import ASSETS, Scene
@@ -159,42 +159,15 @@ class GenesisWorld(World):
 
     def step(self, actions: Float[Tensor, "b ad"]) -> tuple[Observation, Tensor, Tensor, Tensor, dict[str, Any]]:
         result = self.step_chunk(self.check_actions(actions, ndim=2)[:, None])
-        info = {"final_obs": result.final_obs, "_final_obs": result.done, "final_judge": self._final_truth}
+        info = {"final_obs": result.final_obs, "_final_obs": result.done, "final_judge": result.final_judge}
         return result.obs, result.reward[:, 0], result.terminated[:, 0], result.truncated[:, 0], info
 
     def step_chunk(self, actions: Float[Tensor, "b ah ad"]) -> ChunkResult:
-        actions = self.check_actions(actions, ndim=3)
-        shape = actions.shape[:2]
-        reward = torch.zeros(shape)
-        terminated, truncated, valid = (torch.zeros(shape, dtype=torch.bool) for _ in range(3))
-        done = torch.zeros(self.num_envs, dtype=torch.bool)
-        progress = self.truth().progress
-        self._final_truth = self.truth()
-        ends: list[tuple[Tensor, PhysicsState]] = []  # physics goes on for all until the chunk ends; an episode's end is kept here
-        for i in range(shape[1]):
-            valid[:, i] = ~done
-            self._simulate(actions[:, i] * ~done[:, None])
-            self._elapsed += ~done
-            self.count_physics(int((~done).sum()))
-            truth = self.truth()
-            self._held = torch.where(truth.success, self._held + 1, 0)
-            ended = self._held >= self.success_steps
-            reward[:, i] = torch.where(done, 0.0, truth.progress - progress + ended.float())
-            terminated[:, i] = ended & ~done
-            truncated[:, i] = (self._elapsed >= self.max_episode_steps) & ~done & ~ended
-            self._final_truth = where_rows(done, self._final_truth, truth)
-            progress = truth.progress
-            over = terminated[:, i] | truncated[:, i]
-            if over.any() and i + 1 < shape[1]:
-                ends.append((over.nonzero().flatten(), self.snapshot()[over]))
-            done |= over
-        for index, end in ends:
-            self._place(index, end)
-        obs = final_obs = self._observe()
-        if done.any():
-            self._draw(done.nonzero().flatten())
-            obs = self._observe()
-        return ChunkResult(obs, final_obs, reward, terminated, truncated, valid)
+        return self._play(actions, watched=None)
+
+    def watch_chunk(self, actions: Float[Tensor, "b ah ad"]) -> tuple[ChunkResult, list[Sight]]:
+        watched: list[Sight] = []
+        return self._play(actions, watched), watched
 
     def snapshot(self) -> PhysicsState:
         def stack(name: str) -> Tensor:
@@ -301,12 +274,53 @@ class GenesisWorld(World):
         """Positions of all discs [m], named or not."""
         return self._goals
 
+    @property
+    def named_colors(self) -> Float[Tensor, "b 3"]:
+        """RGB 0..1 of the block that each instruction names."""
+        colors = torch.tensor([block["color"] for block in self.scene.data["blocks"].values()])
+        return colors[self._task[:, 0]]
+
     def camera_poses(self) -> Float[Tensor, "b 4 4"]:
         """Camera-to-world of every environment now, OpenGL axes [m]."""
         camera = self.scene.data["camera"]
         return torch.from_numpy(look_at(camera["pos"], camera["lookat"])).float().expand(self.num_envs, 4, 4)
 
     # Internals ----------------------------------------------------------------------------------------------------------
+
+    def _play(self, actions: Float[Tensor, "b ah ad"], watched: list[Sight] | None) -> ChunkResult:
+        """The result of a chunk; a picture of every action's outcome is taken only for `watched`."""
+        actions = self.check_actions(actions, ndim=3)
+        done = torch.zeros(self.num_envs, dtype=torch.bool)
+        final = self.truth()
+        log: list[tuple[Tensor, ...]] = []
+        ends: list[tuple[Tensor, PhysicsState]] = []  # physics goes on for all until the chunk ends; an episode's end is kept here
+        for i, action in enumerate(actions.unbind(1)):
+            alive, progress = ~done, final.progress
+            self._simulate(action * alive[:, None])
+            self._elapsed += alive
+            self.count_physics(int(alive.sum()))
+            truth = self.truth()
+            self._held = torch.where(truth.success, self._held + 1, 0)
+            ended = self._held >= self.success_steps
+            reward = torch.where(alive, truth.progress - progress + ended.float(), 0.0)
+            terminated, truncated = ended & alive, (self._elapsed >= self.max_episode_steps) & alive & ~ended
+            log.append((reward, terminated, truncated, alive))
+            final = where_rows(alive, truth, final)
+            if watched is not None:
+                now = self._observe()
+                watched.append((where_rows(alive, now, watched[-1][0]) if watched else now, final))
+            over = terminated | truncated
+            if over.any() and i + 1 < actions.shape[1]:
+                ends.append((over.nonzero().flatten(), self.snapshot()[over]))
+            done = done | over
+        for index, end in ends:
+            self._place(index, end)
+        obs = final_obs = watched[-1][0] if watched else self._observe()
+        if done.any():
+            self._draw(done.nonzero().flatten())
+            obs = self._observe()
+        columns = (torch.stack(values, dim=1) for values in zip(*log, strict=True))
+        return ChunkResult(obs, final_obs, *columns, final_judge=final)
 
     def _looks(self) -> Any:
         return vis_options(self.scene.data)
