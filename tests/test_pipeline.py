@@ -60,9 +60,9 @@ def test_summary_holds_everything(run: Path) -> None:
     assert 8 * 5 < summary["physics_steps"]["collect_policy_1"] <= 8 * 40
     assert set(summary["learners"]) == {"final"}
     assert 8 * 5 < summary["physics_steps"]["collect_demos"] <= 8 * 40
-    # Two policies on 8 starts, and two recordings of 40 steps in 8 environments.
-    assert 2 * 8 * 40 < summary["physics_steps"]["evaluate"] <= 4 * 8 * 40
-    assert set(summary["imagination"]) >= {"agreement", "false_success", "missed_success"}
+    # Two policies on 8 starts, twice with other noise, and two recordings of 40 steps in 8 environments.
+    assert 2 * 8 * 40 < summary["physics_steps"]["evaluate"] <= 6 * 8 * 40
+    assert set(summary["imagination"]) >= {"agreement", "kappa", "false_success", "self_agreement", "always_success", "calibration"}
     assert "threshold" in summary["reflector"]
     assert set(summary["judge"]) >= {"auc_real", "auc_imagined", "threshold"}
     assert set(summary["world_model"]) >= {"frames_per_s", "psnr_at_40", "block_error_m_at_40"}

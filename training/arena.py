@@ -9,9 +9,8 @@ from training.data import Batch
 from worldsim import checkpoint
 from worldsim.dream import DreamWorld, Starts
 from worldsim.interfaces import Reflector, World, WorldModel
+from worldsim.seeds import CHOOSING
 from worldsim.types import Observation
-
-LAST_TRAINING_SEED = 800_000_000  # evaluation starts lie above
 
 
 class Arena(nn.Module, ABC):
@@ -73,6 +72,6 @@ class PhysicsArena(Arena):
                 f"{n} * {group_size}; set arena.world.num_envs={n * group_size}"
             )
         group = torch.arange(n).repeat_interleave(group_size)
-        seeds = torch.randint(LAST_TRAINING_SEED, (n,), generator=generator)[group]
+        seeds = torch.randint(CHOOSING, (n,), generator=generator)[group]
         obs, _ = self.world.reset(seed=seeds.tolist())
         return self.world, obs, group

@@ -6,7 +6,6 @@ imagination or (one cell) in the simulator itself. Cells are plain `worldsim fit
 
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,11 @@ from torch import Tensor
 from training.exploitation import run_exploitation
 from training.rehearsal import run_rehearsal
 from training.stages import Stage, execute
+from worldsim.cores import cores
 from worldsim.files import write_json
-from worldsim.metrics import paired_difference, success_rate
+from worldsim.metrics import clustered_interval, paired_difference
+from worldsim.report import described
+from worldsim.seeds import check_choosing
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt  # noqa: E402
@@ -51,8 +53,9 @@ def run_algorithms(cfg: dict[str, Any]) -> None:
     """Calibrate the cells, train them, evaluate them on the same held-out starts, and write table, plot and JSON.
 
     Raises:
-        ValueError: if a stage failed, or a cell's calibration saw fewer than two iterations.
+        ValueError: if a stage failed, a cell's calibration saw fewer than two iterations, or the starts are not those that choose.
     """
+    check_choosing(cfg["evaluation_seed"], cfg["episodes"])
     out = Path(cfg["out"])
     out.mkdir(parents=True, exist_ok=True)
     jobs = cfg["jobs"]
@@ -127,6 +130,7 @@ def evaluation(cfg: dict[str, Any], seed: int) -> Stage:
             *("evaluate", f"policy={cfg['out']}/diffusion_{seed}", f"baseline={cfg['runs'][seed]}/policy", *others),
             *(
                 f"episodes={cfg['episodes']}",
+                f"seed={cfg['evaluation_seed']}",
                 f"world.num_envs={cfg['envs']}",
                 "world.phrasings=eval",
                 f"out={cfg['out']}/evaluation_{seed}",
@@ -136,12 +140,12 @@ def evaluation(cfg: dict[str, Any], seed: int) -> Stage:
 
 
 def summarise(cfg: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row per cell, best gain per minute first; gains are paired over all starts of all seeds."""
+    """One row per cell, best gain per minute first; gains are paired by start, and their intervals are over seeds and starts."""
     rows = []
     for cell in cfg["cells"]:
         before, after, seconds, per_seed, steps = [], [], [], [], []
         for seed in cfg["seeds"]:
-            results = json.loads((Path(cfg["out"]) / f"evaluation_{seed}" / "evaluation.json").read_text())["policies"]
+            results = _evaluation(cfg, seed)["policies"]
             start = results["policy" if cell in cfg["diffusion_cells"] else "baseline"]
             before.append(_outcomes(start))
             after.append(_outcomes(results[cell]))
@@ -150,18 +154,18 @@ def summarise(cfg: dict[str, Any]) -> list[dict[str, Any]]:
             steps.append(json.loads((folder / "physics_steps.json").read_text())["physics_steps"])
             seconds.append(pace["seconds"])
             per_seed.append(paired_difference(before[-1], after[-1])["points"])
-        gain = paired_difference(torch.cat(before), torch.cat(after))
+        gain = _mean([100 * (z.float() - a.float()) for a, z in zip(before, after, strict=True)])
         minutes = max(sum(seconds) / len(seconds), 1.0) / 60  # an alarm may end a run in its first iteration
         rows.append(
             {
                 "cell": cell,
-                "before": success_rate(torch.cat(before)),
-                "after": success_rate(torch.cat(after)),
+                "before": _mean(before),
+                "after": _mean(after),
                 "gain": gain,
                 "gain_per_seed": per_seed,
                 "seconds": 60 * minutes,
                 "iterations": pace["iterations"],
-                "points_per_minute": gain["points"] / minutes,
+                "points_per_minute": gain["mean"] / minutes,
                 "physics_steps": sum(steps) // len(steps),
             }
         )
@@ -170,13 +174,14 @@ def summarise(cfg: dict[str, Any]) -> list[dict[str, Any]]:
 
 def table(cfg: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     """The results as Markdown."""
+    conditions = described(_evaluation(cfg, cfg["seeds"][0])["circumstances"])
     lines = [
         "# Learners compared",
         "",
         f"`worldsim bench algorithms`: seeds {', '.join(map(str, cfg['seeds']))}, {cfg['seconds']} s of learning each on "
-        f"{max(1, (os.cpu_count() or 1) // cfg['jobs'])} thread(s), physics success on {cfg['episodes']} held-out starts per seed "
-        "with held-out sentences, gains paired with the policy that the cell started from. 95 % intervals over all starts of all "
-        "seeds; the last column shows how much seeds differ.",
+        f"{max(1, cores() // cfg['jobs'])} thread(s); {cfg['episodes']} starts per seed, from {cfg['evaluation_seed']:,} on, which "
+        "choose and do not report; held-out sentences; gains paired with the policy that a cell started from. 95 % intervals by a "
+        f"bootstrap that draws seeds and, within each, starts; the last column shows the seeds. Measured with {conditions}.",
         "",
         "| cell | physics steps | before | after | gain, points | points per minute | seconds | per seed |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -184,9 +189,9 @@ def table(cfg: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     for row in rows:
         before, after, gain = row["before"], row["after"], row["gain"]
         lines.append(
-            f"| {row['cell']} | {row['physics_steps']} | {100 * before['rate']:.1f} | "
-            f"{100 * after['rate']:.1f} [{100 * after['ci95'][0]:.1f}, {100 * after['ci95'][1]:.1f}] | "
-            f"{gain['points']:+.1f} [{gain['ci95'][0]:+.1f}, {gain['ci95'][1]:+.1f}] | {row['points_per_minute']:+.1f} | "
+            f"| {row['cell']} | {row['physics_steps']} | {100 * before['mean']:.1f} | "
+            f"{100 * after['mean']:.1f} [{100 * after['ci95'][0]:.1f}, {100 * after['ci95'][1]:.1f}] | "
+            f"{gain['mean']:+.1f} [{gain['ci95'][0]:+.1f}, {gain['ci95'][1]:+.1f}] | {row['points_per_minute']:+.1f} | "
             f"{row['seconds']:.0f} | {', '.join(f'{points:+.1f}' for points in row['gain_per_seed'])} |"
         )
     lines += ["", *verdict(rows)]
@@ -213,7 +218,7 @@ def plot(cfg: dict[str, Any], rows: list[dict[str, Any]], path: Path) -> None:
     """Gains with their intervals, best per minute on top."""
     figure, axes = plt.subplots(figsize=(8, 0.35 * len(rows) + 1.2), layout="constrained")
     for y, row in enumerate(reversed(rows)):
-        points, (low, high) = row["gain"]["points"], row["gain"]["ci95"]
+        points, (low, high) = row["gain"]["mean"], row["gain"]["ci95"]
         axes.errorbar(
             points, y, xerr=[[points - low], [high - points]], fmt="o", color="tab:orange" if row["physics_steps"] else "tab:blue"
         )
@@ -223,6 +228,15 @@ def plot(cfg: dict[str, Any], rows: list[dict[str, Any]], path: Path) -> None:
     axes.set_xlabel(f"physics success gained in {cfg['seconds']} s, percentage points (orange: learns in physics; ticks: seeds)")
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def _evaluation(cfg: dict[str, Any], seed: int) -> dict[str, Any]:
+    return json.loads((Path(cfg["out"]) / f"evaluation_{seed}" / "evaluation.json").read_text())
+
+
+def _mean(clusters: list[Tensor]) -> dict[str, Any]:
+    """Mean over seeds and starts, with an interval that counts seeds as what was drawn."""
+    return {"mean": float(torch.cat(clusters).float().mean()), "ci95": list(clustered_interval(clusters))}
 
 
 def _run(todo: list[Stage], out: Path, jobs: int) -> None:

@@ -63,7 +63,9 @@ VERBS = {
         "training.verbs:convert", "make a scene trained with ns-train one that worlds show", "run=outputs/kitchen/nerfacto/1"
     ),
     "rollout": Verb("training.verbs:rollout", "imagine episodes: video, dataset, statistics", "policy=runs/policy world=dream"),
-    "evaluate": Verb("training.verbs:evaluate", "measure success with confidence intervals", "policy=runs/policy world=push_block"),
+    "evaluate": Verb(
+        "training.evaluation:evaluate", "measure success with confidence intervals", "policy=runs/policy world=push_block"
+    ),
     "identify": Verb("training.verbs:identify", "find a robot's camera, delay and dynamics", "recording=data/robot seed=0"),
     "export": Verb("training.verbs:export", "write a robot bundle and check its parity", "policy=runs/policy format=onnx"),
     "serve": Verb("training.verbs:serve", "answer robots over a websocket, in openpi's protocol", "bundle=runs/bundle port=8000"),

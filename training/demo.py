@@ -4,7 +4,6 @@ Every stage is a `worldsim` command that a user could type. Stages run side by s
 there, and are skipped when the demo is started again. `stages.py` runs them."""
 
 import json
-import os
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -14,13 +13,17 @@ import psutil
 import yaml
 
 from training.stages import Stage, done_file, execute
+from worldsim.cores import cores
 from worldsim.files import write_json
 from worldsim.report import write_report
+from worldsim.seeds import check_training
+
+STARTS_PER_SEED = 1_000_000
 
 
 def collect_command(cfg: dict[str, Any], root: str, actor: str, episodes: int, stream: int, *more: str) -> tuple[str, ...]:
-    """`worldsim collect`, with starts of its own for every seed of the demo and every stream."""
-    seeds = f"seed={cfg['seed'] * 1_000_000 + stream * 100_000}"
+    """`worldsim collect`, with starts of its own for every seed of the demo and each of ten streams."""
+    seeds = f"seed={cfg['seed'] * STARTS_PER_SEED + stream * STARTS_PER_SEED // 10}"
     return (
         "collect",
         f"actor={actor}",
@@ -134,7 +137,7 @@ def stages(cfg: dict[str, Any]) -> list[Stage]:
     )
     # The first policy is measured while one core waits for the world model, if there is such a time.
     waits = ("policy", "collect_1") if cfg["evolve"]["rounds"] else ("policy",)
-    loop.append(Stage("baseline", ("evaluate", f"policy={run}/policy", f"out={run}/baseline", *starts), waits))
+    loop.append(Stage("baseline", ("evaluate", f"policy={run}/policy", f"out={run}/baseline", "repeat=true", *starts), waits))
     return [*loop, Stage("evaluate", ("evaluate", *evaluation, *starts), (last["policy"], "judge", "baseline"), alone=True)]
 
 
@@ -178,8 +181,9 @@ def run_demo(cfg: dict[str, Any]) -> None:
     """Run what has not run yet, then write `summary.json` and `report.html`.
 
     Raises:
-        ValueError: if a stage failed, or the run was made with another configuration.
+        ValueError: if a stage failed, the run was made with another configuration, or the seed's starts belong to evaluations.
     """
+    check_training(cfg["seed"] * STARTS_PER_SEED, STARTS_PER_SEED)
     run = Path(cfg["run"])
     run.mkdir(parents=True, exist_ok=True)
     saved = run / "config.yaml"
@@ -223,7 +227,7 @@ def summarise(cfg: dict[str, Any]) -> dict[str, Any]:
         return {key: policies[name][key] for key in ("rate", "ci95", "episodes")}
 
     def learner(name: str, *trained: str) -> dict[str, Any]:
-        more = {key: policies[name][key] for key in ("paired_gain", "imagined_rate")}
+        more = {"paired_gain": policies[name]["paired_gain"], "imagined_rate": policies[name]["imagination"]["rate"]}
         return {**success(name), **more, "wall_s": sum(done[stage]["wall_s"] for stage in trained)}
 
     learners = {"final": learner("policy", *(stage for stage in done if stage.startswith("post_train")))}
@@ -241,11 +245,12 @@ def summarise(cfg: dict[str, Any]) -> dict[str, Any]:
         "imagination_before": policies["baseline"]["imagination"],
         "reflector": calibration[last["reflector"]],
         "judge": {**calibration["judge"], **evaluation["reflector"]},
-        "world_model": {"frames_per_s": policies["policy"]["frames_per_s"], **evaluation["world_model"]},
+        "world_model": {"frames_per_s": policies["policy"]["imagination"]["frames_per_s"], **evaluation["world_model"]},
+        "circumstances": evaluation["circumstances"],
         "wall_s": {name: round(record["wall_s"], 1) for name, record in done.items()},
         "loop_s": round(json.loads((run / "loop.json").read_text())["loop_s"], 1),
         "peak_rss_mb": max(record["peak_rss_mb"] for record in done.values()),
-        "machine": {"cores": os.cpu_count(), "memory_gb": round(psutil.virtual_memory().total / 2**30, 1)},
+        "machine": {"cores": cores(), "memory_gb": round(psutil.virtual_memory().total / 2**30, 1)},
         "versions": {
             name: version(name)
             for name in ("worldsim", "torch", "lightning", "genesis-world", "diffusers", "gymnasium", "hydra-core")

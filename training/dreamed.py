@@ -3,14 +3,14 @@
 A reflector that has seen real frames only takes a near miss in a blurred dream for a hit. One that also learned from such frames,
 and whose threshold lets as many dreams succeed as episodes did, says how much a dreamed success is worth. Read `judges.py` next."""
 
+import copy
 import json
 import warnings
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -20,12 +20,12 @@ from training.reflector import ReflectorTraining
 from training.sizes import check_sizes
 from worldsim import checkpoint
 from worldsim.data.windows import FrameTable, Mirror
-from worldsim.dream import DreamWorld, Starts
-from worldsim.evaluate import play
+from worldsim.dream import Starts
+from worldsim.evaluate import imagine_outcomes
 from worldsim.files import write_json
 from worldsim.interfaces import Policy, Reflector, WorldModel
+from worldsim.noise import Noise
 from worldsim.sim.scene import Paraphrases
-from worldsim.types import Reflection
 
 
 class DreamedReflectorData(ReflectorData):
@@ -102,6 +102,7 @@ class DreamedReflectorData(ReflectorData):
         rows = torch.where(torch.rand(number, generator=generator) < self.first_share, table.first[rows], rows)
         frames, moments = [], []
         for part in rows.split(self.batch_size):
+            noise = Noise.rows(int(torch.randint(2**62, (), generator=generator)), len(part))
             window = table.window(part, context=model.context, horizon=self.chunks * horizon)
             state = model.init(window["frames"][:, : model.context], window["state"][:, : model.context])
             for first in range(0, self.chunks * horizon, horizon):
@@ -109,7 +110,7 @@ class DreamedReflectorData(ReflectorData):
                 valid = window["valid"][:, span]
                 if not valid.any():
                     break
-                state, predicted, _ = model.step(state, window["action"][:, span], model.noise(len(part), generator))
+                state, predicted, _ = model.step(state, window["action"][:, span], noise.at(first))
                 frames.append((255 * predicted.float().clamp(0, 1)).round().byte()[valid])
                 moments.append((part[:, None] + first + torch.arange(1, horizon + 1))[valid])
         return torch.cat(frames), torch.cat(moments)
@@ -155,30 +156,14 @@ class DreamThreshold(Callback):
         write_json(scores, {**json.loads(scores.read_text()), "dream_threshold": threshold, "recorded_success": rate})
 
 
-class _Witness(Reflector):
-    """Notes the highest success probability of each dream and never ends one."""
-
-    def __init__(self, reflector: Reflector, dreams: int):
-        super().__init__()
-        self.reflector, self.highest = reflector, torch.zeros(dreams)
-        self.threshold, self.consecutive, self.window = torch.tensor(1.0), reflector.consecutive, reflector.window
-
-    def judge(self, frames: Shaped[Tensor, "b h w 3"], instruction: Sequence[str]) -> Reflection:
-        seen = self.reflector.judge(frames, instruction)
-        if frames.is_floating_point():  # a recorded frame, from which the next dream starts, is not dreamed
-            self.highest = self.highest.maximum(seen.p_success.float().reshape(len(self.highest), -1).amax(dim=1))
-        return Reflection(torch.zeros_like(seen.p_success), seen.progress, seen.uncertainty)
-
-
 def highest_success(
     policy: Policy, world_model: WorldModel, reflector: Reflector, starts: Starts, max_episode_steps: int
 ) -> Float[Tensor, " n"]:
     """The highest success probability in each of n dreams, one from every start, of a policy that acts until time is up."""
-    witness = _Witness(reflector, len(starts))
-    world = DreamWorld(world_model, witness, starts, num_envs=len(starts), max_episode_steps=max_episode_steps)
-    obs, _ = world.reset(seed=0, options={"start": torch.arange(len(starts))})
-    play(world, policy, obs, seed=0)
-    return witness.highest
+    endless = copy.deepcopy(reflector)
+    endless.threshold.fill_(torch.inf)
+    dreams = {"max_episode_steps": max_episode_steps, "batch": min(128, len(starts)), "seed": 0}
+    return imagine_outcomes(policy, world_model, endless, starts, **dreams).p_success
 
 
 def matching_threshold(highest: Float[Tensor, " n"], success: Bool[Tensor, " n"]) -> float | None:

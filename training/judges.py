@@ -11,14 +11,12 @@ from pathlib import Path
 
 import torch
 
-from training.arena import LAST_TRAINING_SEED
 from worldsim import checkpoint
 from worldsim.data.windows import FrameTable
 from worldsim.dream import Starts
 from worldsim.evaluate import evaluate, imagine_outcomes
 from worldsim.interfaces import Policy, Reflector, World, WorldModel
-
-HELD_OUT_SEED = 900_000_000  # starts of the final evaluation (configs/evaluate.yaml) lie from here on
+from worldsim.seeds import GUARDING, check_guarding
 
 
 @dataclass(frozen=True)
@@ -108,13 +106,13 @@ class PhysicsCheck(Judge):
     """Episodes in physics, and the same starts imagined. The steps are counted like all others.
 
     Args:
-        world: physics; `episodes` is a multiple of its `num_envs`.
+        world: physics.
         world_model: folder of the model that training uses.
         reflector: folder of the one whose imagined success is compared: the one that training uses, or one that knows dreams.
-        seed: episode i starts from stream seed + i, above those of training and below those of the final evaluation.
-        budget: control steps of the whole run. No check begins that could exceed it, and a check takes up to `episodes` times the
-            world's `max_episode_steps`, so choose `Guard.every` to match: what follows the last check is not measured, and a line
-            says so when it happens.
+        seed: episode i starts from stream seed + i, see `worldsim.seeds`.
+        budget: control steps of the whole run. No check begins that could exceed it, and a check takes up to `episodes`, rounded up
+            to a multiple of the world's `num_envs`, times its `max_episode_steps`, so choose `Guard.every` to match: what follows
+            the last check is not measured, and a line says so when it happens.
     """
 
     def __init__(
@@ -123,20 +121,20 @@ class PhysicsCheck(Judge):
         world_model: str,
         reflector: str,
         episodes: int = 128,
-        seed: int = LAST_TRAINING_SEED,
+        seed: int = GUARDING,
         budget: int = 40_000,
     ):
-        if not LAST_TRAINING_SEED <= seed <= HELD_OUT_SEED - episodes:
-            allowed = f"in [{LAST_TRAINING_SEED}, {HELD_OUT_SEED - episodes}]"
-            raise ValueError(f"seed must be {allowed}, between training's and the held-out evaluation's starts, got {seed}")
+        check_guarding(seed, episodes)
         super().__init__(world_model, [reflector], seed)
         self.world, self.episodes, self.budget = world, episodes, budget
 
     def measure(self, policy: Policy) -> Verdict | None:
         limit, before = self.world.max_episode_steps, self.world.physics_steps
-        longest = math.ceil(limit / policy.action_horizon) * policy.action_horizon  # an environment goes on until the last one ends
-        if self.physics_steps + self.episodes * longest > self.budget:
-            self._say_spent(self.episodes * longest)
+        b = self.world.num_envs
+        longest = math.ceil(limit / policy.action_horizon) * policy.action_horizon  # environments go on until the last one ends
+        most = math.ceil(self.episodes / b) * b * longest
+        if self.physics_steps + most > self.budget:
+            self._say_spent(most)
             return None
         with torch.random.fork_rng(devices=[]):
             real = evaluate(self.world, policy, episodes=self.episodes, seed=self.seed)

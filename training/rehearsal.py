@@ -15,6 +15,8 @@ from torch import Tensor
 from training.stages import Stage, execute
 from worldsim.files import write_json
 from worldsim.metrics import paired_difference, success_rate
+from worldsim.report import described
+from worldsim.seeds import check_choosing
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt  # noqa: E402
@@ -27,8 +29,9 @@ def run_rehearsal(cfg: dict[str, Any]) -> None:
     """Train and measure the policies, and write table, plot and JSON.
 
     Raises:
-        ValueError: if a stage failed.
+        ValueError: if a stage failed, or the starts are not those that choose.
     """
+    check_choosing(cfg["evaluation_seed"], cfg["episodes"])
     out = Path(cfg["out"])
     out.mkdir(parents=True, exist_ok=True)
     for name in execute(stages(cfg), out, jobs=cfg["jobs"]):
@@ -95,6 +98,7 @@ def summarise(cfg: dict[str, Any]) -> dict[str, Any]:
         "share_of_gap_closed": gap_closed(own, outcomes["randomised"], outcomes["identified"]),
         "parameters": {name: {"truth": truth[name], "found": value} for name, value in identified["found"].items()},
         "robot_episodes": cfg["recorded"],
+        "circumstances": robot["circumstances"],
     }
 
 
@@ -138,7 +142,8 @@ def table(cfg: dict[str, Any], result: dict[str, Any]) -> str:
             "# Rehearsal: from simulation to a robot that differs from its model",
             "",
             f"`worldsim bench rehearsal seed={cfg['seed']}`: {cfg['demos']} demonstrations, {cfg['policy_steps']} steps, one seed;",
-            f"{cfg['episodes']} held-out starts and sentences, 95 % intervals; {cfg['recorded']} episodes for identification.",
+            f"{cfg['episodes']} held-out starts and sentences, 95 % intervals; {cfg['recorded']} episodes for identification. "
+            f"Measured with {described(result['circumstances'])}.",
             "",
             "| training | success on the robot, % | against the row above, points |",
             "| --- | --- | --- |",

@@ -1,10 +1,9 @@
 """The shorter verbs of the `worldsim` command, one function each: a resolved configuration in, files out.
 
-They only put parts together; read the parts themselves: `collect.py`, `evaluate.py`, `export.py`, `serving.py` and `report.py` of
-`worldsim`. The longer verbs live in `training/fit.py`, `training/demo.py` and `training/bench.py`."""
+They only put parts together; read the parts themselves: `collect.py`, `export.py`, `serving.py` and `report.py` of `worldsim`. The
+longer verbs live in `training/fit.py`, `training/evaluation.py`, `training/demo.py` and `training/bench.py`."""
 
 import json
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -16,24 +15,23 @@ from rich.progress import track
 
 from worldsim import checkpoint, video
 from worldsim.bundle import sha256
-from worldsim.collect import PlayActor, PolicyActor
+from worldsim.collect import PolicyActor
 from worldsim.collect import collect as record_episodes
 from worldsim.data.lerobot import Dataset, DatasetWriter
-from worldsim.device import precision
-from worldsim.doctor import print_report
-from worldsim.evaluate import Outcomes, Player, actor_of, imagine_outcomes
-from worldsim.evaluate import evaluate as play_episodes
+from worldsim.device import autocast, circumstances
+from worldsim.doctor import examine
 from worldsim.export import export_policy, load_bundle
 from worldsim.files import write_json
-from worldsim.interfaces import Policy, Reflector, World, WorldModel
-from worldsim.metrics import confusion, paired_difference, success_rate
+from worldsim.interfaces import Policy, World
+from worldsim.metrics import success_rate
 from worldsim.report import write_report
 from worldsim.robot.reliability import FEWEST, fit_reference
+from worldsim.seeds import check_training
 from worldsim.serving import TorchPolicy
 from worldsim.types import Observation
-from worldsim.world_model_quality import dream_along, quality, record
 
 Config = dict[str, Any]
+SHOWN = 64  # episodes in a video grid
 
 
 def collect(cfg: Config) -> None:
@@ -61,11 +59,13 @@ def _store(
     seed: int,
     storage: Literal["image", "video"] = "image",
     n_action_steps: int | None = None,
-) -> list[Any]:
+) -> None:
+    """Record the starts seed, ..., seed + episodes - 1; what an interrupted recording has already is not played again."""
+    check_training(seed, episodes)
     images: Any = world.single_observation_space["images"]
     counter = root / "meta" / "physics_steps.json"
     before = json.loads(counter.read_text())["physics_steps"] if counter.is_file() else 0
-    done = []
+    successes, new = 0, 0
     with DatasetWriter(
         root,
         fps=world.fps,
@@ -75,18 +75,17 @@ def _store(
         cameras={world.camera: images[world.camera].shape[:2]},
         storage=storage,
     ) as writer:
-        # A resumed recording goes on with starts that the interrupted one has not reached.
-        stream = record_episodes(world, actor, seed=seed + writer.num_episodes, n_action_steps=n_action_steps)
-        missing = range(writer.num_episodes, episodes)
-        for first in track(range(0, len(missing), world.num_envs), description=f"collect {root.name}"):
-            batch = list(islice(stream, min(world.num_envs, len(missing) - first)))
-            writer.add(batch)
-            write_json(counter, {"physics_steps": before + world.physics_steps})
-            done += batch
-    rate = sum(bool(episode.success[-1]) for episode in done) / max(1, len(done))
+        had = writer.num_episodes
+        if had < episodes:
+            settings: Any = {"episodes": episodes - had, "seed": seed + had, "n_action_steps": n_action_steps}
+            stream = track(record_episodes(world, actor, **settings), total=episodes - had, description=f"collect {root.name}")
+            while batch := list(islice(stream, world.num_envs)):
+                writer.add(batch)
+                write_json(counter, {"physics_steps": before + world.physics_steps})
+                successes, new = successes + sum(bool(episode.success[-1] == 1) for episode in batch), new + len(batch)
     steps = before + world.physics_steps
-    print(f"{root}: {episodes} episodes, {len(done)} new with {100 * rate:.0f} % success, {steps} physics steps")
-    return done
+    rate = f" with {100 * successes / new:.0f} % success" if new else ""
+    print(f"{root}: {max(had, episodes)} episodes, {new} new{rate}, {steps} physics steps")
 
 
 def convert(cfg: Config) -> None:
@@ -99,153 +98,42 @@ def convert(cfg: Config) -> None:
 def rollout(cfg: Config) -> None:
     """Play a policy, in a dream unless told otherwise: a video grid, a LeRobot dataset and statistics."""
     policy, out = checkpoint.load(cfg["policy"], Policy), Path(cfg["out"])
+    _claim(out, cfg)
     world: World = instantiate(cfg["world"], _convert_="all")
-    if cfg["episodes"] % world.num_envs:
-        raise ValueError(f"episodes must be a multiple of world.num_envs={world.num_envs}, got {cfg['episodes']}")
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision() == "bf16-mixed"):
+    with autocast(cfg["precision"]):
         settings = {name: cfg[name] for name in ("episodes", "seed", "n_action_steps")}
-        _store(world, PolicyActor(policy, seed=cfg["seed"]), out / "dataset", **settings)
-    data = Dataset(out / "dataset")
-    episodes = list(data.episodes())
-    grid = video.tile([episode.images[world.camera] for episode in episodes], columns=4)
+        _store(world, PolicyActor(policy), out / "dataset", **settings)
+    episodes = list(Dataset(out / "dataset").episodes())
+    grid = video.tile([episode.images[world.camera] for episode in episodes[:SHOWN]], columns=4)
     video.write_mp4(out / "grid.mp4", grid, fps=world.fps)
-    success = torch.tensor([bool(episode.success[-1]) for episode in episodes])
+    success = torch.stack([episode.success[-1] == 1 for episode in episodes])
     statistics = {
         "success": success_rate(success),
         "mean_length": sum(map(len, episodes)) / len(episodes),
-        "judge": type(world).__name__,
+        "judge": type(world.unwrapped).__name__,
+        "seed": cfg["seed"],
+        "circumstances": circumstances(cfg["precision"], world.num_envs),
     }
     write_json(out / "statistics.json", statistics)
-    print(f"{out}: success {100 * statistics['success']['rate']:.1f} % as judged by {statistics['judge']}; see {out / 'grid.mp4'}")
+    low, high = statistics["success"]["ci95"]
+    rate = f"{100 * statistics['success']['rate']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    print(f"{out}: success {rate} of {len(episodes)} episodes as judged by {statistics['judge']}; see {out / 'grid.mp4'}")
 
 
-def evaluate(cfg: Config) -> None:
-    """Physics success of policies on the same held-out starts, paired with a baseline, and imagined beside it."""
-    earlier = _earlier(Path(cfg["baseline"]), cfg) if str(cfg["baseline"]).endswith(".json") else None
-    baseline = earlier["folder"] if earlier else cfg["baseline"]
-    folders = {**({"baseline": baseline} if baseline else {}), "policy": cfg["policy"], **cfg["others"]}
-    policies = {name: _player(where, api_key=cfg["api_key"], timeout_s=cfg["timeout_s"]) for name, where in folders.items()}
-    out, settings = Path(cfg["out"]), {name: cfg[name] for name in ("episodes", "seed", "n_action_steps")}
-    models = None
-    if cfg["world_model"] and cfg["reflector"]:
-        models = checkpoint.load(cfg["world_model"], WorldModel), checkpoint.load(cfg["reflector"], Reflector)
-    if cfg["judge"] and not models:
-        raise ValueError("judge needs the dreams of a world_model and a reflector beside it; give all three")
-    judge = checkpoint.load(cfg["judge"], Reflector) if cfg["judge"] else None
-    world = instantiate(cfg["world"], _convert_="all")
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision() == "bf16-mixed"):
-        outcomes: dict[str, Outcomes] = {}
-        for name in reversed(policies):  # the baseline last: it may have been played on the starts that the others show
-            if name == "baseline" and earlier:
-                success = torch.tensor([letter == "1" for letter in earlier["outcomes"]])
-                outcomes[name] = replace(outcomes["policy"], success=success)
-            else:
-                outcomes[name] = play_episodes(world, policies[name], **settings)
-        result: Config = {"policies": {}, **{name: cfg[name] for name in ("seed", "world", "n_action_steps")}}
-        reference = outcomes[next(iter(policies))]
-        for name in policies:
-            outcome = outcomes[name]
-            entry: Config = {**success_rate(outcome.success), "folder": folders[name]}
-            if (weights := Path(folders[name]) / checkpoint.WEIGHTS).is_file():
-                entry["weights_sha256"] = sha256(weights)  # so that an export can tell whose success this is
-            entry["outcomes"] = "".join("01"[int(success)] for success in outcome.success)  # by start, for other pairings
-            if outcome is not reference:
-                entry["paired_gain"] = paired_difference(reference.success, outcome.success)
-            if models:
-                entry |= _imagined(policies[name], models, outcome, world, cfg)
-            if models and judge:
-                entry["judged_rate"] = _imagined(policies[name], (models[0], judge), outcome, world, cfg)["imagined_rate"]
-            result["policies"][name] = entry
-            low, high = entry["ci95"]
-            print(f"{name}: {100 * entry['rate']:.1f} % [{100 * low:.1f}, {100 * high:.1f}] in physics", flush=True)
-        if models:
-            result |= _quality(models, world, out / "media", policies["policy"], cfg)
-    result["physics_steps"] = world.physics_steps
-    write_json(out / "evaluation.json", result)
-
-
-def _earlier(file: Path, cfg: Config) -> Config:
-    """The policy of an earlier evaluation on the same starts.
+def _claim(out: Path, cfg: Config) -> None:
+    """Note what a rollout is of; an interrupted one goes on, another one in its folder would mix two policies' episodes.
 
     Raises:
-        ValueError: if the starts or the weights are others now.
+        ValueError: if the folder holds a rollout of something else.
     """
-    evaluation = json.loads(file.read_text())
-    entry = evaluation.get("policies", {}).get("policy", {})
-    if not {"folder", "weights_sha256"} <= entry.keys():
-        raise ValueError(f"baseline={file} does not say which weights it measured; give the policy's folder instead")
-    weights = sha256(Path(entry["folder"]) / checkpoint.WEIGHTS)
-    for what, then, now in (
-        ("seed", evaluation["seed"], cfg["seed"]),
-        ("world", evaluation["world"], cfg["world"]),
-        ("episodes", entry["episodes"], cfg["episodes"]),
-        ("n_action_steps", evaluation.get("n_action_steps"), cfg["n_action_steps"]),
-        ("weights", entry["weights_sha256"], weights),
-    ):
-        if then != now:
-            raise ValueError(f"baseline={file} was measured with {what} {then}, this is {now}; give the policy's folder instead")
-    return entry
-
-
-def _player(where: str, **connection: Any) -> Player:
-    """The policy of a folder, or the one behind a URL."""
-    if not where.startswith(("ws://", "wss://")):
-        return checkpoint.load(where, Policy)
-    from worldsim.remote import RemotePolicies  # needs the extra robot, which evaluating a folder does not
-
-    return RemotePolicies(where, **connection)
-
-
-def _imagined(policy: Player, models: tuple[WorldModel, Reflector], outcome: Outcomes, world: World, cfg: Config) -> Config:
-    starts = outcome.starts.with_context(models[0].context)
-    settings = {name: cfg[name] for name in ("seed", "n_action_steps")}
-    imagined = imagine_outcomes(
-        policy, *models, starts, max_episode_steps=world.max_episode_steps, batch=world.num_envs, **settings
-    )
-    frames = len(starts) * world.max_episode_steps
-    return {
-        "imagined_rate": float(imagined.success.float().mean()),
-        "imagination": confusion(imagined.success, outcome.success),
-        "frames_per_s": frames / imagined.seconds,
-    }
-
-
-def _quality(models: tuple[WorldModel, Reflector], world: Any, media: Path, policy: Player, cfg: Config) -> Config:
-    """Open-loop quality along fresh noisy-expert actions, and videos of the policy's own episodes beside their dream."""
-    (world_model, reflector), seed = models, cfg["seed"]
-    world.success_steps, ends = 10**9, world.success_steps
-    play = record(world, PlayActor(seed=seed), steps=world.max_episode_steps, seed=seed + 500_000)
-    own = record(world, actor_of(policy, seed), steps=world.max_episode_steps, seed=seed, n_action_steps=cfg["n_action_steps"])
-    world.success_steps = ends
-    color = torch.tensor(next(iter(world.scene.data["blocks"].values()))["color"])
-    figures, judged, dreamed = quality(world_model, reflector, play, color)
-    media.mkdir(parents=True, exist_ok=True)
-    captions = {}
-    for name, title, recording, dream in (
-        (
-            "policy",
-            "The improved policy in physics (left) and the same actions dreamed (right).",
-            own,
-            dream_along(world_model, own),
-        ),
-        ("play", "Noisy play in physics (left) and the same actions dreamed (right).", play, dreamed),
-    ):
-        # Successes first; a video ends where a physical episode would have ended.
-        chosen = recording.success.any(1).long().argsort(descending=True, stable=True)[:6].tolist()
-        imagined = (dream * 255).round().to(torch.uint8)
-        ends = [int(recording.success[i].long().argmax()) or recording.action.shape[1] for i in chosen]
-        real = [recording.frames[i, 1 : end + 1] for i, end in zip(chosen, ends, strict=True)]
-        dreams = [imagined[i, :end] for i, end in zip(chosen, ends, strict=True)]
-        pairs = [video.side_by_side(r, d) for r, d in zip(real, dreams, strict=True)]
-        video.write_mp4(media / f"{name}_real_and_dream.mp4", video.tile(pairs, columns=3), fps=world.fps)
-        shown = max(range(len(chosen)), key=lambda k: len(real[k]))
-        strips = [video.filmstrip(video.enlarge(frames, 128), 8) for frames in (real[shown], dreams[shown])]
-        (media / f"{name}_filmstrip.png").write_bytes(video.png_bytes(np.concatenate(strips)))
-        sentence = recording.instruction[chosen[shown]]
-        captions[f"{name}_real_and_dream.mp4"] = title
-        captions[f"{name}_filmstrip.png"] = f"{sentence}: physics above, dream below, {ends[shown]} steps without correction."
-    write_json(media / "captions.json", captions)
-    return {"world_model": figures, "reflector": judged}
+    about = {name: cfg[name] for name in ("world", "seed", "episodes", "n_action_steps", "precision")}
+    about["weights_sha256"] = sha256(Path(cfg["policy"]) / checkpoint.WEIGHTS)
+    file = out / "rollout.json"
+    if file.is_file() or (out / "dataset").exists():
+        there = json.loads(file.read_text()) if file.is_file() else {}
+        if different := [name for name, value in about.items() if there.get(name) != value]:
+            raise ValueError(f"{out} holds a rollout with another {', '.join(different)}; choose another folder with out=...")
+    write_json(file, about)
 
 
 def identify(cfg: Config) -> None:
@@ -346,5 +234,5 @@ def report(cfg: Config) -> None:
 
 
 def doctor(cfg: Config) -> None:
-    """What this machine can run, and what is missing."""
-    print_report()
+    """What this machine can run, and what is missing; with `data=ROOT` what is wrong with a dataset."""
+    examine(cfg["data"], mend=cfg["mend"])

@@ -38,3 +38,19 @@ def has_amx() -> bool:
 def has_avx512_bf16() -> bool:
     """The CPU has bfloat16 dot products, which save memory traffic but are no faster than float32 in training."""
     return torch.cpu._is_avx512_bf16_supported()
+
+
+def autocast(precision: str) -> torch.autocast:
+    """The context in which networks on the CPU compute with Lightning's `precision`.
+
+    Raises:
+        ValueError: if it is neither "32-true" nor "bf16-mixed".
+    """
+    if precision not in ("32-true", "bf16-mixed"):
+        raise ValueError(f"precision must be 32-true or bf16-mixed, got {precision!r}; rates are compared at equal precision")
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed")
+
+
+def circumstances(precision: str, num_envs: int) -> dict[str, str | int]:
+    """What a rate depends on besides policy and starts, if only by arithmetic; it stands in every report."""
+    return {"precision": precision, "device": "cpu", "num_envs": num_envs, "threads": torch.get_num_threads()}

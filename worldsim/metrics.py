@@ -6,6 +6,7 @@ Read `evaluate.py` next: it produces the outcomes that are compared here.
 """
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import TypedDict
 
@@ -35,6 +36,31 @@ class PairedGain(TypedDict):
 
     points: float
     ci95: list[float]
+
+
+class Agreement(TypedDict):
+    """How often two outcomes of the same starts agree, and Cohen's kappa, with intervals."""
+
+    agreement: float
+    ci95: list[float]
+    kappa: float
+    kappa_ci95: list[float]
+
+
+class Calibration(TypedDict):
+    """How far probabilities of success can be believed: the Brier score, and observed frequencies by bin of predicted ones."""
+
+    brier: float
+    curve: list["Bin"]
+
+
+class Bin(TypedDict):
+    """Episodes with predicted probabilities of one bin: their mean, and how many succeeded."""
+
+    predicted: float
+    observed: float
+    ci95: list[float]
+    episodes: int
 
 
 class ConfusionCounts(TypedDict):
@@ -105,6 +131,76 @@ def paired_difference(before: Bool[Tensor, " n"], after: Bool[Tensor, " n"], con
     gain = (won - lost) / (n + 2)
     half = _z(confidence) * math.sqrt(max(0.0, lost + won + 1 - (won - lost) ** 2 / (n + 2))) / (n + 2)
     return {"points": 100 * (won - lost) / n, "ci95": [100 * max(-1.0, gain - half), 100 * min(1.0, gain + half)]}
+
+
+def clustered_interval(
+    values: Sequence[Shaped[Tensor, " n"]], confidence: float = 0.95, *, draws: int = 4000
+) -> tuple[float, float]:
+    """Bootstrap interval of a mean whose units come in clusters: starts within seeds (Davison & Hinkley 1997, section 3.8).
+
+    Every draw takes as many clusters as there are, with replacement, and within each as many units, so that what differs between
+    seeds widens the interval; units of several seeds are never counted as independent. Few seeds say little: with three of them the
+    interval is still somewhat too narrow, so show each seed's mean beside it.
+
+    Args:
+        values: one vector per cluster: outcomes, or paired differences of outcomes.
+        confidence: of the interval.
+        draws: of the bootstrap, from a fixed seed.
+
+    Raises:
+        ValueError: if there is no cluster, or an empty one.
+    """
+    if not values or not all(len(cluster) for cluster in values):
+        raise ValueError(f"need at least one cluster of at least one unit, got sizes {[len(cluster) for cluster in values]}")
+    generator, k = torch.Generator().manual_seed(0), len(values)
+    chosen = torch.randint(k, (draws, k), generator=generator)
+    means = torch.zeros(draws, k, dtype=torch.float64)
+    for i, cluster in enumerate(values):
+        rows = torch.randint(len(cluster), (draws, k, len(cluster)), generator=generator)
+        means = torch.where(chosen == i, cluster.double()[rows].mean(dim=-1), means)
+    low, high = means.mean(dim=1).quantile(_tails(confidence)).tolist()
+    return low, high
+
+
+def agreement(first: Bool[Tensor, " n"], second: Bool[Tensor, " n"], *, draws: int = 2000) -> Agreement:
+    """How often two outcomes of the same n starts agree, and Cohen's kappa = (p_o - p_e) / (1 - p_e) (Cohen 1960,
+    doi:10.1177/001316446002000104) with p_e the agreement that chance alone would give. Kappa is NaN where p_e = 1.
+
+    Of physics with itself under other noise it is a reference for dreams, not a bound: whoever always guesses the likelier outcome
+    may agree more often. The interval of the agreement is Wilson's, that of kappa a bootstrap over starts.
+
+    Raises:
+        ValueError: if the outcomes are empty, of different length or not boolean vectors.
+    """
+    _check_outcomes(first=first, second=second)
+    n, generator = len(first), torch.Generator().manual_seed(0)
+    rows = torch.randint(n, (draws, n), generator=generator)
+    agreed = int((first == second).sum())
+    spread = _kappa(first[rows], second[rows])
+    known = spread[~spread.isnan()]
+    return {
+        "agreement": agreed / n,
+        "ci95": list(wilson_interval(agreed, n)),
+        "kappa": float(_kappa(first, second)),
+        "kappa_ci95": known.quantile(_tails(0.95)).tolist() if len(known) else [math.nan, math.nan],
+    }
+
+
+def calibration(p: Float[Tensor, " n"], label: Bool[Tensor, " n"], *, bins: int = 10) -> Calibration:
+    """Brier score mean((p - label)^2) (Brier 1950) and the calibration curve over `bins` bins of equal width, without empty ones.
+
+    Raises:
+        ValueError: if the input is empty or mismatched, or p is not a probability.
+    """
+    _check_scores(p, label)
+    number = (p * bins).long().clamp(max=bins - 1)
+    curve: list[Bin] = []
+    for k in number.unique().tolist():
+        inside = number == k
+        rate = success_rate(label[inside])
+        predicted = float(p[inside].mean())
+        curve.append({"predicted": predicted, "observed": rate["rate"], "ci95": rate["ci95"], "episodes": rate["episodes"]})
+    return {"brier": float((p - label.float()).square().mean()), "curve": curve}
 
 
 def confusion(imagined: Bool[Tensor, " n"], physical: Bool[Tensor, " n"]) -> Confusion:
@@ -224,6 +320,16 @@ def pearson(physical: Float[Tensor, " k"], imagined: Float[Tensor, " k"], confid
     r = torch.corrcoef(torch.stack([physical, imagined]).double())[0, 1].clamp(-1, 1)
     half = _z(confidence) / math.sqrt(len(physical) - 3)
     return float(r), float((r.atanh() - half).tanh()), float((r.atanh() + half).tanh())
+
+
+def _kappa(first: Bool[Tensor, "*b n"], second: Bool[Tensor, "*b n"]) -> Float[Tensor, "*b"]:
+    observed, p, q = (x.double().mean(dim=-1) for x in (first == second, first, second))
+    expected = p * q + (1 - p) * (1 - q)
+    return (observed - expected) / (1 - expected)  # 0/0 where both never vary
+
+
+def _tails(confidence: float) -> Tensor:
+    return torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
 
 
 def _z(confidence: float) -> float:

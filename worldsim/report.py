@@ -13,6 +13,7 @@ import math
 import mimetypes
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,8 @@ def write_report(run: Path) -> Path:
         "percent_ci": _interval("{:.1f} – {:.1f} %", scale=100),
         "points": _formatter("{:+.1f}"),
         "points_ci": _interval("{:+.1f} … {:+.1f}"),
+        "score": _formatter("{:.3f}"),
+        "score_ci": _interval("{:.2f} – {:.2f}"),
         "whole": _formatter("{:,.0f}"),
         "seconds": _formatter("{:,.1f} s"),
         "name": _name,
@@ -84,6 +87,8 @@ def write_report(run: Path) -> Path:
         reflector=_facts(summary.get("reflector", {})),
         judge=_facts(summary.get("judge", {})),
         psnr_curve=_psnr_curve(summary.get("world_model", {}).get("psnr_by_step", [])),
+        calibration_curve=_calibration_curve(summary.get("imagination", {}).get("calibration", {}).get("curve", [])),
+        circumstances=described(summary["circumstances"]) if "circumstances" in summary else "",
         media=_media(run / "media"),
         stages=_stages(run / "stages"),
         config=config.read_text() if config.is_file() else "",
@@ -93,6 +98,12 @@ def write_report(run: Path) -> Path:
     partial.write_text(page, encoding="utf-8")
     os.replace(partial, path)
     return path
+
+
+def described(circumstances: dict[str, str | int]) -> str:
+    """`worldsim.device.circumstances` in words."""
+    words = "precision {precision} on the {device}, {num_envs} environments, {threads} threads"
+    return words.format(**circumstances)
 
 
 def _number(value: Any) -> bool:
@@ -181,10 +192,37 @@ def _psnr_curve(values: list[float]) -> Markup | None:
     return _chart(points, "PSNR by imagined step (dB)", "imagined step") if len(points) > 1 else None
 
 
+def _calibration_curve(bins: list[dict[str, Any]]) -> Markup | None:
+    """Observed against predicted success, with intervals, beside the diagonal."""
+    if not bins:
+        return None
+
+    def draw(axes: Any) -> None:
+        predicted, observed = ([entry[key] for entry in bins] for key in ("predicted", "observed"))
+        low, high = ([abs(entry["ci95"][side] - entry["observed"]) for entry in bins] for side in (0, 1))
+        axes.plot([0, 1], [0, 1], color=_INK, linewidth=0.6)
+        axes.errorbar(predicted, observed, yerr=[low, high], fmt="o", color=_ACCENT, markersize=3, linewidth=1)
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+
+    return _figure(draw, "share that succeeded in physics", "largest success probability in the dream")
+
+
 def _chart(points: list[tuple[float, float]], title: str, xlabel: str) -> Markup:
-    """A line chart as inline SVG in the page's own colours and font; a log axis for a positive range beyond 100."""
+    """A line chart; a log axis for a positive range beyond 100."""
     stride = math.ceil(len(points) / _MAX_POINTS)
     x, y = zip(*(points[:-1:stride] + points[-1:]), strict=True)
+
+    def draw(axes: Any) -> None:
+        axes.plot(x, y, color=_ACCENT, linewidth=1.4)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        if min(y) > 0 and max(y) / min(y) > 100:
+            axes.set_yscale("log")
+
+    return _figure(draw, title, xlabel)
+
+
+def _figure(draw: Callable[[Any], None], title: str, xlabel: str) -> Markup:
+    """A small figure as inline SVG in the page's own colours and font."""
     ink: dict[Any, Any] = dict.fromkeys(
         ["text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"], _INK
     )
@@ -199,13 +237,10 @@ def _chart(points: list[tuple[float, float]], title: str, xlabel: str) -> Markup
     with mpl.rc_context(rc):
         figure = Figure(figsize=(3.0, 1.8), layout="constrained")
         axes = figure.subplots()
-        axes.plot(x, y, color=_ACCENT, linewidth=1.4)
+        draw(axes)
         axes.set_title(title, loc="left", fontsize=8.5, parse_math=False)
         axes.set_xlabel(xlabel)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.grid(axis="y", alpha=0.12, linewidth=0.6)
-        if min(y) > 0 and max(y) / min(y) > 100:
-            axes.set_yscale("log")
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(["Creator", "Date", "Format", "Type"]))
     svg = file.getvalue()

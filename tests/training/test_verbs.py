@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
-from training.verbs import _earlier, _earned
+from training.evaluation import _earlier
+from training.verbs import _earned
 from worldsim import checkpoint
 from worldsim.bundle import sha256
 
 CONFIG = {"seed": 7, "world": {"_target_": "a.World", "scene": "push_block", "effects": {}}, "episodes": 4, "n_action_steps": None}
+CONFIG |= {"precision": "32-true"}
 
 
 @pytest.fixture
@@ -20,7 +22,7 @@ def evaluation(tmp_path: Path) -> Path:
     entry = {"rate": 0.5, "ci95": [0.1, 0.9], "episodes": 4, "outcomes": "0101", "folder": str(tmp_path)}
     entry["weights_sha256"] = sha256(tmp_path / checkpoint.WEIGHTS)
     file = tmp_path / "evaluation.json"
-    file.write_text(json.dumps({"policies": {"policy": entry}, "seed": 7, "world": CONFIG["world"]}))
+    file.write_text(json.dumps({"policies": {"policy": entry}, "seed": 7, "world": CONFIG["world"], "circumstances": CONFIG}))
     return file
 
 
@@ -29,7 +31,14 @@ def test_a_baseline_that_played_the_same_starts_counts(evaluation: Path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 8}, {"episodes": 8}, {"n_action_steps": 2}, {"world": {"_target_": "a.World", "scene": "other"}}]
+    "change",
+    [
+        {"seed": 8},
+        {"episodes": 8},
+        {"precision": "bf16-mixed"},
+        {"n_action_steps": 2},
+        {"world": {"_target_": "a.World", "scene": "other"}},
+    ],
 )
 def test_a_baseline_of_other_starts_is_refused(evaluation: Path, change: dict[str, Any]):
     with pytest.raises(ValueError, match=f"was measured with {next(iter(change))}"):

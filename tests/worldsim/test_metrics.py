@@ -195,3 +195,60 @@ def test_pearson_by_hand():
 def test_pearson_refuses_undefined_input(physical, imagined):
     with pytest.raises(ValueError, match="rates"):
         metrics.pearson(physical, imagined)
+
+
+def test_agreement_and_kappa_by_hand():
+    """Both succeed 4, only the first 1, only the second 2, both fail 3 of 10: p_o = .7, p_e = .5*.6 + .5*.4 = .5, kappa = .4."""
+    first, second = outcomes(4 * "11" + "10" + 2 * "01" + 3 * "00")
+    result = metrics.agreement(first, second)
+    assert result["agreement"] == pytest.approx(0.7) and result["kappa"] == pytest.approx(0.4)
+    assert result["ci95"] == list(metrics.wilson_interval(7, 10))
+    low, high = result["kappa_ci95"]
+    assert -0.4 < low < 0.4 < high <= 1
+    assert metrics.agreement(first, first)["kappa"] == 1 and metrics.agreement(first, ~first)["kappa"] == pytest.approx(-1)
+    assert math.isnan(metrics.agreement(first | True, second | True)["kappa"]), "two that never vary agree by chance alone"
+
+
+def outcomes(pairs: str) -> tuple[torch.Tensor, torch.Tensor]:
+    letters = torch.tensor([letter == "1" for letter in pairs]).unflatten(0, (-1, 2))
+    return letters[:, 0], letters[:, 1]
+
+
+def test_kappas_interval_covers():
+    """200 draws of 300 starts whose two outcomes agree by a common cause half of the time: kappa = .5."""
+    generator, covered = torch.Generator().manual_seed(0), 0
+    for _ in range(200):
+        common, one, other = torch.rand(3, 300, generator=generator) < 0.6
+        shared = torch.rand(300, generator=generator) < 0.5
+        low, high = metrics.agreement(torch.where(shared, common, one), torch.where(shared, common, other), draws=300)["kappa_ci95"]
+        covered += low <= 0.5 <= high
+    assert covered >= 180
+
+
+def test_calibration_by_hand():
+    """p = .1, .1, .85, .95 with successes 0, 1, 1, 1: Brier (.01 + .81 + .0225 + .0025) / 4 = .21125; three bins are occupied."""
+    result = metrics.calibration(torch.tensor([0.1, 0.1, 0.85, 0.95]), torch.tensor([False, True, True, True]))
+    assert result["brier"] == pytest.approx(0.21125)
+    assert [(round(b["predicted"], 3), b["observed"], b["episodes"]) for b in result["curve"]] == [
+        (0.1, 0.5, 2),
+        (0.85, 1.0, 1),
+        (0.95, 1.0, 1),
+    ]
+    assert result["curve"][0]["ci95"] == list(metrics.wilson_interval(1, 2))
+    assert metrics.calibration(torch.tensor([1.0]), torch.tensor([True]))["curve"][0]["predicted"] == 1
+
+
+def test_seeds_are_what_was_drawn_and_not_their_starts():
+    """Three seeds of 400 starts with rates .4, .5, .6: pooled as 1200 independent starts the interval would be 5.7 points wide;
+    means of three seeds drawn with replacement have a standard deviation of 8.2 / sqrt(3) = 4.7 points."""
+    generator = torch.Generator().manual_seed(1)
+    clusters = [torch.rand(400, generator=generator) < rate for rate in (0.4, 0.5, 0.6)]
+    low, high = metrics.clustered_interval(clusters)
+    assert 0.15 < high - low < 0.25 and low < torch.cat(clusters).float().mean() < high
+    alike = [torch.rand(400, generator=generator) < 0.5 for _ in range(3)]
+    low, high = metrics.clustered_interval(alike)
+    assert 0.04 < high - low < 0.09
+    low, high = metrics.clustered_interval(alike[:1])
+    assert high - low == pytest.approx(metrics.wilson_interval(200, 400)[1] - metrics.wilson_interval(200, 400)[0], rel=0.1)
+    with pytest.raises(ValueError, match="at least one cluster of at least one unit, got sizes \\[2, 0\\]"):
+        metrics.clustered_interval([torch.ones(2), torch.ones(0)])

@@ -43,7 +43,25 @@ SUMMARY = {
         "false_success": 0.0996,
         "missed_success": 0.0789,
         "counts": {"both_succeed": 310, "false_success": 51, "missed_success": 41, "both_fail": 113},
+        "ci95": [0.7861, 0.8522],
+        "kappa": 0.5871,
+        "kappa_ci95": [0.512, 0.658],
+        "rate": 0.7053,
+        "error_points": -0.83,
+        "self_agreement": {
+            "physics": {"agreement": 0.8012, "ci95": [0.7644, 0.8335], "kappa": 0.544, "kappa_ci95": [0.463, 0.621]},
+            "dream": {"agreement": 0.9123, "ci95": [0.8847, 0.9338], "kappa": 0.803, "kappa_ci95": [0.741, 0.858]},
+        },
+        "always_success": {"agreement": 0.7136, "false_success": 0.2864, "missed_success": 0.0, "kappa": 0.0},
+        "calibration": {
+            "brier": 0.1537,
+            "curve": [
+                {"predicted": 0.2, "observed": 0.3, "ci95": [0.2, 0.4], "episodes": 90},
+                {"predicted": 0.9, "observed": 0.8, "ci95": [0.7, 0.9], "episodes": 420},
+            ],
+        },
     },
+    "circumstances": {"precision": "32-true", "device": "cpu", "num_envs": 128, "threads": 2},
     "reflector": {"auc_real": 0.9931, "auc_imagined": 0.9422, "f1": 0.9513, "threshold": 0.6344, "ece": 0.0216},
     "world_model": {
         "frames_per_s": 8123.4,
@@ -63,6 +81,8 @@ seed 7|41.2 %|37.0 – 45.5 %|512|71.4 %|67.2 – 75.1 %|511|+30.1|+25.0 … +35
 58.2 %|53.9 – 62.4 %|509|-17.0|-21.9 … -12.1|211.7 s|66.1 %
 2,560|10,241|61,442|82.2 %|10.0 %|7.9 %|310|51|41|113
 0.993|0.942|0.951|0.634|0.022|8,123 frames/s|PSNR after 40 steps|27.3 dB|0.012 m
+78.6 – 85.2 %|0.587|0.51 – 0.66|80.1 %|76.4 – 83.4 %|0.544|91.2 %|0.803|71.4 %|28.6 %|70.5 %|-0.8 points off|0.154
+precision 32-true on the cpu, 128 environments, 2 threads
 57.0 s|240.4 s|297.4 s|1,834 MB|torch 2.13.0|lightning 2.6.6
 """
 
@@ -163,7 +183,7 @@ def test_captioned_media_come_first_and_others_get_their_name(run):
 
 def test_curves_follow_the_pages_colours(run):
     page = write_report(run).read_text()
-    assert page.count("<svg") == 3  # PSNR by step, train_loss, val_psnr; one point makes no curve
+    assert page.count("<svg") == 4  # PSNR by step, calibration, train_loss, val_psnr; one point makes no curve
     assert "var(--accent)" in page[page.index("<svg") :]
     assert "#0a0b0" not in page
 

@@ -29,9 +29,10 @@ from training.guards import (
     Guard,
     JudgeFalls,
 )
-from training.judges import HELD_OUT_SEED, PhysicsCheck, SecondReflector, Verdict
+from training.judges import PhysicsCheck, SecondReflector, Verdict
 from worldsim import checkpoint
 from worldsim.interfaces import Policy, Reflector
+from worldsim.seeds import GUARDING, REPORTING
 
 # Judges -----------------------------------------------------------------------------------------------------------------------
 
@@ -109,10 +110,10 @@ def test_physics_check_stays_within_its_budget(
 
 def test_physics_check_refuses_starts_of_training_and_of_the_final_evaluation(folders: dict[str, str], data: list[str]) -> None:
     three = (dream(folders, data), folders["world_model"], folders["reflector"])
-    for seed in (0, 799_999_999, HELD_OUT_SEED, HELD_OUT_SEED + 5, HELD_OUT_SEED - 63):  # the last one reaches into them
-        with pytest.raises(ValueError, match=r"seed must be in \[800000000, 899999936\]"):
+    for seed in (0, GUARDING - 1, REPORTING, REPORTING + 5, REPORTING - 63):  # the last one reaches into them
+        with pytest.raises(ValueError, match=r"starts that guard a run lie in \[800,000,000, 900,000,000\)"):
             PhysicsCheck(*three, episodes=64, seed=seed)
-    PhysicsCheck(*three, episodes=64, seed=HELD_OUT_SEED - 64)
+    PhysicsCheck(*three, episodes=64, seed=REPORTING - 64)
 
 
 # Configuration ----------------------------------------------------------------------------------------------------------------
