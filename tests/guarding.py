@@ -106,7 +106,8 @@ def fit(module: LightningModule, folder: Path, iterations: int, *callbacks: Call
         callbacks=list(callbacks),
         **{"max_epochs": 1, "logger": False, "enable_checkpointing": False, **more},
     )
-    trainer.fit(module, DataLoader([starts(EPISODES)] * iterations, batch_size=None), ckpt_path=ckpt, weights_only=True)
+    batches = [{**starts(EPISODES), "seed": i} for i in range(iterations)]
+    trainer.fit(module, DataLoader(batches, batch_size=None), ckpt_path=ckpt, weights_only=True)
     return trainer
 
 

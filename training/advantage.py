@@ -26,12 +26,12 @@ class Assessment(NamedTuple):
 
 
 class Advantage(nn.Module, ABC):
-    """How much better a decision did than expected.
+    """How much better a decision did than expected. Its scale is the estimator's own affair: learners take it as it is.
 
     Attributes:
         group_size: dreams from each start.
         lr: learning rate of its parameters, if it has any.
-        warmup: iterations before the policy learns.
+        warmup: iterations at the beginning of the run before the policy learns.
     """
 
     group_size: int = 1
@@ -49,19 +49,22 @@ class Advantage(nn.Module, ABC):
     def assess(self, rollout: Rollout) -> Assessment:
         """Advantages and targets of a rollout."""
 
-    def loss(self, value: Tensor, target: Tensor, old_value: Tensor) -> Tensor | None:
-        """The critic's loss on some decisions, [n, v] each; None without a critic."""
+    def loss(self, value: Tensor, target: Tensor, old_value: Tensor, *, mask: Tensor) -> Tensor | None:
+        """The critic's loss on some decisions, [n, v] each, where `mask` says that they were executed; None without a critic."""
         return None
 
 
 class GAE(Advantage):
     """Generalised advantage estimation with a critic, per decision or per action (`ValueHead.per_action`).
 
+    Advantages are normalised over all executed decisions (or actions) of a rollout, to mean 0 and standard deviation 1, as is usual
+    with PPO (arXiv:2005.12729, section 3).
+
     Args:
         critic: on its own encoder or on the policy's features.
         gamma, lam: discount per decision, and lambda; per action their ah-th roots.
         lr: of the critic.
-        warmup: iterations in which only the critic learns.
+        warmup: iterations at the beginning of the run in which only the critic learns.
     """
 
     def __init__(self, critic: ValueHead | None = None, gamma: float = 0.95, lam: float = 0.95, lr: float = 5e-4, warmup: int = 2):
@@ -86,38 +89,50 @@ class GAE(Advantage):
         advantage, target = advantages.gae(
             reward, rollout.value.flatten(1), rollout.final_value, terminated=terminated, valid=valid, gamma=gamma, lam=lam
         )
-        return Assessment(advantage.reshape(b, t, v), target.reshape(b, t, v))
+        return Assessment(advantages.normalize(advantage, valid).reshape(b, t, v), target.reshape(b, t, v))
 
-    def loss(self, value: Tensor, target: Tensor, old_value: Tensor) -> Tensor:
-        return value_huber(value, target, old_value, mask=torch.ones_like(value, dtype=torch.bool))
+    def loss(self, value: Tensor, target: Tensor, old_value: Tensor, *, mask: Tensor) -> Tensor:
+        return value_huber(value, target, old_value, mask=mask)
 
 
 class GRPO(Advantage):
-    """Each dream against the mean and spread of the others from its start, equal weight for long and short dreams.
+    """Each dream against the mean of its group, divided by the group's spread; equal weight for long and short dreams.
 
     Args:
         group_size: dreams per start, at least 2.
+        min_spread: the least spread that is divided by, in units of reward. One success in a group of eight is a spread of 0.35;
+            where all fail, or all succeed, small differences of progress are left, which must not count as much.
     """
 
-    def __init__(self, group_size: int = 8):
+    def __init__(self, group_size: int = 8, min_spread: float = 0.25):
         super().__init__()
         if group_size < 2:
             raise ValueError(f"group_size must be at least 2 for a group advantage, got {group_size}; 8 is usual")
-        self.group_size = group_size
+        if min_spread <= 0:
+            raise ValueError(f"min_spread must be positive, got {min_spread}; 0.25 is less than the spread of one success in eight")
+        self.group_size, self.min_spread = group_size, min_spread
 
     def compare(self, returns: Float[Tensor, "g n"]) -> Float[Tensor, "g n"]:
         """Advantage of each dream within its group."""
-        return advantages.grpo(returns)
+        return advantages.grpo(returns, min_spread=self.min_spread)
 
     def assess(self, rollout: Rollout) -> Assessment:
-        returns = rollout.reward.sum((1, 2)).unflatten(0, (-1, self.group_size))
+        returns = rollout.returns.unflatten(0, (-1, self.group_size))
         advantage = self.compare(returns).flatten()[:, None].expand(rollout.decided.shape)
         advantage = advantages.length_normalize(advantage, rollout.decided)[..., None]
         return Assessment(advantage, torch.zeros_like(advantage))
 
 
 class RLOO(GRPO):
-    """Each dream against the mean of the others from its start, without a division by their spread (also LOOP)."""
+    """Each dream against the mean of the others from its start (also LOOP). Unlike GRPO's its advantage is in units of reward:
+    nothing is divided by a spread.
+
+    Args:
+        group_size: dreams per start, at least 2.
+    """
+
+    def __init__(self, group_size: int = 8):
+        super().__init__(group_size)
 
     def compare(self, returns: Float[Tensor, "g n"]) -> Float[Tensor, "g n"]:
         return advantages.rloo(returns)

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from training.algorithms.analytic import action_penalty, discounted_return, td_lambda_targets
 from training.chains import Chain, Deterministic
 from training.critic import Critic
-from training.data import Batch
+from training.data import Batch, seed_of
 from training.imagine import Continuation, Dream, Moment, imagine
 from training.optim import decayed_adamw
 from training.post_training import PostTraining
 from worldsim import checkpoint
 from worldsim.flow import sample_ode
 from worldsim.interfaces import Reflector, WorldModel
+from worldsim.noise import Noise
 
 
 class AnalyticPostTraining(PostTraining):
@@ -34,7 +35,7 @@ class AnalyticPostTraining(PostTraining):
         lam: TD(lambda) of the critic's targets.
         lr: peak learning rate of the policy, decaying linearly to a tenth.
         critic_lr: learning rate of the critic.
-        critic_warmup: iterations in which only the critic learns.
+        critic_warmup: iterations at the beginning of the run in which only the critic learns.
         critic_updates: critic updates per iteration.
         critic_rate: step of the target critic's moving average.
         anchor: weight of |a - a_BC|^2, both sampled from the same noise.
@@ -90,15 +91,15 @@ class AnalyticPostTraining(PostTraining):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         h = self.settings
         policy_optimizer, critic_optimizer = self.optimizers()  # type: ignore[misc]
-        generator = torch.Generator(self.device).manual_seed(int(torch.randint(2**62, ())))
-        dream = self._dream(batch, generator)
+        noise = Noise.rows(seed_of(batch), len(batch["instruction"]), self.device)
+        dream = self._dream(batch, noise)
         if self.continuation is not None:
-            self.continuation.end(dream, generator)
+            self.continuation.end(dream, noise)
         value = self._target_values(dream, dream.end.instruction)
         objective = discounted_return(dream.reward, dream.p_success, value[:, -1], gamma=h.gamma)
         gap = (dream.actions - self._reference_actions(dream)).square().mean()
         loss = -objective.mean() + h.anchor * gap + h.penalty * action_penalty(dream.actions)
-        if batch_idx >= h.critic_warmup:
+        if self.iteration > h.critic_warmup:
             policy_optimizer.zero_grad()
             self.manual_backward(loss)
             norm = nn.utils.clip_grad_norm_(self.policy.parameters(), h.clip)
@@ -109,9 +110,11 @@ class AnalyticPostTraining(PostTraining):
         critic_loss = self._fit_critic(dream, value, dream.end.instruction, critic_optimizer)
         scalars = {"objective": objective.mean(), "reward": dream.reward.sum(1).mean(), "p_success": dream.p_success.amax(1).mean()}
         self.log_dict({f"train/{k}": v.detach() for k, v in scalars.items()}, prog_bar=True)
-        self.log_dict({"train/anchor_gap": gap.detach(), "train/critic_loss": critic_loss, "train/value": value.mean()})
+        others = {"anchor_gap": gap.detach(), "critic_loss": critic_loss, "value": value.mean()}
+        self.log_dict({f"train/{k}": v for k, v in others.items()})
+        self.log_spread(dream.obs[0], noise)
 
-    def _dream(self, batch: Batch, generator: torch.Generator) -> Dream:
+    def _dream(self, batch: Batch, noise: Noise) -> Dream:
         start = Moment.of(self.world_model, batch)
         if self.continuation is not None:
             start = self.continuation.begin(start)
@@ -128,7 +131,7 @@ class AnalyticPostTraining(PostTraining):
             progress_weight=self.settings.progress_weight,
             judged=self.settings.judged,
             rivals=self.rivals,  # type: ignore[arg-type]
-            generator=generator,
+            noise=noise,
         )
 
     def _target_values(self, dream: Dream, instruction: tuple[str, ...]) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 from lightning import LightningModule
 from torch import Tensor
 
-from training.data import Batch
+from training.data import Batch, generator_of
 from training.optim import decayed_adamw
 from worldsim import checkpoint
 from worldsim.interfaces import Policy
@@ -36,7 +36,7 @@ class BehaviourCloning(LightningModule):
         features = self.policy.encode(batch["obs"]).repeat(self.repeats, 1)
         action = batch["action"].repeat(self.repeats, 1, 1)
         mask = batch["valid"].repeat(self.repeats, 1)[..., None]
-        loss = self.policy.cloning_loss(features, action, mask)
+        loss = self.policy.cloning_loss(features, action, mask, generator_of(batch, self.device))
         self.log("train/loss", loss, prog_bar=True)
         return loss
 

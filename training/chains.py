@@ -3,8 +3,9 @@
 The mathematics is in `algorithms/`; here a chain meets a policy. Read `learner.py` next.
 """
 
+import math
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,6 +18,15 @@ from training.algorithms.flow_noise import NoiseNet, flow_noise, joint_logprob
 from training.algorithms.flow_sde import flow_sde
 from worldsim.flow import alpha_grid
 from worldsim.interfaces import Policy
+from worldsim.noise import Noise
+
+
+class Sample(NamedTuple):
+    """Chains of b rows, noise first and the action chunk last, their log-probabilities, and which steps were stochastic."""
+
+    path: Float[Tensor, "b k1 ah ad"]
+    logprob: Float[Tensor, "b k ah"]
+    stochastic: Bool[Tensor, "b k"]
 
 
 class Chain(nn.Module, ABC):
@@ -29,9 +39,25 @@ class Chain(nn.Module, ABC):
     def transition(self, policy: Policy, features: Tensor) -> Transition:
         """One denoising step of `policy` after `Policy.encode`."""
 
-    def stochastic(self, batch: int, num_steps: int, generator: torch.Generator) -> Bool[Tensor, "b k"]:
+    def stochastic(self, noise: Noise, num_steps: int) -> Bool[Tensor, "b k"]:
         """Which steps are stochastic while exploring: all."""
-        return chains.every_step(batch, num_steps, generator.device)
+        return chains.every_step(len(noise), num_steps, noise.seed.device)
+
+    def sample(self, policy: Policy, features: Tensor, noise: Noise) -> Sample:
+        """Act once in every row; the noise of a row depends on nothing else in the batch, and none is drawn that has no effect."""
+        shape, stochastic = (policy.action_horizon, policy.action_dim), self.stochastic(noise, policy.num_steps)
+        start = noise.normal("policy", *shape)
+        eps = (
+            noise.normal("chain", policy.num_steps, *shape)
+            if stochastic.any()
+            else start[:, None].expand(-1, policy.num_steps, -1, -1)
+        )
+        path, logprob = chains.sample_chain(self.transition(policy, features), start, stochastic=stochastic, eps=eps)
+        return Sample(path, logprob, stochastic)
+
+    def lowest_entropy(self, policy: Policy) -> float | None:
+        """The least entropy [nats] that a denoising transition of one action can have; None where training does not move it."""
+        return None
 
     def ratio_terms(
         self, logprob: Float[Tensor, "b k ah"], chain: Float[Tensor, "b k1 ah ad"], stochastic: Bool[Tensor, "b k"]
@@ -59,8 +85,8 @@ class FlowSDE(Chain):
 class OneStepFlowSDE(FlowSDE):
     """Hybrid: one SDE step per decision, drawn for each alone, and ODE steps around it; an update costs one call instead of K."""
 
-    def stochastic(self, batch: int, num_steps: int, generator: torch.Generator) -> Bool[Tensor, "b k"]:
-        return chains.one_step(batch, num_steps, generator)
+    def stochastic(self, noise: Noise, num_steps: int) -> Bool[Tensor, "b k"]:
+        return chains.one_step(noise, num_steps)
 
 
 class FlowNoise(Chain):
@@ -81,6 +107,9 @@ class FlowNoise(Chain):
 
     def transition(self, policy: Policy, features: Tensor) -> Transition:
         return flow_noise(lambda x, t: policy.velocity(features, x, t), lambda t: self.net(features, t), num_steps=policy.num_steps)
+
+    def lowest_entropy(self, policy: Policy) -> float:
+        return policy.action_dim * (math.log(self.low) + 0.5 * math.log(2 * math.pi * math.e))
 
     def ratio_terms(self, logprob, chain, stochastic):
         joint = joint_logprob(logprob, chain[:, 0], reduction=self.reduction)[:, None]
@@ -110,5 +139,5 @@ class Deterministic(FlowSDE):
     def __init__(self):
         super().__init__(noise_level=0.0)
 
-    def stochastic(self, batch: int, num_steps: int, generator: torch.Generator) -> Bool[Tensor, "b k"]:
-        return ~chains.every_step(batch, num_steps, generator.device)
+    def stochastic(self, noise: Noise, num_steps: int) -> Bool[Tensor, "b k"]:
+        return ~super().stochastic(noise, num_steps)

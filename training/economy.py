@@ -29,7 +29,7 @@ class DynamicSampling:
     @staticmethod
     def usable(rollout: Rollout, tolerance: float = 1e-3) -> Bool[Tensor, " b"]:
         """Trajectories of groups whose returns differ; [b]."""
-        returns = rollout.reward.sum((1, 2))
+        returns = rollout.returns
         number = int(rollout.group.max()) + 1
         low = returns.new_full((number,), torch.inf).scatter_reduce(0, rollout.group, returns, "amin")
         high = returns.new_full((number,), -torch.inf).scatter_reduce(0, rollout.group, returns, "amax")
@@ -139,7 +139,8 @@ class SuccessBuffer(nn.Module):
         rows = torch.randint(len(self.kept["instruction"]), (self.batch,), generator=generator)
         sentences = tuple(self.kept["instruction"][i] for i in rows.tolist())
         obs = Observation({camera: self.kept["images"][rows]}, self.kept["state"][rows], sentences)
-        return self.weight * policy.cloning_loss(policy.encode(obs), self.kept["action"][rows], self.kept["valid"][rows][..., None])
+        kept, valid = self.kept["action"][rows], self.kept["valid"][rows][..., None]
+        return self.weight * policy.cloning_loss(policy.encode(obs), kept, valid, generator)
 
     def get_extra_state(self) -> dict[str, Any]:
         """What is kept, for exact resumption."""

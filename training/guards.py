@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from training.chains import Chain
 from training.judges import Judge, Verdict
 from training.post_training import PostTraining
+from training.ppo import PPOPostTraining
 from worldsim.files import write_json
 from worldsim.interfaces import Policy
 
@@ -35,6 +37,13 @@ class Alarm(ABC):
 
     def __init__(self):
         self.memory: dict[str, float] = {}
+
+    def begin(self, learner: PostTraining) -> None:  # noqa: B027 - most alarms suit every learner
+        """Called once, before a run.
+
+        Raises:
+            ValueError: if it could never fire for this learner.
+        """
 
     @abstractmethod
     def check(self, metrics: dict[str, float], history: list[Verdict]) -> str | None:
@@ -98,23 +107,66 @@ class KLExplosion(InARow):
         super().__init__(patience, above=above)
 
 
-class EntropyCollapse(Alarm):
-    """The policy hardly explores any more: its entropy is more than `drop` nats below the first value of the run.
+class SpreadCollapse(Alarm):
+    """Noise no longer changes what the policy does: its actions lie less than `share` as far apart as at first, for `patience`
+    iterations in a row. Looks at `PostTraining.log_spread`, which every learner logs whatever its chain."""
 
-    That of Flow-Noise falls by ad*log(high/low) at most, 1.4 nats for two action dimensions and its default bounds: lower `drop`.
+    advice = "a larger model.anchor or a lower model.lr"
+
+    def __init__(self, share: float = 0.1, patience: int = 3):
+        super().__init__()
+        if not 0 < share < 1 or patience < 1:
+            raise ValueError(
+                f"share must lie in (0, 1) and patience be at least 1, got {share} and {patience}; 0.1 and 3 are usual"
+            )
+        self.share, self.patience = share, patience
+
+    def check(self, metrics: dict[str, float], history: list[Verdict]) -> str | None:
+        spread = metrics.get("train/action_spread")
+        if spread is None:
+            return None
+        first = self.memory.setdefault("first", spread)
+        count = self.memory["count"] = self.memory.get("count", 0) + 1 if spread < self.share * first else 0
+        if count < self.patience:
+            return None
+        return f"train/action_spread={spread:.3g} is less than {self.share:g} of the first, {first:.3g}, {count:g} in a row"
+
+
+class EntropyCollapse(Alarm):
+    """The chain explores less and less: of the entropy that it can lose, more than `share` is gone since the first iteration.
+
+    Only for a chain whose standard deviation is learned (Flow-Noise): that of the others never changes, so they are refused.
     """
 
     advice = "a larger model.entropy, or a higher floor of the noise (model.chain.low)"
 
-    def __init__(self, drop: float = 3.0):
+    def __init__(self, share: float = 0.8):
         super().__init__()
-        self.drop = drop
+        if not 0 < share < 1:
+            raise ValueError(f"share of EntropyCollapse must lie in (0, 1), got {share}; 0.8 fires near the floor of the noise")
+        self.share, self.lowest = share, -math.inf
+
+    def begin(self, learner: PostTraining) -> None:
+        chain: Chain | None = getattr(learner, "chain", None)
+        lowest = None if chain is None or not isinstance(learner, PPOPostTraining) else chain.lowest_entropy(learner.policy)
+        if lowest is None:
+            raise ValueError(
+                f"EntropyCollapse never fires for a {type(learner).__name__} with {type(chain).__name__}, whose entropy learning "
+                "does not move; use training.guards.SpreadCollapse"
+            )
+        self.lowest = lowest
 
     def check(self, metrics: dict[str, float], history: list[Verdict]) -> str | None:
         entropy = metrics.get("train/entropy")
-        if entropy is None or self.memory.setdefault("first", entropy) - entropy <= self.drop:
+        if entropy is None:
             return None
-        return f"train/entropy={entropy:.3g} is more than {self.drop} nats below {self.memory['first']:.3g}"
+        first = self.memory.setdefault("first", entropy)
+        lost = (first - entropy) / max(first - self.lowest, 1e-6)
+        return (
+            f"train/entropy={entropy:.3g} has lost {lost:.2f} of its way from {first:.3g} to the floor"
+            if lost > self.share
+            else None
+        )
 
 
 class JudgeFalls(Alarm):
@@ -175,6 +227,8 @@ class Guard(Callback):
         """Keep and measure the starting policy, unless the run is resumed."""
         if not isinstance(pl_module, PostTraining):
             raise ValueError(f"a guard needs a PostTraining, got a {type(pl_module).__name__}; set trainer.callbacks.guard=null")
+        for alarm in self.alarms:
+            alarm.begin(pl_module)
         if not self.good:
             (Path(trainer.default_root_dir) / "alarm.json").unlink(missing_ok=True)  # of an earlier run in this folder
             self._keep(trainer, pl_module, self._measure(trainer, pl_module))
@@ -190,7 +244,7 @@ class Guard(Callback):
         assert isinstance(pl_module, PostTraining)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         metrics[WEIGHTS] = sum_of_squares(pl_module.policy)
-        due = iteration(trainer) % self.every == 0 and math.isfinite(metrics[WEIGHTS])
+        due = pl_module.iteration % self.every == 0 and math.isfinite(metrics[WEIGHTS])
         verdict = self._measure(trainer, pl_module) if due else None
         for alarm in self.alarms:
             message = alarm.check(metrics, self.history)
@@ -207,14 +261,14 @@ class Guard(Callback):
         if self.fired:
             return
         finite = math.isfinite(sum_of_squares(pl_module.policy))
-        if finite and self.history and self.history[-1].step != iteration(trainer):
+        if finite and self.history and self.history[-1].step != pl_module.iteration:
             self._measure(trainer, pl_module)
         worse = bool(self.history) and self.history[-1].judged < self.good["judged"] - self.margin
         if worse or not finite:
             pl_module.roll_back(self.good["weights"])
             reason = f"judged worse by more than {self.margin}" if finite else "not finite"
             print(f"guard: the last weights are {reason}; those of iteration {self.good['step']} are shipped", flush=True)
-        self._record(trainer, shipped=self.good["step"] if worse or not finite else iteration(trainer))
+        self._record(trainer, shipped=self.good["step"] if worse or not finite else pl_module.iteration)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """As at the end of training, which Lightning skips when a run is resumed after its last iteration; see `LastCheckpoint`."""
@@ -242,7 +296,7 @@ class Guard(Callback):
 
     def _keep(self, trainer: Trainer, pl_module: PostTraining, verdict: Verdict | None) -> None:
         judged = -math.inf if verdict is None else verdict.judged
-        self.good = {"weights": pl_module.shipped(), "step": iteration(trainer), "judged": judged}
+        self.good = {"weights": pl_module.shipped(), "step": pl_module.iteration, "judged": judged}
 
     def _measure(self, trainer: Trainer, pl_module: PostTraining) -> Verdict | None:
         if self.judge is None:
@@ -252,7 +306,7 @@ class Guard(Callback):
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             verdict = self.judge.measure(policy)
         if verdict is not None:
-            verdict = replace(verdict, step=iteration(trainer))
+            verdict = replace(verdict, step=pl_module.iteration)
             self.history.append(verdict)
             gap = verdict.imagined - verdict.judged
             for logger in trainer.loggers:
@@ -267,7 +321,7 @@ class Guard(Callback):
             write_json(Path(trainer.default_root_dir) / "guard.json", record)
 
     def _stop(self, trainer: Trainer, pl_module: PostTraining, alarm: Alarm, message: str) -> None:
-        name, now, back = type(alarm).__name__, iteration(trainer), self.good["step"]
+        name, now, back = type(alarm).__name__, pl_module.iteration, self.good["step"]
         pl_module.roll_back(self.good["weights"])
         trainer.should_stop = self.fired = True
         record = {"alarm": name, "message": message, "advice": alarm.advice, "iteration": now, "rolled_back_to": back}
@@ -277,11 +331,6 @@ class Guard(Callback):
         self.history = [verdict for verdict in self.history if verdict.step <= back]
         for each in self.alarms:
             each.memory = {}
-
-
-def iteration(trainer: Trainer) -> int:
-    """Iterations begun, those before a resumption included."""
-    return trainer.fit_loop.epoch_loop.batch_progress.total.ready
 
 
 def sum_of_squares(policy: Policy) -> float:

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from training.algorithms.chain import sample_chain
 from training.chains import Chain
 from training.data import Batch
 from worldsim.interfaces import Policy, Reflector, WorldModel
+from worldsim.noise import Noise
 from worldsim.types import Observation, TensorBatch, cat_rows, float_image, where_rows
 
 
@@ -71,7 +71,7 @@ def imagine(
     exploration: Float[Tensor, "b 1 1"],
     progress_weight: float,
     judged: Sequence[int],
-    generator: torch.Generator,
+    noise: Noise,
     rivals: Sequence[WorldModel] = (),
 ) -> Dream:
     """Dream `chunks` chunks; the reward of each is progress_weight * (progress gained) + (largest success probability).
@@ -89,15 +89,14 @@ def imagine(
         exploration: standard deviation of noise on the executed actions, per dream.
         progress_weight: scale of the progress reward.
         judged: which frames of a chunk the reflector looks at; must include the last.
-        generator: source of the samplers' noise.
+        noise: one row per dream; its steps are the chunks.
         rivals: world models trained from other seeds. Each predicts every chunk too, from the same latest frames, and the least of
             their rewards and success probabilities counts: where models disagree, a dream promises nothing (pessimism as in MOReL,
             arXiv:2005.05951).
     """
     instruction, recent, felt = start.instruction, start.frames, start.states
     frame, proprioception = recent[:, -1].clamp(0, 1), felt[:, -1]
-    b, device = len(instruction), frame.device
-    apart = torch.Generator(device).manual_seed(generator.initial_seed() + 1)  # rivals change no other draw
+    b = len(instruction)
     progress = reflector.judge(frame, instruction).progress.detach()
 
     def judge(predicted: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,17 +107,15 @@ def imagine(
         return p_success.amax(dim=1), reached[:, -1]
 
     state, actions, frames, observations, noises, rewards, successes = start.model, [], [frame], [], [], [], []
-    for _ in range(chunks):
+    for number in range(chunks):
+        now = noise.at(number)
         obs = Observation({world_model.camera: frame.detach()}, proprioception.detach().float(), instruction)
         features = policy.encode(obs)
-        noise = torch.randn(b, policy.action_horizon, policy.action_dim, generator=generator, device=device)
-        stochastic = chain.stochastic(b, policy.num_steps, generator)
-        path, _ = sample_chain(chain.transition(policy, features), noise, stochastic=stochastic, generator=generator)
+        path = chain.sample(policy, features, now).path
         action = path[:, -1]
-        jitter = torch.randn(action.shape, generator=generator, device=device)
-        executed = (action + exploration * jitter).clamp(-1, 1)
-        others = [rival.step(rival.init(recent, felt), executed, rival.noise(b, apart))[1] for rival in rivals]
-        state, predicted, proprioceptions = world_model.step(state, executed, world_model.noise(b, generator))
+        executed = (action + exploration * now.normal("action", *action.shape[1:])).clamp(-1, 1)
+        others = [rival.step(rival.init(recent, felt), executed, replace(now, stream=i + 1))[1] for i, rival in enumerate(rivals)]
+        state, predicted, proprioceptions = world_model.step(state, executed, now)
         verdicts = [judge(frames_of_one) for frames_of_one in (predicted, *others)]
         p_success, least = (torch.stack(values).amin(dim=0) for values in zip(*verdicts, strict=True))
         rewards.append(progress_weight * (least - progress) + p_success)
@@ -127,7 +124,7 @@ def imagine(
         felt = torch.cat([felt, proprioceptions], dim=1)[:, -context:]
         frame, proprioception = recent[:, -1].clamp(0, 1), felt[:, -1]
         observations.append(obs)
-        for values, value in ((actions, action), (frames, frame), (noises, noise), (successes, p_success)):
+        for values, value in ((actions, action), (frames, frame), (noises, path[:, 0]), (successes, p_success)):
             values.append(value)
         progress = verdicts[0][1]
     return Dream(
@@ -172,13 +169,13 @@ class Continuation(nn.Module):
         rows = len(self.moment.instruction)
         return cat_rows(where_rows(self.chunks > 0, self.moment, fresh[:rows]), fresh[rows:])
 
-    def end(self, dream: Dream, generator: torch.Generator) -> None:
-        """Remember where the first rows are now."""
+    def end(self, dream: Dream, noise: Noise) -> None:
+        """Remember where the first rows are now; `noise` is that of the dream."""
         rows = round(self.share * len(dream.reward))
         p_stay = (1 - dream.p_success[:rows].detach()).prod(dim=1).clamp(0, 1)
         old = self.chunks if self.moment is not None else torch.zeros(rows, dtype=torch.long)
         length = old.to(p_stay.device) + dream.reward.shape[1]
-        stays = (torch.rand(rows, generator=generator, device=p_stay.device) < p_stay) & (length < self.max_chunks)
+        stays = (noise.uniform("continuation")[:rows] < p_stay) & (length < self.max_chunks)
         self.moment, self.chunks = dream.end[:rows], torch.where(stays, length, 0)
 
     def get_extra_state(self) -> dict[str, Any]:

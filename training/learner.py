@@ -10,18 +10,19 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
-from training.advantage import Advantage
-from training.algorithms.advantages import normalize
+from training.advantage import Advantage, Assessment
 from training.arena import Arena
 from training.chains import Chain
-from training.data import Batch
+from training.data import Batch, generator_of, seed_of
 from training.economy import BetaStarts, DynamicSampling, EarlyStop, SuccessBuffer
 from training.optim import decayed_adamw
 from training.post_training import PostTraining
 from training.rollout import collect_rollout
 from worldsim.interfaces import Policy
+from worldsim.noise import Noise
 from worldsim.types import Observation, Rollout, cat_rows
 
 
@@ -35,8 +36,10 @@ class Decisions(NamedTuple):
     logprob: Tensor  # [n, k, ah], of the policy that acted
     valid: Tensor  # [n, ah]
     advantage: Tensor  # [n, v]
+    returns: Tensor  # [n], undiscounted reward of the whole trajectory
     trajectory: Tensor  # [n], row in the rollout
     group: Tensor  # [n]
+    generator: torch.Generator  # of what a loss draws
 
 
 class RolloutLearner(PostTraining, ABC):
@@ -100,22 +103,22 @@ class RolloutLearner(PostTraining, ABC):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         # Dropout-free evaluation mode throughout: the log-probability of an unchanged policy must not change.
         self.eval()
-        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-        rollout, usable = self.imagine(batch, generator)
-        advantage, target = self.advantage.assess(rollout)
-        mask = rollout.valid if advantage.shape[-1] > 1 else rollout.decided[..., None]
-        advantage = normalize(advantage, mask)
+        generator, seed = generator_of(batch), seed_of(batch)
+        rollout, usable = self.imagine({key: value for key, value in batch.items() if key != "seed"}, generator)
+        assessment = self.advantage.assess(rollout)
         if self.buffer is not None:
             self.buffer.add(rollout)
         totals: dict[str, list[Tensor]] = {}
         for rows in self.minibatches(rollout, generator):
-            logs = self._update(rollout, rows, advantage, target, batch_idx >= self.advantage.warmup, generator)
+            logs = self._update(rollout, rows, assessment, generator)
             for name, value in logs.items():
                 totals.setdefault(name, []).append(value.detach())
         self.lr_schedulers().step()  # type: ignore[union-attr]
         self.log_dict({f"train/{name}": torch.stack(values).mean() for name, values in totals.items()})
+        first = Observation({self.policy.camera: rollout.images[:, 0]}, rollout.state[:, 0], rollout.instruction)
+        self.log_spread(first, Noise.rows(seed, len(rollout.group)))
         scalars = {
-            "return": rollout.reward.sum((1, 2)).mean(),
+            "return": rollout.returns.mean(),
             "imagined_success": rollout.terminated.any(2).any(1).float().mean(),
             "usable_fraction": usable,
         }
@@ -160,7 +163,7 @@ class RolloutLearner(PostTraining, ABC):
             obs,
             chunks=self.chunks,
             group=group,
-            generator=generator,
+            seed=int(torch.randint(2**62, (), generator=generator)),
             early_stop=self.early_stop,
         )
         if self.starts is not None:
@@ -168,21 +171,25 @@ class RolloutLearner(PostTraining, ABC):
         return rollout
 
     def minibatches(self, rollout: Rollout, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """Trajectory and time of the decisions of each update: shuffled decisions."""
-        rows, columns = rollout.decided.nonzero(as_tuple=True)
+        """Trajectory and time of the decisions of each update: shuffled decisions, of groups whose dreams did not all end alike.
+
+        Those carry no gradient, and in a mean they would only shrink that of the others.
+        """
+        rows, columns = self.counted(rollout).nonzero(as_tuple=True)
         for _ in range(self.epochs):
             order = torch.randperm(len(rows), generator=generator)
-            for part in order.split(self.minibatch):
+            for first in range(0, len(order), self.minibatch):
+                part = order[first : first + self.minibatch]
                 yield rows[part], columns[part]
 
+    def counted(self, rollout: Rollout) -> Bool[Tensor, "b t"]:
+        """Decisions that updates look at."""
+        if self.advantage.group_size == 1:
+            return rollout.decided
+        return rollout.decided & DynamicSampling.usable(rollout)[:, None]
+
     def _update(
-        self,
-        rollout: Rollout,
-        rows: tuple[Tensor, Tensor],
-        advantage: Tensor,
-        target: Tensor,
-        learn_policy: bool,
-        generator: torch.Generator,
+        self, rollout: Rollout, rows: tuple[Tensor, Tensor], assessment: Assessment, generator: torch.Generator
     ) -> dict[str, Tensor]:
         optimizer, *critic_optimizer = self.optimizers() if self.advantage.lr else [self.optimizers()]  # type: ignore[misc]
         frames, state = rollout.images[rows], rollout.state[rows]
@@ -190,13 +197,13 @@ class RolloutLearner(PostTraining, ABC):
         obs = Observation({self.policy.camera: frames}, state, sentences)
         features = rollout.features[rows] if self.expert_only else self.policy.encode(obs)
         logs = {}
-        critic_loss = self.advantage.loss(
-            self.advantage.value(frames, sentences, features.detach()), target[rows], rollout.value[rows]
-        )
+        estimate = self.advantage.value(frames, sentences, features.detach())
+        executed = rollout.valid[rows] if estimate.shape[-1] > 1 else rollout.decided[rows][..., None]
+        critic_loss = self.advantage.loss(estimate, assessment.target[rows], rollout.value[rows], mask=executed)
         if critic_loss is not None:
             self._step(critic_loss, critic_optimizer[0], list(self.advantage.parameters()), 1.0)
             logs["critic_loss"] = critic_loss
-        if not learn_policy:
+        if self.iteration <= self.advantage.warmup:
             return logs
         decisions = Decisions(
             obs,
@@ -205,9 +212,11 @@ class RolloutLearner(PostTraining, ABC):
             rollout.stochastic[rows],
             rollout.logprob[rows],
             rollout.valid[rows],
-            advantage[rows],
+            assessment.advantage[rows],
+            rollout.returns[rows[0]],
             rows[0],
             rollout.group[rows[0]],
+            generator,
         )
         loss, metrics = self.policy_loss(decisions)
         gap = self._anchor_gap(decisions)

@@ -20,7 +20,7 @@ class NFTPostTraining(RolloutLearner):
 
     Args:
         beta: guidance strength, see `nft`.
-        spread: advantages of this many standard deviations count as wholly good or bad.
+        spread: advantages of this size, in units of the estimator (`training/advantage.py`), count as wholly good or bad.
         follow: step of the acting copy towards the learning policy, once per iteration.
         repeats: noised points per chunk.
         others: as `RolloutLearner`; `chain` is usually `Deterministic`.
@@ -50,7 +50,8 @@ class NFTPostTraining(RolloutLearner):
             old_features = (d.features if self.expert_only else self.old.encode(d.obs)).repeat(r, 1)
         features, chunk = d.features.repeat(r, 1), d.chain[:, -1].clamp(-1, 1).repeat(r, 1, 1)
         optimality = (0.5 + 0.5 * d.advantage.mean(-1) / self.spread).clamp(0, 1).repeat(r)
-        t, noise = torch.rand(len(chunk)).clamp(min=1e-2), torch.randn_like(chunk)
+        t = torch.rand(len(chunk), generator=d.generator).clamp(min=1e-2)
+        noise = torch.randn(chunk.shape, generator=d.generator)
         x = interpolate(chunk, noise, t)
         with torch.no_grad():
             old = self.old.velocity(old_features, x, t)

@@ -3,6 +3,7 @@
 `analytic.py` differentiates through dreams, `learner.py` learns from rollouts; `guards.py` watches both.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,10 @@ from lightning import LightningModule
 from torch import Tensor
 
 from worldsim import checkpoint
+from worldsim.flow import sample_ode
 from worldsim.interfaces import Policy
+from worldsim.noise import Noise
+from worldsim.types import Observation
 
 
 class PostTraining(LightningModule):
@@ -28,6 +32,27 @@ class PostTraining(LightningModule):
         self.policy: Policy = checkpoint.load(policy, Policy)
         self.reference: Policy = checkpoint.load(policy, Policy).requires_grad_(False)
         self.ema = EMAModel(self.policy.parameters(), decay=ema_decay, foreach=True)
+
+    @property
+    def iteration(self) -> int:
+        """Iterations begun, this one included, over all epochs and those before a resumption: what a warm-up counts."""
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+
+    def log_spread(self, obs: Observation, noise: Noise) -> None:
+        """Log how far apart the shipped sampler's actions lie under two draws of noise, root of the mean square, at most 16 rows.
+
+        It is what is left of a policy's chance, whatever the chain that explores.
+        """
+        rows = slice(min(16, len(noise)))
+        with torch.no_grad():
+            features = self.policy.encode(obs[rows])
+            shape = (self.policy.action_horizon, self.policy.action_dim)
+            starts = (replace(noise[rows], stream=stream).normal("policy", *shape) for stream in (1, 2))
+            one, other = (
+                sample_ode(lambda x, t: self.policy.velocity(features, x, t), start, num_steps=self.policy.num_steps)
+                for start in starts
+            )
+        self.log("train/action_spread", (one - other).square().mean().sqrt())
 
     def on_fit_start(self) -> None:
         """The average lives where the policy does."""

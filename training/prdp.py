@@ -13,10 +13,11 @@ from worldsim.types import Rollout
 
 
 class PRDPPostTraining(RolloutLearner):
-    """Whole groups of dreams per update; needs a group advantage (GRPO, RLOO), whose values serve as returns.
+    """Whole groups of dreams per update, by the differences of their undiscounted returns; of a group advantage (GRPO, RLOO) only
+    the size of the groups counts.
 
     Args:
-        beta: price of one nat of divergence from the policy that acted, in units of the advantage.
+        beta: price of one nat of divergence from the policy that acted, in units of reward.
         trust: largest trusted log-ratio of a trajectory.
         others: as `RolloutLearner`.
     """
@@ -29,12 +30,14 @@ class PRDPPostTraining(RolloutLearner):
 
     def minibatches(self, rollout: Rollout, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """All decisions of some groups, about `minibatch` of them."""
-        groups = rollout.group.unique()
-        at_once = max(1, round(self.minibatch * len(groups) / max(1, int(rollout.decided.sum()))))
+        counted = self.counted(rollout)
+        groups = rollout.group[counted.any(dim=1)].unique()
+        at_once = max(1, round(self.minibatch * len(groups) / max(1, int(counted.sum()))))
         for _ in range(self.epochs):
-            for part in groups[torch.randperm(len(groups), generator=generator)].split(at_once):
-                mine = torch.isin(rollout.group, part)
-                rows, columns = (rollout.decided & mine[:, None]).nonzero(as_tuple=True)
+            order = groups[torch.randperm(len(groups), generator=generator)]
+            for first in range(0, len(order), at_once):
+                mine = torch.isin(rollout.group, order[first : first + at_once])
+                rows, columns = (counted & mine[:, None]).nonzero(as_tuple=True)
                 yield rows, columns
 
     def policy_loss(self, decisions: Decisions) -> tuple[Tensor, dict[str, Tensor]]:
@@ -44,7 +47,7 @@ class PRDPPostTraining(RolloutLearner):
         trajectories, place = d.trajectory.unique(return_inverse=True)
         zeros = log_ratio.new_zeros(len(trajectories))
         total = zeros.index_add(0, place, log_ratio)
-        reward = zeros.index_add(0, place, d.advantage.mean(-1)) / zeros.index_add(0, place, torch.ones_like(log_ratio))
+        returns = zeros.index_copy(0, place, d.returns)
         group = d.group.new_zeros(len(trajectories)).index_copy(0, place, d.group)
-        loss = prdp(total, reward, group=group, beta=self.beta, clip=self.trust)
+        loss = prdp(total, returns, group=group, beta=self.beta, clip=self.trust)
         return loss, {"log_ratio_max": total.detach().abs().max()}

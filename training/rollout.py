@@ -7,11 +7,11 @@ from torch import Tensor
 
 from training.advantage import Advantage
 from training.algorithms.advantages import first_success_mask
-from training.algorithms.chain import sample_chain
 from training.chains import Chain
 from training.economy import EarlyStop
 from worldsim.dream import DreamWorld
 from worldsim.interfaces import ChunkResult, Policy, World
+from worldsim.noise import Noise
 from worldsim.types import Observation, Rollout
 
 
@@ -25,7 +25,7 @@ def collect_rollout(
     *,
     chunks: int,
     group: Tensor,
-    generator: torch.Generator,
+    seed: int,
     early_stop: EarlyStop | None = None,
 ) -> Rollout:
     """Play `chunks` decisions in every environment; what follows an episode's end is marked invalid.
@@ -38,12 +38,11 @@ def collect_rollout(
         obs: its observation.
         chunks: t, decisions per trajectory.
         group: number of each environment's start, [b].
-        generator: source of all noise.
+        seed: of all noise; a trajectory's depends on its row and the number of the decision, never on which others still play.
         early_stop: in a dream: leaves finished and hopeless environments out of the computation. A hopeless one is truncated, so
             its last value stands for the rest.
     """
-    b, camera = world.num_envs, next(iter(obs.images))
-    shape = (policy.action_horizon, policy.action_dim)
+    b, camera, noise = world.num_envs, next(iter(obs.images)), Noise.rows(seed, world.num_envs)
     instruction, rows = obs.instruction, torch.arange(b)
     final_value, ended = torch.zeros(b), torch.zeros(b, dtype=torch.bool)
     log: dict[str, list[Tensor]] = {}
@@ -60,10 +59,7 @@ def collect_rollout(
 
     for t in range(chunks):
         features = policy.encode(obs)
-        # Every environment's noise is drawn, played or not: stopping one never changes another.
-        stochastic = chain.stochastic(b, policy.num_steps, generator)[rows]
-        noise = torch.randn(b, *shape, generator=generator)[rows]
-        steps, logprob = sample_chain(chain.transition(policy, features), noise, stochastic=stochastic, generator=generator)
+        steps, logprob, stochastic = chain.sample(policy, features, noise[rows].at(t))
         value = advantage.value(obs.images[camera], obs.instruction, features)
         result: ChunkResult = world.step_chunk(steps[:, -1].clamp(-1, 1))
         store(images=obs.images[camera], state=obs.state, features=features, chain=steps, value=value)

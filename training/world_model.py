@@ -2,16 +2,16 @@
 
 from typing import Any
 
-import torch
 from diffusers.training_utils import EMAModel
 from lightning import LightningModule
 from torch import Tensor
 
-from training.data import Batch
+from training.data import Batch, generator_of
 from training.optim import decayed_adamw
 from worldsim import checkpoint
 from worldsim.interfaces import WorldModel
 from worldsim.metrics import psnr
+from worldsim.noise import Noise
 
 
 class WorldModelTraining(LightningModule):
@@ -42,8 +42,7 @@ class WorldModelTraining(LightningModule):
             self.ema = EMAModel(self.world_model.parameters(), decay=self.ema_decay, foreach=True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        generator = torch.Generator(self.device).manual_seed(int(torch.randint(2**62, ())))
-        loss, scalars = self.world_model.loss(batch, generator)
+        loss, scalars = self.world_model.loss(batch, generator_of(batch, self.device))
         self.log_dict({f"train/{name}": value for name, value in scalars.items()}, prog_bar=True)
         return loss
 
@@ -60,11 +59,11 @@ class WorldModelTraining(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """PSNR of an open-loop dream over the held-out windows."""
         model, horizon = self.world_model, self.world_model.action_horizon
-        generator = torch.Generator(self.device).manual_seed(0)
+        noise = Noise.rows(0, len(batch["action"]), self.device)
         state = model.init(batch["frames"][:, : model.context], batch["state"][:, : model.context])
         for chunk in range(batch["action"].shape[1] // horizon):
             span = slice(chunk * horizon, (chunk + 1) * horizon)
-            state, frames, _ = model.step(state, batch["action"][:, span], model.noise(len(batch["action"]), generator))
+            state, frames, _ = model.step(state, batch["action"][:, span], noise.at(chunk * horizon))
             real = batch["frames"][:, model.context :][:, span]
             score = psnr(frames[:, -1].float().clamp(0, 1), real[:, -1])[batch["valid"][:, span][:, -1]].mean()
             self.log(f"val/psnr_at_{(chunk + 1) * horizon}", score, prog_bar=True)

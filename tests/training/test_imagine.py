@@ -13,6 +13,7 @@ from training.chains import Deterministic
 from training.critic import Critic
 from training.imagine import Dream, Moment, imagine
 from worldsim.interfaces import Policy
+from worldsim.noise import Noise
 
 B, CHUNKS = 2, 2
 SENTENCES = ("push the red block onto the green disc", "push the red block onto the blue disc")
@@ -71,13 +72,12 @@ def dream(policy: Policy, nets: tuple[Any, Any], *, dtype: torch.dtype = torch.f
     settings: dict[str, Any] = {"chunks": CHUNKS, "exploration": torch.zeros(B, 1, 1), "progress_weight": 2.0, "judged": (1, 3)}
     settings["chain"] = Deterministic()
     start = Moment(world_model.init(frames, proprioception), frames, proprioception, SENTENCES)
-    generator = torch.Generator().manual_seed(2)
     return imagine(
         policy,
         world_model,
         reflector,
         start,
-        generator=generator,
+        noise=Noise.rows(2, B),
         **{**settings, **kwargs},
     )
 
@@ -131,7 +131,7 @@ def test_reward_is_progress_gained_and_the_best_success_probability(nets):
     torch.testing.assert_close(more.frames, d.frames)
 
 
-def test_same_generator_same_dream_and_exploration_changes_it(nets):
+def test_same_noise_same_dream_and_exploration_changes_it(nets):
     learner = policy()
     a, b, c = dream(learner, nets), dream(learner, nets), dream(learner, nets, exploration=torch.full((B, 1, 1), 0.3))
     assert torch.equal(a.frames, b.frames)

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning import Trainer
-from torch.utils.data import DataLoader
+from learners import arena, fit, starts
 
 from reflectors.instant import InstantReflector
 from training.advantage import GAE, GRPO, RLOO, Advantage, Assessment
@@ -23,33 +22,8 @@ from training.rollout import collect_rollout
 from worldsim import checkpoint
 from worldsim.flow import interpolate, velocity_target
 from worldsim.interfaces import Policy
+from worldsim.noise import Noise
 from worldsim.types import Observation, Rollout
-
-SENTENCES = ("push the red block onto the green disc", "push the red block onto the blue disc")
-
-
-def starts(batch: int) -> dict:
-    generator = torch.Generator().manual_seed(1)
-    return {
-        "frames": torch.randint(0, 256, (batch, 2, 64, 64, 3), generator=generator, dtype=torch.uint8),
-        "state": 0.1 * torch.randn(batch, 2, 4, generator=generator),
-        "instruction": tuple(SENTENCES[i % 2] for i in range(batch)),
-    }
-
-
-def fit(module, batch: dict, folder: Path, iterations: int) -> Trainer:
-    trainer = Trainer(
-        max_epochs=1,
-        limit_train_batches=iterations,
-        default_root_dir=folder,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        accelerator="cpu",
-    )
-    trainer.fit(module, DataLoader([batch] * iterations, batch_size=None))
-    return trainer
-
 
 CHAINS = {
     "flow_sde": FlowSDE,
@@ -59,18 +33,13 @@ CHAINS = {
 }
 
 
-def arena(folders: dict[str, str]) -> DreamArena:
-    return DreamArena(folders["world_model"], folders["reflector"])
-
-
 def play(folders: dict[str, str], chain: Chain, advantage: Advantage, **more) -> tuple[Policy, Rollout]:
     policy = checkpoint.load(folders["policy"], Policy)
     chain.build(policy)
     place = arena(folders)
     advantage.build(policy, place.reflector)
-    generator = torch.Generator().manual_seed(0)
-    world, obs, group = place.begin(starts(6), advantage.group_size, generator)
-    return policy, collect_rollout(policy, chain, advantage, world, obs, chunks=3, group=group, generator=generator, **more)
+    world, obs, group = place.begin(starts(6), advantage.group_size, torch.Generator().manual_seed(0))
+    return policy, collect_rollout(policy, chain, advantage, world, obs, chunks=3, group=group, seed=0, **more)
 
 
 @pytest.mark.parametrize("name", CHAINS)
@@ -122,6 +91,10 @@ def test_finished_dreams_are_dropped_without_changing_the_others(folders: dict[s
     still = dropped.decided[:, 1]
     assert torch.equal(plain.images[:, 1][still], dropped.images[:, 1][still])
     assert (dropped.images[:, 1][~still] == 0).all()
+    # What was dropped after the first decision changes neither the noise nor the way of those that went on.
+    last = dropped.decided[:, 2]
+    assert last.any() and torch.equal(plain.stochastic[last], dropped.stochastic[last])
+    torch.testing.assert_close(plain.chain[last], dropped.chain[last], rtol=0, atol=1e-4)
 
 
 def test_hopeless_dreams_are_truncated_with_their_value(folders: dict[str, str]) -> None:
@@ -181,6 +154,7 @@ class OddAndEven(GRPO):
     def assess(self, rollout: Rollout) -> Assessment:
         self.seen = rollout
         better = 1.0 - 2.0 * (torch.arange(len(rollout.group)) % 2)
+        rollout.reward.zero_()[:, 0, 0] = better  # what PRDP compares
         advantage = better[:, None, None].expand(*rollout.decided.shape, 1)
         return Assessment(advantage, torch.zeros_like(advantage))
 
@@ -267,11 +241,11 @@ def test_analytic_gradients_raise_the_imagined_return(folders: dict[str, str], t
     """On a fixed batch with a reflector that likes a brighter picture, the objective must rise."""
     learner = AnalyticPostTraining(**folders, critic_warmup=0, lr=3e-3, anchor=0.0, gamma=0.0, exploration=0.0, chunks=1)
     batch = starts(8)
-    generator = torch.Generator().manual_seed(3)
-    before = learner._dream(batch, generator).reward.mean()
+    noise = Noise.rows(3, 8)
+    before = learner._dream(batch, noise).reward.mean()
     fit(learner, batch, tmp_path / "run", iterations=40)
     learner.policy.load_state_dict(checkpoint.load(tmp_path / "run", Policy).state_dict())
-    after = learner._dream(batch, torch.Generator().manual_seed(3)).reward.mean()
+    after = learner._dream(batch, noise).reward.mean()
     assert after > before
 
 

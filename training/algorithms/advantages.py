@@ -57,19 +57,21 @@ def gae(
     return advantage, torch.where(valid, advantage + value, 0)
 
 
-def grpo(returns: Float[Tensor, "g n"]) -> Float[Tensor, "g n"]:
-    """Group-relative advantage, A_i = (R_i - mean_g) / (std_g + 1e-6) (Shao et al. 2024, arXiv:2402.03300).
+def grpo(returns: Float[Tensor, "g n"], *, min_spread: float) -> Float[Tensor, "g n"]:
+    """Group-relative advantage, A_i = (R_i - mean_g) / max(std_g, min_spread) (Shao et al. 2024, arXiv:2402.03300).
 
-    std is the sample standard deviation (n - 1). A group of equal returns gets exactly 0.
+    std is the sample standard deviation (n - 1). A group of equal returns gets exactly 0. Deviation: the paper divides by std_g
+    alone, which blows up whatever little a group differs in, shaped rewards of failures for instance, to advantages of size 1.
 
     Args:
         returns: return of n >= 2 trajectories from each of g start states.
+        min_spread: the least divisor, positive, in units of the returns.
 
     Raises:
         ValueError: if n < 2.
     """
     centred = _centred(returns)
-    return centred / (centred.std(dim=1, keepdim=True) + 1e-6)
+    return centred / centred.std(dim=1, keepdim=True).clamp(min=min_spread)
 
 
 def rloo(returns: Float[Tensor, "g n"]) -> Float[Tensor, "g n"]:

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from worldsim.noise import Noise
+
 
 class Step(NamedTuple):
     """One transition x_{k+1} ~ N(mean, std^2), [b, ah, ad] each (std may broadcast), and `plain`: where the deterministic sampler
@@ -37,7 +39,11 @@ class Transitions:
 
 
 def sample_chain(
-    transition: Transition, noise: Float[Tensor, "b ah ad"], *, stochastic: Bool[Tensor, "b k"], generator: torch.Generator
+    transition: Transition,
+    start: Float[Tensor, "b ah ad"],
+    *,
+    stochastic: Bool[Tensor, "b k"],
+    eps: Float[Tensor, "b k ah ad"],
 ) -> tuple[Float[Tensor, "b k1 ah ad"], Float[Tensor, "b k ah"]]:
     """Act: x <- mean + std*eps in stochastic steps, x <- plain in the others.
 
@@ -47,9 +53,9 @@ def sample_chain(
 
     Args:
         transition: called K times.
-        noise: x_0 ~ N(0, I).
+        start: x_0 ~ N(0, I).
         stochastic: which steps are stochastic. All False is the deterministic sampler, as in evaluation.
-        generator: source of eps, on the device of `noise`; draws the same numbers whatever `stochastic` is.
+        eps: standard normal; what stands in deterministic steps is ignored.
 
     Returns:
         The chain, noise first and the action chunk last, and the log-probability of each transition and action, summed over
@@ -58,14 +64,13 @@ def sample_chain(
     Raises:
         ValueError: if a stochastic step has no positive std, or `stochastic` is not [b, k].
     """
-    _check_mask(stochastic, noise)
-    chain, logprob = [noise], []
+    _check_mask(stochastic, start)
+    chain, logprob = [start], []
     for k in range(stochastic.shape[1]):
         x, noisy = chain[-1], stochastic[:, k, None, None]
         step = transition(x, torch.full((len(x),), k, device=x.device))
         std = _positive(step.std.expand_as(x), noisy)
-        eps = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-        chain.append(torch.where(noisy, step.mean + std * eps, step.plain))
+        chain.append(torch.where(noisy, step.mean + std * eps[:, k], step.plain))
         logprob.append(torch.where(noisy[..., 0], _log_normal(chain[-1], step.mean, std), 0))
     return torch.stack(chain, dim=1), torch.stack(logprob, dim=1)
 
@@ -122,14 +127,14 @@ def every_step(batch: int, num_steps: int, device: torch.device | str = "cpu") -
     return torch.ones(batch, num_steps, dtype=torch.bool, device=device)
 
 
-def one_step(batch: int, num_steps: int, generator: torch.Generator) -> Bool[Tensor, "b k"]:
+def one_step(noise: Noise, num_steps: int) -> Bool[Tensor, "b k"]:
     """Hybrid sampling: exactly one stochastic step per row, its index uniform and drawn for each row alone.
 
     Collapses the two-layer decision process of pi_RL (arXiv:2510.25889) to one inner step, which `replay` evaluates with a single
     network call. Deviation from the public code, which shares one index among the whole batch and so correlates its gradients.
     """
-    index = torch.randint(num_steps, (batch, 1), generator=generator, device=generator.device)
-    return index == torch.arange(num_steps, device=generator.device)
+    index = noise.integers("chain.step", num_steps)
+    return index[:, None] == torch.arange(num_steps, device=index.device)
 
 
 def _log_normal(x: Tensor, mean: Tensor, std: Tensor) -> Float[Tensor, "*b ah"]:
@@ -149,6 +154,6 @@ def _positive(std: Tensor, noisy: Tensor) -> Tensor:
 def _check_mask(stochastic: Tensor, x: Tensor) -> None:
     if stochastic.ndim != 2 or len(stochastic) != len(x) or stochastic.shape[1] < 1:
         raise ValueError(
-            f"stochastic must have shape [batch, num_steps] = [{len(x)}, K >= 1], got {list(stochastic.shape)}; every_step and "
-            "one_step make masks"
+            f"stochastic must have shape [batch, num_steps] = [{len(x)}, K >= 1], got {list(stochastic.shape)}; one_step makes "
+            "one kind of mask"
         )

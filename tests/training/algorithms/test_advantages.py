@@ -1,5 +1,7 @@
 """Advantages against numbers computed by hand."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -66,10 +68,20 @@ def test_gae_refuses_a_second_episode_in_one_row(terminated, valid):
         gae(x, x, torch.zeros(1), terminated=bools(terminated), valid=bools(valid), gamma=0.9, lam=0.9)
 
 
+GRPO = partial(grpo, min_spread=0.25)
+
+
 def test_grpo_hand_computed():
     """Returns 0, 0, 1, 1: mean .5, sample variance 4*.25/3 = 1/3, so +-.5*sqrt(3) = +-.8660. Returns 1, 3: mean 2, std sqrt(2)."""
-    assert grpo(torch.tensor([[0.0, 0.0, 1.0, 1.0]]))[0].tolist() == pytest.approx([-0.8660, -0.8660, 0.8660, 0.8660], abs=5e-5)
-    assert grpo(torch.tensor([[1.0, 3.0]]))[0].tolist() == pytest.approx([-(0.5**0.5), 0.5**0.5], abs=2e-6)
+    assert GRPO(torch.tensor([[0.0, 0.0, 1.0, 1.0]]))[0].tolist() == pytest.approx([-0.8660, -0.8660, 0.8660, 0.8660], abs=5e-5)
+    assert GRPO(torch.tensor([[1.0, 3.0]]))[0].tolist() == pytest.approx([-(0.5**0.5), 0.5**0.5], abs=2e-6)
+
+
+def test_little_differences_of_failures_stay_little():
+    """Progress of four failures 0, 0, .1, .1: mean .05, spread .0577, divided by the least spread .25: +-.2, not +-.8660. One
+    success in eight has a spread of .3536 and is untouched: (1 - 1/8) / .3536 = 2.475."""
+    assert GRPO(torch.tensor([[0.0, 0.0, 0.1, 0.1]]))[0].tolist() == pytest.approx([-0.2, -0.2, 0.2, 0.2])
+    assert GRPO(torch.eye(8)[:1])[0, 0].item() == pytest.approx(2.4749, abs=1e-4)
 
 
 def test_rloo_hand_computed():
@@ -77,7 +89,7 @@ def test_rloo_hand_computed():
     assert rloo(torch.tensor([[1.0, 2.0, 6.0]]))[0].tolist() == pytest.approx([-3.0, -1.5, 4.5])
 
 
-@pytest.mark.parametrize("estimator", [grpo, rloo])
+@pytest.mark.parametrize("estimator", [GRPO, rloo])
 def test_groups_are_independent_sum_to_0_and_ignore_a_shift(estimator):
     returns = torch.randn(5, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     advantage = estimator(returns)
@@ -87,13 +99,13 @@ def test_groups_are_independent_sum_to_0_and_ignore_a_shift(estimator):
     torch.testing.assert_close(estimator(returns[2:3]), advantage[2:3], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("estimator", [grpo, rloo])
+@pytest.mark.parametrize("estimator", [GRPO, rloo])
 def test_equal_returns_give_exactly_0(estimator):
     returns = torch.tensor([0.0, 0.1, 0.7, 1.3])[:, None].expand(4, 7)
     assert torch.equal(estimator(returns), torch.zeros(4, 7))
 
 
-@pytest.mark.parametrize("estimator", [grpo, rloo])
+@pytest.mark.parametrize("estimator", [GRPO, rloo])
 def test_groups_of_one_are_refused(estimator):
     with pytest.raises(ValueError, match="at least 2"):
         estimator(torch.zeros(3, 1))

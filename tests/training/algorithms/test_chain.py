@@ -11,6 +11,7 @@ from training.algorithms.diffusion import diffusion
 from training.algorithms.flow_noise import NoiseNet, bounded, flow_noise, joint_logprob
 from training.algorithms.flow_sde import flow_sde
 from worldsim.flow import alpha_grid, from_alpha, sample_ode, time_grid
+from worldsim.noise import Noise
 
 B, K, AH, AD = 6, 4, 3, 2
 
@@ -47,17 +48,22 @@ def draw(seed: int = 1):
     return torch.randn(B, AH, AD, generator=generator), generator
 
 
-def masks(generator):
-    return {"full": every_step(B, K), "hybrid": one_step(B, K, generator)}
+def sampled(transition, noise, *, stochastic, generator):
+    eps = torch.randn(len(noise), K, *noise.shape[1:], generator=generator, dtype=noise.dtype)
+    return sample_chain(transition, noise, stochastic=stochastic, eps=eps)
+
+
+def masks():
+    return {"full": every_step(B, K), "hybrid": one_step(Noise.rows(1, B), K)}
 
 
 @every_chain
 @pytest.mark.parametrize("mask", ["full", "hybrid"])
 def test_ratio_is_exactly_one_before_any_update(name, mask):
     net, (noise, generator) = Net(), draw()
-    stochastic = masks(generator)[mask]
+    stochastic = masks()[mask]
     with torch.no_grad():
-        chain, old = sample_chain(CHAINS[name](net), noise, stochastic=stochastic, generator=generator)
+        chain, old = sampled(CHAINS[name](net), noise, stochastic=stochastic, generator=generator)
     new = chain_logprob(replay(CHAINS[name](net), chain, stochastic=stochastic), chain)
     assert new.requires_grad
     assert torch.equal((new - old).exp(), torch.ones(B, K, AH))
@@ -74,7 +80,7 @@ def test_logprob_entropy_and_kl_equal_torch_distributions(name):
     with torch.no_grad():
         other.velocity_net[-1].bias += 0.3
         other.noise.net[-1].bias += 0.5
-        chain, old = sample_chain(CHAINS[name](net), noise, stochastic=every_step(B, K), generator=generator)
+        chain, old = sampled(CHAINS[name](net), noise, stochastic=every_step(B, K), generator=generator)
         steps, reference = (replay(CHAINS[name](n), chain, stochastic=every_step(B, K)) for n in (net, other))
         for k in range(K):
             step = CHAINS[name](net)(chain[:, k], torch.full((B,), k))
@@ -93,7 +99,7 @@ def test_plain_steps_are_the_ode_sampler(name):
     """Also for the diffusion chain: on `alpha_grid` DDIM makes the Euler steps of the flow."""
     net, (noise, generator) = Net(), draw()
     with torch.no_grad():
-        chain, logprob = sample_chain(CHAINS[name](net), noise, stochastic=~every_step(B, K), generator=generator)
+        chain, logprob = sampled(CHAINS[name](net), noise, stochastic=~every_step(B, K), generator=generator)
     torch.testing.assert_close(chain[:, -1], sample_ode(net.velocity, noise, num_steps=K), rtol=1e-5, atol=1e-5)
     assert torch.equal(logprob, torch.zeros(B, K, AH))
 
@@ -101,9 +107,9 @@ def test_plain_steps_are_the_ode_sampler(name):
 @every_chain
 def test_gradient_of_the_logprob(name):
     net, (noise, generator) = Net().double(), draw()
-    stochastic = one_step(B, K, generator) | one_step(B, K, generator)
+    stochastic = one_step(Noise.rows(1, B), K) | one_step(Noise.rows(2, B), K)
     with torch.no_grad():
-        chain, _ = sample_chain(CHAINS[name](net), noise.double(), stochastic=stochastic, generator=generator)
+        chain, _ = sampled(CHAINS[name](net), noise.double(), stochastic=stochastic, generator=generator)
     weight, bias = net.velocity_net[-1].weight, net.velocity_net[-1].bias
 
     def value(bias):
@@ -123,9 +129,7 @@ def test_the_action_is_differentiable_by_reparameterisation(name):
     net, (noise, _) = Net(), draw()
 
     def action():
-        return sample_chain(CHAINS[name](net), noise, stochastic=every_step(B, K), generator=torch.Generator().manual_seed(3))[0][
-            :, -1
-        ]
+        return sampled(CHAINS[name](net), noise, stochastic=every_step(B, K), generator=torch.Generator().manual_seed(3))[0][:, -1]
 
     action().sum().backward()
     bias = net.velocity_net[-1].bias
@@ -140,9 +144,9 @@ def test_the_action_is_differentiable_by_reparameterisation(name):
 
 def test_one_step_replay_calls_the_network_once():
     net, (noise, generator) = Net(), draw()
-    stochastic = one_step(B, K, generator)
+    stochastic = one_step(Noise.rows(1, B), K)
     with torch.no_grad():
-        chain, _ = sample_chain(CHAINS["flow_sde"](net), noise, stochastic=stochastic, generator=generator)
+        chain, _ = sampled(CHAINS["flow_sde"](net), noise, stochastic=stochastic, generator=generator)
     calls = []
     field = net.velocity
     net.velocity = lambda x, t: calls.append(1) or field(x, t)

@@ -8,6 +8,7 @@ from training.algorithms import chain as chains
 from training.algorithms.chain import every_step, one_step
 from training.algorithms.flow_sde import flow_sde, sigma
 from worldsim.flow import sample_ode, time_grid
+from worldsim.noise import Noise
 
 GOLDEN_STD = {3: [0.5, 0.408, 0.204], 4: [0.5, 0.433, 0.25, 0.144], 5: [0.5, 0.447, 0.274, 0.183, 0.112]}
 
@@ -38,7 +39,8 @@ def sample_chain(velocity, noise, *, num_steps, noise_level, generator, stochast
     mask = every_step(len(noise), num_steps) if stochastic is None else stochastic
     transition = flow_sde(velocity, num_steps=num_steps, noise_level=noise_level)
     with torch.no_grad():
-        chain, logprob = chains.sample_chain(transition, noise, stochastic=mask, generator=generator)
+        eps = torch.randn(len(noise), num_steps, *noise.shape[1:], generator=generator, dtype=noise.dtype)
+        chain, logprob = chains.sample_chain(transition, noise, stochastic=mask, eps=eps)
     return chain, logprob.sum(-1)
 
 
@@ -132,7 +134,7 @@ def test_logprob_equals_torch_distributions():
 def test_ratio_is_exactly_one_before_any_update(batch, horizon, dim, hybrid):
     velocity = Velocity(batch, horizon, dim)
     noise, generator = draw(batch, horizon, dim)
-    stochastic = one_step(batch, 5, generator) if hybrid else None
+    stochastic = one_step(Noise.rows(1, batch), 5) if hybrid else None
     chain, old = sample_chain(velocity, noise, num_steps=5, noise_level=0.5, generator=generator, stochastic=stochastic)
     new = chain_logprob(velocity, chain, noise_level=0.5, stochastic=stochastic)
     assert not old.requires_grad
@@ -161,7 +163,7 @@ def test_all_ode_equals_sample_ode():
 
 
 def test_one_step_mask_draws_one_index_per_sample():
-    mask = one_step(4000, 4, torch.Generator().manual_seed(0))
+    mask = one_step(Noise.rows(0, 4000), 4)
     assert mask.shape == (4000, 4)
     assert (mask.sum(dim=1) == 1).all()
     # Binomial(4000, 1/4): mean 1000, standard deviation 27; four of them. One shared index would give 4000, 0, 0, 0.
@@ -183,7 +185,7 @@ def test_hybrid_chain_is_noisy_only_in_each_samples_own_step():
 def test_hybrid_logprob_costs_one_call_and_equals_the_full_one():
     velocity = Velocity(6, 3, 2)
     noise, generator = draw(6)
-    stochastic = one_step(6, 4, generator)
+    stochastic = one_step(Noise.rows(1, 6), 4)
     chain, _ = sample_chain(velocity, noise, num_steps=4, noise_level=0.5, generator=generator, stochastic=stochastic)
     velocity.calls = 0
     hybrid = chain_logprob(velocity, chain, noise_level=0.5, stochastic=stochastic)

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import torch
 from guarding import CHUNK, EPISODES, Recorder, Scripted, ScriptedJudge, analytic, fit, guarded, ppo, read, same, shipped, starts
+from lightning import Callback
 
 from models.world.latent_flow import LatentFlowWorldModel
 from reflectors.instant import InstantReflector
 from training.advantage import GRPO
-from training.chains import FlowNoise
+from training.chains import Deterministic, Diffusion, FlowNoise, FlowSDE, OneStepFlowSDE
 from training.guards import (
     Alarm,
     EntropyCollapse,
@@ -21,9 +22,11 @@ from training.guards import (
     KLExplosion,
     NotFinite,
     RatioExplosion,
+    SpreadCollapse,
 )
 from training.judges import SecondReflector
 from worldsim import checkpoint
+from worldsim.noise import Noise
 
 # Alarms in runs of the real learners --------------------------------------------------------------------------------------
 
@@ -72,10 +75,50 @@ def test_ppo_that_moves_too_far(folders: dict[str, str], tmp_path: Path, alarm: 
 
 
 def test_ppo_that_stops_exploring(folders: dict[str, str], tmp_path: Path) -> None:
-    """A negative weight of the entropy teaches the noise network to be silent: from 0.5 towards 0.01, 2*log(50) = 7.8 nats."""
+    """A negative weight of the entropy teaches the noise network to be silent: from 0.5 towards 0.01."""
     learner = ppo(folders, chain=FlowNoise(low=0.01, high=1.0), entropy=-10.0, lr=5e-3)
     _, alarm, _ = guarded(learner, tmp_path / "run", Guard([NotFinite(), EntropyCollapse()], every=2), iterations=12)
     assert alarm["alarm"] == "EntropyCollapse" and alarm["rolled_back_to"] % 2 == 0
+
+
+EXPLORERS = [FlowSDE, OneStepFlowSDE, FlowNoise, Diffusion, Deterministic]
+
+
+@pytest.mark.parametrize("chain", EXPLORERS)
+def test_a_policy_that_no_longer_listens_to_noise_is_noticed_whatever_its_chain(folders, tmp_path: Path, chain) -> None:
+    """From the third iteration on v = x/t, which leads every noise to the action 0: in K Euler steps of 1/K, x (1 - 1/(K t)) = 0 at
+    the last one."""
+
+    class GoDeaf(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 2:
+                hears = pl_module.policy.velocity
+                pl_module.policy.velocity = lambda f, x, t: x / t[:, None, None] + 0 * hears(f, x, t)
+
+    learner = ppo(folders, chain=chain()) if chain is not Deterministic else analytic(folders)
+    guard = Guard([NotFinite(), SpreadCollapse(patience=2)], every=1)
+    _, alarm, _ = guarded(learner, tmp_path / "run", guard, GoDeaf())
+    assert (alarm["alarm"], alarm["iteration"]) == ("SpreadCollapse", 4)
+
+
+@pytest.mark.parametrize("chain", EXPLORERS)
+def test_an_alarm_that_could_never_fire_is_refused(folders: dict[str, str], chain) -> None:
+    alarm = EntropyCollapse()
+    if chain is FlowNoise:
+        alarm.begin(ppo(folders, chain=chain()))
+        return
+    with pytest.raises(ValueError, match=f"EntropyCollapse never fires for a PPOPostTraining with {chain.__name__}"):
+        alarm.begin(ppo(folders, chain=chain()))
+
+
+def test_entropy_collapse_counts_from_the_first_value_to_the_floor(folders: dict[str, str]) -> None:
+    """Bounds 0.1 and 1, two dimensions: the floor is 2 (log 0.1 + 1.4189) = -1.767. Of the 5 nats above it, 4 may go."""
+    alarm = EntropyCollapse(share=0.8)
+    alarm.begin(ppo(folders, chain=FlowNoise(low=0.1, high=1.0)))
+    assert alarm.lowest == pytest.approx(-1.7673, abs=1e-4)
+    values = [None, alarm.lowest + 5, alarm.lowest + 9, alarm.lowest + 1.01, alarm.lowest + 0.99]
+    fired = [alarm.check({} if value is None else {"train/entropy": value}, []) is not None for value in values]
+    assert fired == [False, False, False, False, True]
 
 
 def deceive(folders: dict[str, str]) -> None:
@@ -94,7 +137,7 @@ def deceive(folders: dict[str, str]) -> None:
             parameter.mul_(2)
         state, noise = (
             world_model.init(batch["frames"], batch["state"]),
-            world_model.noise(EPISODES, torch.Generator().manual_seed(0)),
+            Noise.rows(0, EPISODES),
         )
         features, y = [], torch.tensor([-1.0, 0.0, 1.0]).repeat_interleave(EPISODES * CHUNK)
         for action in (-1.0, 0.0, 1.0):
@@ -136,8 +179,10 @@ CASES: list[tuple[Alarm, str, list[float | None], int | None]] = [
     (FewUsable(below=0.1, patience=3), "usable_fraction", [0, 0, 1, 0, 0, 1, 0], None),
     (RatioExplosion(above=20.0, patience=1), "ratio_max", [1, 20, 19, 20.5, 1], 4),
     (KLExplosion(above=0.5, patience=2), "approx_kl", [0.6, 0.5, 0.6, 0.1, 0.6, 0.6], 6),
-    (EntropyCollapse(drop=3.0), "entropy", [5, 9, 2, 1.5], 4),  # from the first value, not from the highest
-    (EntropyCollapse(drop=3.0), "entropy", [None, -1, -4, -4.5], 4),  # nothing is logged while only the critic learns
+    # Less than a tenth of the first value, not of the highest; 0.5 is not less.
+    (SpreadCollapse(share=0.1, patience=2), "action_spread", [5, 9, 0.4, 0.6, 0.5, 0.49, 0.1], 7),
+    (SpreadCollapse(share=0.1, patience=1), "action_spread", [None, 5, 1, 0.4], 4),
+    (SpreadCollapse(share=0.1, patience=1), "action_spread", [5, 1, 0.5], None),
     (NotFinite(), "loss", [1, 1, float("inf")], 3),
     (NotFinite(), "loss", [1e30, -1e30, 1], None),
     (FewUsable(patience=1), "something_else", [0, 0, 0], None),  # what the learner does not log is ignored

@@ -12,7 +12,6 @@ from lightning.pytorch.loggers import CSVLogger
 from training.fit import LastCheckpoint
 from training.guards import (
     Alarm,
-    EntropyCollapse,
     FewUsable,
     GapTooWide,
     Guard,
@@ -20,6 +19,7 @@ from training.guards import (
     KLExplosion,
     NotFinite,
     RatioExplosion,
+    SpreadCollapse,
 )
 from training.judges import PhysicsCheck, SecondReflector
 from worldsim import checkpoint
@@ -33,7 +33,7 @@ def test_a_healthy_run_is_the_same_with_and_without_a_guard(folders: dict[str, s
     second = str(checkpoint.save(twin, tmp_path / "twin"))  # agrees, so there is nothing to object to
 
     def alarms() -> list[Alarm]:
-        return [NotFinite(), FewUsable(), RatioExplosion(), KLExplosion(), EntropyCollapse(), JudgeFalls(margin=1), GapTooWide(1)]
+        return [NotFinite(), FewUsable(), RatioExplosion(), KLExplosion(), SpreadCollapse(), JudgeFalls(margin=1), GapTooWide(1)]
 
     def none() -> list[Callback]:
         return []
@@ -158,10 +158,10 @@ class Save(Callback):
             trainer.save_checkpoint(self.path)
 
 
-@pytest.mark.parametrize("alarm", [FewUsable(patience=4), EntropyCollapse(drop=3.0), GapTooWide(patience=3)])
+@pytest.mark.parametrize("alarm", [FewUsable(patience=4), SpreadCollapse(0.3, patience=1), GapTooWide(patience=3)])
 def test_a_resumed_run_continues_exactly(folders: dict[str, str], tmp_path: Path, alarm: Alarm) -> None:
     """Interrupted after 5 of 9 iterations, in the middle of what each alarm counts."""
-    metrics = {"usable_fraction": [1, 1, 1, 0, 0, 0, 0, 0, 0], "entropy": [5, 4, 4, 4, 4, 3, 1, 4, 4]}
+    metrics = {"usable_fraction": [1, 1, 1, 0, 0, 0, 0, 0, 0], "action_spread": [5, 4, 4, 4, 4, 3, 1, 4, 4]}
     rates = [(0.5, 0.5), (0.5, 0.6), (0.7, 0.4), (0.7, 0.45), (0.7, 0.4)]  # iterations 0, 2, 4, 6, 8
     path = tmp_path / "middle.ckpt"
     alarm.memory = {}

@@ -1,0 +1,136 @@
+"""What reaches a learner's loss: advantages and returns as they were given, no loss where nothing was done, counted warm-ups."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from learners import arena, fit, starts
+from lightning import Callback, Trainer
+from torch.utils.data import DataLoader
+
+from reflectors.instant import InstantReflector
+from training.advantage import GAE, GRPO, RLOO
+from training.algorithms.advantages import grpo, rloo
+from training.analytic import AnalyticPostTraining
+from training.chains import Deterministic, Diffusion, FlowNoise, FlowSDE
+from training.critic import OwnEncoder
+from training.economy import SuccessBuffer
+from training.imagine import Continuation
+from training.learner import Decisions
+from training.nft import NFTPostTraining
+from training.ppo import PPOPostTraining
+from training.prdp import PRDPPostTraining
+from worldsim import checkpoint
+from worldsim.blocks import TextEncoder
+from worldsim.interfaces import Policy
+
+
+@pytest.mark.parametrize("estimator", [RLOO, GRPO])
+def test_a_group_advantage_reaches_the_loss_as_the_estimator_gave_it(folders, tmp_path: Path, estimator: type[GRPO]) -> None:
+    """In units of reward (RLOO) or of the group's spread (GRPO), however large or small that is in this rollout."""
+    seen: list[Decisions] = []
+
+    class Watching(PPOPostTraining):
+        def policy_loss(self, decisions: Decisions):
+            seen.append(decisions)
+            return super().policy_loss(decisions)
+
+    learner = Watching(folders["policy"], arena(folders), FlowSDE(), estimator(2), chunks=2, epochs=1, minibatch=1000)
+    fit(learner, starts(6), tmp_path / "run", iterations=1)
+    (decisions,) = seen
+    first = [decisions.trajectory.tolist().index(row) for row in decisions.trajectory.unique().tolist()]
+    pair = decisions.returns[first].unflatten(0, (-1, 2))
+    expected = rloo(pair) if estimator is RLOO else grpo(pair, min_spread=0.25)
+    torch.testing.assert_close(decisions.advantage[first, 0], expected.flatten())
+    assert pair.diff(dim=1).abs().min() > 1e-3, "groups that end alike are left out"
+
+
+def test_prdp_takes_returns_whatever_the_estimator_makes_of_them(folders, tmp_path: Path) -> None:
+    weights = []
+    for estimator in (GRPO(2), RLOO(2)):
+        torch.manual_seed(0)
+        learner = PRDPPostTraining(folders["policy"], arena(folders), Diffusion(), estimator, chunks=2, minibatch=8)
+        fit(learner, starts(4), tmp_path / "run", iterations=1)
+        weights.append(checkpoint.load(tmp_path / "run", Policy).state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_a_critic_of_actions_learns_nothing_about_actions_that_were_not_executed(folders, tmp_path: Path) -> None:
+    """All dreams end with their first action: the other three of a chunk have a target of 0 and no loss."""
+    gradients: list[torch.Tensor] = []
+
+    class Watching(GAE):
+        def loss(self, value, target, old_value, *, mask):
+            value.register_hook(gradients.append)
+            assert (target[:, 1:] == 0).all() and (mask.sum(1) == 1).all()
+            return super().loss(value, target, old_value, mask=mask)
+
+    reflector = checkpoint.load(folders["reflector"], InstantReflector)
+    reflector.threshold.fill_(-1.0)
+    checkpoint.save(reflector, folders["reflector"])
+    learner = PPOPostTraining(folders["policy"], arena(folders), FlowSDE(), Watching(OwnEncoder(per_action=True)), chunks=2)
+    fit(learner, starts(6), tmp_path / "run", iterations=1)
+    (first, *_) = gradients
+    assert first.shape == (6, 4) and (first[:, 0] != 0).all() and (first[:, 1:] == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["analytic", "ppo"])
+def test_a_warm_up_counts_iterations_of_the_run(folders, tmp_path: Path, kind: str) -> None:
+    """Three epochs of two iterations, three of them warm-up; resumed after the fourth. The policy learns from the fourth on."""
+    moved: list[bool] = []
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            self.before = [p.detach().clone() for p in pl_module.policy.parameters()]
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            pairs = zip(self.before, pl_module.policy.parameters(), strict=True)
+            moved.append(any(not torch.equal(a, b) for a, b in pairs))
+
+    def learner():
+        if kind == "analytic":
+            return AnalyticPostTraining(**folders, critic_warmup=3)
+        return PPOPostTraining(folders["policy"], arena(folders), FlowSDE(), GAE(warmup=3), chunks=1)
+
+    def run(epochs: int, ckpt: Path | None) -> Trainer:
+        trainer = Trainer(
+            max_epochs=epochs,
+            default_root_dir=tmp_path,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            accelerator="cpu",
+            callbacks=[Watch()],
+        )
+        batches = [{**starts(2), "seed": i} for i in range(2)]
+        trainer.fit(learner(), DataLoader(batches, batch_size=None), ckpt_path=ckpt, weights_only=True)
+        return trainer
+
+    run(2, None).save_checkpoint(tmp_path / "two.ckpt")
+    run(3, tmp_path / "two.ckpt")
+    assert moved == [False, False, False, True, True, True]
+
+
+def test_learners_leave_the_global_generator_alone(folders, tmp_path: Path) -> None:
+    """What chance a learner needs comes from the batch's seed; only layers that are noisy in training, like dropout, are apart."""
+    makers = [
+        lambda: PPOPostTraining(folders["policy"], arena(folders), FlowNoise(), GAE(warmup=0), chunks=1, minibatch=4),
+        lambda: PRDPPostTraining(folders["policy"], arena(folders), Diffusion(), RLOO(2), chunks=1, minibatch=4),
+        lambda: NFTPostTraining(
+            folders["policy"], arena(folders), Deterministic(), GRPO(2), chunks=1, minibatch=4, buffer=SuccessBuffer(8, batch=4)
+        ),
+        lambda: AnalyticPostTraining(**folders, critic_warmup=0, continuation=Continuation(0.5, 4)),
+    ]
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            for module in pl_module.modules():
+                if isinstance(module, TextEncoder):
+                    module.eval()
+            self.before = torch.get_rng_state()
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            assert torch.equal(self.before, torch.get_rng_state()), type(pl_module).__name__
+
+    for make in makers:
+        fit(make(), starts(4), tmp_path / "run", 2, Watch())
