@@ -7,7 +7,6 @@ import math
 from abc import ABC, abstractmethod
 from typing import Literal, NamedTuple
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 

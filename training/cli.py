@@ -72,7 +72,7 @@ VERBS = {
     "report": Verb("training.verbs:report", "write one self-contained HTML page about a run", "run=runs/demo"),
     "demo": Verb("training.demo:run_demo", "all of the above on the embedded default", ""),
     "bench": Verb("training.bench:bench", "compare learners, or show what guards are for", "algorithms seconds=60"),
-    "doctor": Verb("training.verbs:doctor", "say what this machine can run and what is missing", ""),
+    "doctor": Verb("training.verbs:doctor", "say what this machine can run, or what is wrong with a dataset", "data=data/demos"),
 }
 
 

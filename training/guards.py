@@ -317,7 +317,8 @@ class Guard(Callback):
 
     def _record(self, trainer: Trainer, shipped: int | None) -> None:
         if self.judge is not None:
-            record = {"verdicts": [asdict(verdict) for verdict in self.history], "shipped_iteration": shipped}
+            record: dict[str, Any] = {"verdicts": [asdict(verdict) for verdict in self.history], "shipped_iteration": shipped}
+            record |= {"spent": self.judge.spent, "precision": trainer.precision, "threads": torch.get_num_threads()}
             write_json(Path(trainer.default_root_dir) / "guard.json", record)
 
     def _stop(self, trainer: Trainer, pl_module: PostTraining, alarm: Alarm, message: str) -> None:

@@ -218,13 +218,13 @@ def check_ends(world: World, seed: int, chunk: int) -> None:
         )
         _assert_equal(obs[~over], info["final_obs"][~over], "obs and final_obs where no episode ended")
         assert k + 1 < tail or over[lived].all(), f"a step did not end the episode after max_episode_steps = {limit} steps"
+        _check_autoreset(obs, info["final_obs"], over)
         lived &= ~over
     if world.causal and on_time.any():
         what = "of an episode that single steps and a chunk brought to its end"
         _assert_equal(info["final_obs"][on_time], result.final_obs[on_time], f"final_obs {what}")
         _assert_equal(obs[on_time], result.obs[on_time], f"the next episode's first observation {what}")
         _assert_equal(obs, world.restore(world.snapshot()), "obs after autoreset and the observation of the state reached")
-    _check_autoreset(obs, info["final_obs"], terminated | truncated)
     world.restore(state_after)
     again = world.step_chunk(_actions(world, limit, seed + 2))
     length = again.valid.sum(1)

@@ -264,4 +264,5 @@ def _columns(sights: list[Sight]) -> dict[str, Tensor]:
 def _episode(log: list[dict[str, Tensor]], instruction: str, source: str) -> Episode:
     whole = {name: torch.cat([piece[name] for piece in log if name in piece]) for name in log[-1]}
     cameras = {name.removeprefix("image "): whole.pop(name) for name in list(whole) if name.startswith("image ")}
+    whole["success"] = whole["success"].float()
     return Episode(images=cameras, instruction=instruction, source=source, **whole)

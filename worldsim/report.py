@@ -36,6 +36,10 @@ _FACTS = {
     "f1": ("F1", "{:.3f}"),
     "threshold": ("Success threshold", "{:.3f}"),
     "ece": ("Expected calibration error", "{:.3f}"),
+    "calibration_episodes": ("Episodes to calibrate on", "{:,.0f}"),
+    "calibration_frames": ("Frames to calibrate on", "{:,.0f}"),
+    "report_episodes": ("Episodes that these figures are of", "{:,.0f}"),
+    "report_frames": ("Frames that these figures are of", "{:,.0f}"),
 }
 _NAMES = {
     "analytic": "Analytic gradient",

@@ -119,8 +119,8 @@ class LatentFlowWorldModel(WorldModel):
 
     The network sees x_t (noisy future latents), t, the context and the actions, and predicts the change from the last context
     latent to the clean future: x_0 = z_last + network(...), the velocity is (x_t - x_0)/t. Half of the training is at t = 1, so
-    that one step from pure noise is well trained; it comes out the same whatever the noise, so none is drawn then. In chunks of fewer
-    actions those that are missing are masked.
+    that one step from pure noise is well trained; it comes out the same whatever the noise, so none is drawn then. In chunks of
+    fewer actions those that are missing are masked.
 
     Args:
         camera: which camera it predicts.

@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from reflectors.instant import InstantReflector
-from training.dreamed import DreamThreshold, matching_threshold
+from training.dreamed import DreamThreshold, highest_success, matching_threshold
 from training.reflector import ReflectorTraining
 from worldsim import checkpoint
 from worldsim.data.lerobot import DatasetWriter
+from worldsim.data.windows import FrameTable
+from worldsim.dream import Starts
 from worldsim.evaluate import imagine_outcomes
-from worldsim.types import Episode
+from worldsim.interfaces import Policy, Reflector, WorldModel
+from worldsim.types import Episode, Reflection
 
 STEPS = 8
 
@@ -77,3 +80,25 @@ def test_without_successes_the_threshold_stays(folders: dict[str, str], tmp_path
     with pytest.warns(UserWarning, match="all or none of the recorded episodes succeeded"):
         callback.on_fit_end(trainer, module)  # type: ignore[arg-type]
     assert float(module.reflector.threshold) == before
+
+
+class Surer(Reflector):
+    """Is surer with every call that a frame is a success, and always sure enough to end an ordinary dream."""
+
+    def __init__(self):
+        super().__init__()
+        self.threshold, self.consecutive, self.window, self.calls = torch.tensor(0.0), 1, 1, 0
+
+    def judge(self, frames, instruction):
+        self.calls += 1
+        ones = torch.ones(len(frames))
+        return Reflection(0.01 * self.calls * ones, ones, ones)
+
+
+def test_the_highest_probability_is_that_of_dreams_that_go_on_until_time_is_up(folders: dict[str, str], tmp_path: Path) -> None:
+    policy, world_model = checkpoint.load(folders["policy"], Policy), checkpoint.load(folders["world_model"], WorldModel)
+    table = FrameTable.read([recording(tmp_path / "data", [True, False, False])], "front")
+    starts = Starts.first_frames(table, world_model.context)
+    first = highest_success(policy, world_model, Surer(), starts, 4)
+    later = highest_success(policy, world_model, Surer(), starts, 12)
+    torch.testing.assert_close(later - first, torch.full((3,), 0.02), msg="two chunks, hence calls, more")

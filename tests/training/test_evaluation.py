@@ -13,6 +13,7 @@ from models.renderers.baked import BakedField
 from training import cli, evaluation
 from training.verbs import _store
 from worldsim import checkpoint
+from worldsim.collect import PolicyActor
 from worldsim.data.lerobot import Dataset
 from worldsim.dream import DreamWorld
 from worldsim.identification import SPREAD
@@ -193,6 +194,26 @@ def test_what_was_measured_is_written_before_anything_optional_fails(tmp_path: P
     with pytest.raises(MemoryError):
         cli.main([*arguments, f"baseline={tmp_path / 'policy'}"])
     assert len(json.loads((out / "evaluation.json").read_text())["policies"]["policy"]["outcomes"]) == 8
+
+
+def test_the_same_starts_are_played_again_with_other_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FlowVLA, "encode", lambda self, obs: torch.zeros(len(obs.state), self.feature_dim))
+    acted: list[torch.Tensor] = []
+    act = PolicyActor.act
+
+    def noted(self: PolicyActor, world: Any, obs: Any, noise: Any) -> Any:
+        chunk = act(self, world, obs, noise)
+        acted.append(chunk[noise.step == 0])
+        return chunk
+
+    monkeypatch.setattr(PolicyActor, "act", noted)
+    out = tmp_path / "out"
+    assert cli.main(known("evaluate", tmp_path, "+world.num_envs=8", "episodes=8", "repeat=true", f"out={out}")) == 0
+    first, again = (chunk for chunk in acted if len(chunk) == 8)
+    assert (first != again).flatten(1).any(dim=1).all()
+    entry = json.loads((out / "evaluation.json").read_text())["policies"]["policy"]
+    assert entry["outcomes_again"] == entry["outcomes"], "chance has no say in this world"
+    assert entry["self_agreement"]["agreement"] == 1
 
 
 def test_a_rollout_of_something_else_is_not_mixed_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -97,6 +97,22 @@ def test_finished_dreams_are_dropped_without_changing_the_others(folders: dict[s
     torch.testing.assert_close(plain.chain[last], dropped.chain[last], rtol=0, atol=1e-4)
 
 
+def test_a_truncated_dream_is_worth_what_its_last_frame_is(folders: dict[str, str]) -> None:
+    """Time is up after the first decision; the next episode begins with another frame, whose value is of no account."""
+    policy, chain, advantage, place = checkpoint.load(folders["policy"], Policy), FlowSDE(), GAE(), arena(folders)
+    advantage.build(policy, place.reflector)
+    advantage.eval()
+    world, obs, group = place.begin(starts(6), 1, torch.Generator().manual_seed(0))
+    world.max_episode_steps = 4
+    state = world.snapshot()
+    rollout = collect_rollout(policy, chain, advantage, world, obs, chunks=2, group=group, seed=0)
+    assert rollout.valid.shape == (6, 1, 4) and rollout.valid.all() and not rollout.terminated.any()
+    world.restore(state)
+    seen = world.step_chunk(rollout.chain[:, 0, -1].clamp(-1, 1)).final_obs
+    expected = advantage.value(seen.images["front"], seen.instruction, policy.encode(seen))[:, 0]
+    torch.testing.assert_close(rollout.final_value, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_hopeless_dreams_are_truncated_with_their_value(folders: dict[str, str]) -> None:
     _, rollout = play(folders, FlowSDE(), GAE(), early_stop=EarlyStop(value_below=1e9, patience=2))
     assert rollout.decided[:, :2].all()

@@ -4,7 +4,6 @@ It is apart from the writer so that training, which only reads, needs no encoder
 Read `lerobot.py` next: it explains how an episode becomes rows, and when they count.
 """
 
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -17,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from worldsim.cores import cores
 from worldsim.data import lerobot_format as fmt
 from worldsim.data.journal import leftovers
 from worldsim.data.stats import NAMES, Stats, merge_statistics, statistics
@@ -24,7 +24,7 @@ from worldsim.data.timing import timing
 from worldsim.data.video import decode_images, read_video
 from worldsim.types import Episode
 
-NUM_THREADS = min(4, os.cpu_count() or 1)
+NUM_THREADS = min(4, cores())
 
 
 class Dataset:
