@@ -11,10 +11,11 @@ import time
 import torch
 
 from models.policies.flow_vla import FlowVLA
-from training.algorithms.chain import chain_logprob, every_step, one_step, replay, sample_chain
+from training.algorithms.chain import chain_logprob, replay
 from training.algorithms.losses import ppo_clip
-from training.chains import FlowSDE
+from training.chains import FlowSDE, OneStepFlowSDE
 from worldsim.device import precision
+from worldsim.noise import Noise
 from worldsim.types import Observation
 
 BATCH, REPEATS, K = 256, 20, 4
@@ -36,7 +37,6 @@ def update(policy: FlowVLA, optimizer, obs: Observation, features, chain, old, m
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(0)
     frames = torch.randint(0, 256, (BATCH, 64, 64, 3), dtype=torch.uint8)
     obs = Observation({"front": frames}, torch.randn(BATCH, 4), ("push the red block onto the green disc",) * BATCH)
     for name, kept in (("default policy", False), ("encoder frozen, features kept", True)):
@@ -44,16 +44,11 @@ if __name__ == "__main__":
         optimizer = torch.optim.AdamW(policy.parameters(), lr=0.0)
         with torch.no_grad():
             features = policy.encode(obs)
-            masks = {"whole chain": every_step(BATCH, K), "one step": one_step(BATCH, K, generator)}
-            noise = torch.randn(BATCH, 4, 2)
-            played = {
-                kind: sample_chain(FlowSDE().transition(policy, features), noise, stochastic=mask, generator=generator)
-                for kind, mask in masks.items()
-            }
-        times: dict[str, list[float]] = {kind: [] for kind in masks}
+            noise, chains = Noise.rows(0, BATCH), {"whole chain": FlowSDE(), "one step": OneStepFlowSDE()}
+            played = {kind: chain.sample(policy, features, noise) for kind, chain in chains.items()}
+        times: dict[str, list[float]] = {kind: [] for kind in played}
         for repeat in range(REPEATS + 2):  # alternating, so that both see the same machine
-            for kind, mask in masks.items():
-                chain, logprob = played[kind]
+            for kind, (chain, logprob, mask) in played.items():
                 seconds = update(policy, optimizer, obs, features if kept else None, chain, logprob.sum(-1), mask)
                 if repeat >= 2:
                     times[kind].append(seconds)
