@@ -58,7 +58,7 @@ class Scripted(PostTraining):
         self.ema.step(self.policy.parameters())
         for name, values in self.metrics.items():
             if values[batch_idx] is not None:
-                self.log(f"train/{name}", values[batch_idx])
+                self.tell({name: torch.tensor(float(values[batch_idx]))})
 
     def configure_optimizers(self) -> Any:
         return torch.optim.Adam(self.policy.parameters(), lr=1e-3)

@@ -96,7 +96,10 @@ class GAE(Advantage):
 
 
 class GRPO(Advantage):
-    """Each dream against the mean of its group, divided by the group's spread; equal weight for long and short dreams.
+    """Each dream against the mean of its group, divided by the group's spread (`advantages.grpo`).
+
+    Every decision of a dream gets the dream's advantage times T / (its number of decisions), T the most of the rollout, so that in
+    a mean over decisions long and short dreams weigh the same (`advantages.length_normalize`).
 
     Args:
         group_size: dreams per start, at least 2.
@@ -125,7 +128,7 @@ class GRPO(Advantage):
 
 class RLOO(GRPO):
     """Each dream against the mean of the others from its start (also LOOP). Unlike GRPO's its advantage is in units of reward:
-    nothing is divided by a spread.
+    nothing is divided by a spread. The weight of long and short dreams is GRPO's.
 
     Args:
         group_size: dreams per start, at least 2.

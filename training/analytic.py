@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.algorithms.analytic import action_penalty, discounted_return, td_lambda_targets
+from training.batches import Batch, drawn_by_batch, seed_of
 from training.chains import Chain, Deterministic
 from training.critic import Critic
-from training.data import Batch, seed_of
 from training.imagine import Continuation, Dream, Moment, imagine
 from training.optim import decayed_adamw
 from training.post_training import PostTraining
@@ -88,6 +88,7 @@ class AnalyticPostTraining(PostTraining):
         self.critics = nn.ModuleList(Critic.like(self.reflector) for _ in range(critics))
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
 
+    @drawn_by_batch
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         h = self.settings
         policy_optimizer, critic_optimizer = self.optimizers()  # type: ignore[misc]
@@ -105,13 +106,12 @@ class AnalyticPostTraining(PostTraining):
             norm = nn.utils.clip_grad_norm_(self.policy.parameters(), h.clip)
             policy_optimizer.step()
             self.ema.step(self.policy.parameters())
-            self.log("train/gradient_norm", norm)
+            self.tell({"gradient_norm": norm})
         self.lr_schedulers().step()  # type: ignore[union-attr]
         critic_loss = self._fit_critic(dream, value, dream.end.instruction, critic_optimizer)
         scalars = {"objective": objective.mean(), "reward": dream.reward.sum(1).mean(), "p_success": dream.p_success.amax(1).mean()}
-        self.log_dict({f"train/{k}": v.detach() for k, v in scalars.items()}, prog_bar=True)
-        others = {"anchor_gap": gap.detach(), "critic_loss": critic_loss, "value": value.mean()}
-        self.log_dict({f"train/{k}": v for k, v in others.items()})
+        self.tell(scalars, prog_bar=True)
+        self.tell({"anchor_gap": gap, "critic_loss": critic_loss, "value": value.mean()})
         self.log_spread(dream.obs[0], noise)
 
     def _dream(self, batch: Batch, noise: Noise) -> Dream:

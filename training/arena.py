@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from training.data import Batch
+from training.batches import Batch
 from worldsim import checkpoint
 from worldsim.dream import DreamWorld, Starts
 from worldsim.interfaces import Reflector, World, WorldModel

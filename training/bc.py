@@ -5,7 +5,7 @@ from typing import Any
 from lightning import LightningModule
 from torch import Tensor
 
-from training.data import Batch, generator_of
+from training.batches import Batch, drawn_by_batch, generator_of
 from training.optim import decayed_adamw
 from worldsim import checkpoint
 from worldsim.interfaces import Policy
@@ -32,6 +32,7 @@ class BehaviourCloning(LightningModule):
         state = self.trainer.datamodule.table.state  # type: ignore[attr-defined]
         self.policy.fit_statistics(state.mean(0), state.std(0))
 
+    @drawn_by_batch
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         features = self.policy.encode(batch["obs"]).repeat(self.repeats, 1)
         action = batch["action"].repeat(self.repeats, 1, 1)

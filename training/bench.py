@@ -21,7 +21,7 @@ from training.rehearsal import run_rehearsal
 from training.stages import Stage, execute
 from worldsim.cores import cores
 from worldsim.files import write_json
-from worldsim.metrics import clustered_interval, paired_difference
+from worldsim.metrics import paired_difference, seeds_interval, success_rate
 from worldsim.report import described
 from worldsim.seeds import check_choosing
 
@@ -30,17 +30,19 @@ from matplotlib import pyplot as plt  # noqa: E402
 
 
 class Pace(Callback):
-    """Writes iterations and seconds of a run, its first iteration apart, to `<default_root_dir>/pace.json`."""
+    """Writes iterations and seconds of a run, or of what a resumed one still had to do, to `<default_root_dir>/pace.json`; the
+    first iteration, which compiles kernels and fills caches, costs no seconds."""
+
+    def __init__(self) -> None:
+        self.ends_s: list[float] = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """The clock starts after the first iteration, which compiles kernels and fills caches."""
-        self.last_s, self.number = time.monotonic(), batch_idx
-        if batch_idx == 0:
-            self.began_s = self.last_s
+        """Look at the clock."""
+        self.ends_s.append(time.monotonic())
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file."""
-        pace = {"iterations": self.number + 1, "seconds": self.last_s - self.began_s}
+        pace = {"iterations": len(self.ends_s), "seconds": self.ends_s[-1] - self.ends_s[0] if self.ends_s else 0.0}
         write_json(Path(trainer.default_root_dir) / "pace.json", pace)
 
 
@@ -66,7 +68,8 @@ def run_algorithms(cfg: dict[str, Any]) -> None:
     _run([training(cfg, cell, seed, iterations[cell]) for seed in cfg["seeds"] for cell in cfg["cells"]], out, jobs)
     _run([evaluation(cfg, seed) for seed in cfg["seeds"]], out, jobs)
     rows = summarise(cfg)
-    write_json(out / "algorithms.json", {"seconds": cfg["seconds"], "seeds": cfg["seeds"], "rows": rows})
+    about = {"circumstances": _evaluation(cfg, cfg["seeds"][0])["circumstances"]}
+    write_json(out / "algorithms.json", {"seconds": cfg["seconds"], "seeds": cfg["seeds"], **about, "rows": rows})
     (out / "algorithms.md").write_text(table(cfg, rows))
     plot(cfg, rows, out / "algorithms.png")
     print(f"{out / 'algorithms.md'}: {len(rows)} cells, best learner per minute: {rows[0]['cell']}")
@@ -140,7 +143,7 @@ def evaluation(cfg: dict[str, Any], seed: int) -> Stage:
 
 
 def summarise(cfg: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row per cell, best gain per minute first; gains are paired by start, and their intervals are over seeds and starts."""
+    """One row per cell, best gain per minute first. Gains are paired by start within a seed; their interval is over seeds."""
     rows = []
     for cell in cfg["cells"]:
         before, after, seconds, per_seed, steps = [], [], [], [], []
@@ -153,14 +156,14 @@ def summarise(cfg: dict[str, Any]) -> list[dict[str, Any]]:
             pace = json.loads((folder / "pace.json").read_text())
             steps.append(json.loads((folder / "physics_steps.json").read_text())["physics_steps"])
             seconds.append(pace["seconds"])
-            per_seed.append(paired_difference(before[-1], after[-1])["points"])
-        gain = _mean([100 * (z.float() - a.float()) for a, z in zip(before, after, strict=True)])
+            per_seed.append(paired_difference(before[-1], after[-1]))
+        gain = _mean([gain["points"] for gain in per_seed], per_seed[0]["ci95"])
         minutes = max(sum(seconds) / len(seconds), 1.0) / 60  # an alarm may end a run in its first iteration
         rows.append(
             {
                 "cell": cell,
-                "before": _mean(before),
-                "after": _mean(after),
+                "before": _mean([rate["rate"] for rate in map(success_rate, before)], success_rate(before[0])["ci95"]),
+                "after": _mean([rate["rate"] for rate in map(success_rate, after)], success_rate(after[0])["ci95"]),
                 "gain": gain,
                 "gain_per_seed": per_seed,
                 "seconds": 60 * minutes,
@@ -180,8 +183,9 @@ def table(cfg: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         "",
         f"`worldsim bench algorithms`: seeds {', '.join(map(str, cfg['seeds']))}, {cfg['seconds']} s of learning each on "
         f"{max(1, cores() // cfg['jobs'])} thread(s); {cfg['episodes']} starts per seed, from {cfg['evaluation_seed']:,} on, which "
-        "choose and do not report; held-out sentences; gains paired with the policy that a cell started from. 95 % intervals by a "
-        f"bootstrap that draws seeds and, within each, starts; the last column shows the seeds. Measured with {conditions}.",
+        "choose and do not report; held-out sentences; gains paired with the policy that a cell started from. 95 % intervals: over "
+        f"seeds (Student's t; a single seed's over its starts), and in the last column each seed's own over its starts. "
+        f"Measured with {conditions}.",
         "",
         "| cell | physics steps | before | after | gain, points | points per minute | seconds | per seed |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -192,7 +196,7 @@ def table(cfg: dict[str, Any], rows: list[dict[str, Any]]) -> str:
             f"| {row['cell']} | {row['physics_steps']} | {100 * before['mean']:.1f} | "
             f"{100 * after['mean']:.1f} [{100 * after['ci95'][0]:.1f}, {100 * after['ci95'][1]:.1f}] | "
             f"{gain['mean']:+.1f} [{gain['ci95'][0]:+.1f}, {gain['ci95'][1]:+.1f}] | {row['points_per_minute']:+.1f} | "
-            f"{row['seconds']:.0f} | {', '.join(f'{points:+.1f}' for points in row['gain_per_seed'])} |"
+            f"{row['seconds']:.0f} | {', '.join(_gain(gain) for gain in row['gain_per_seed'])} |"
         )
     lines += ["", *verdict(rows)]
     return "\n".join(lines) + "\n"
@@ -222,7 +226,7 @@ def plot(cfg: dict[str, Any], rows: list[dict[str, Any]], path: Path) -> None:
         axes.errorbar(
             points, y, xerr=[[points - low], [high - points]], fmt="o", color="tab:orange" if row["physics_steps"] else "tab:blue"
         )
-        axes.scatter(row["gain_per_seed"], [y] * len(row["gain_per_seed"]), marker="|", color="grey")
+        axes.scatter([gain["points"] for gain in row["gain_per_seed"]], [y] * len(row["gain_per_seed"]), marker="|", color="grey")
     axes.set_yticks(range(len(rows)), [row["cell"] for row in reversed(rows)])
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlabel(f"physics success gained in {cfg['seconds']} s, percentage points (orange: learns in physics; ticks: seeds)")
@@ -234,9 +238,14 @@ def _evaluation(cfg: dict[str, Any], seed: int) -> dict[str, Any]:
     return json.loads((Path(cfg["out"]) / f"evaluation_{seed}" / "evaluation.json").read_text())
 
 
-def _mean(clusters: list[Tensor]) -> dict[str, Any]:
-    """Mean over seeds and starts, with an interval that counts seeds as what was drawn."""
-    return {"mean": float(torch.cat(clusters).float().mean()), "ci95": list(clustered_interval(clusters))}
+def _mean(per_seed: list[float], of_one: list[float]) -> dict[str, Any]:
+    """Mean over seeds, with an interval that counts seeds as what was drawn; of a single seed its own, over its starts."""
+    interval = list(seeds_interval(per_seed)) if len(per_seed) > 1 else of_one
+    return {"mean": sum(per_seed) / len(per_seed), "ci95": interval}
+
+
+def _gain(gain: dict[str, Any]) -> str:
+    return f"{gain['points']:+.1f} [{gain['ci95'][0]:+.1f}, {gain['ci95'][1]:+.1f}]"
 
 
 def _run(todo: list[Stage], out: Path, jobs: int) -> None:

@@ -29,7 +29,13 @@ class Sample(NamedTuple):
 
 
 class Chain(nn.Module, ABC):
-    """How a policy explores."""
+    """How a policy explores.
+
+    Attributes:
+        explores: its steps have a density; a loss that needs the log-probability of what was done refuses a chain without.
+    """
+
+    explores = True
 
     def build(self, policy: Policy) -> None:  # noqa: B027 - most chains have no parameters
         """Create what depends on the policy's sizes; called once, before the optimiser is made."""
@@ -43,7 +49,8 @@ class Chain(nn.Module, ABC):
         return chains.every_step(len(noise), num_steps, noise.seed.device)
 
     def sample(self, policy: Policy, features: Tensor, noise: Noise) -> Sample:
-        """Act once in every row; the noise of a row depends on nothing else in the batch, and none is drawn that has no effect."""
+        """Act once in every row; the noise of a row depends on nothing else in the batch, and a deterministic sampler
+        draws none but its start."""
         shape, stochastic = (policy.action_horizon, policy.action_dim), self.stochastic(noise, policy.num_steps)
         start = noise.normal("policy", *shape)
         eps = (
@@ -70,11 +77,13 @@ class FlowSDE(Chain):
     """Every denoising step is a step of the reverse-time SDE.
 
     Args:
-        noise_level: a.
+        noise_level: a > 0.
     """
 
     def __init__(self, noise_level: float = 0.5):
         super().__init__()
+        if not noise_level > 0:
+            raise ValueError(f"noise_level must be positive, got {noise_level}; chain=deterministic explores nothing")
         self.noise_level = noise_level
 
     def transition(self, policy: Policy, features: Tensor) -> Transition:
@@ -132,11 +141,13 @@ class Diffusion(Chain):
         return diffusion(lambda x, t: policy.velocity(features, x, t), grid, eta=self.eta, min_std=self.min_std)
 
 
-class Deterministic(FlowSDE):
+class Deterministic(Chain):
     """No exploration but the initial noise: the ODE sampler, for learners that need no log-probability (`nft.py`)."""
 
-    def __init__(self):
-        super().__init__(noise_level=0.0)
+    explores = False
+
+    def transition(self, policy: Policy, features: Tensor) -> Transition:
+        return flow_sde(lambda x, t: policy.velocity(features, x, t), num_steps=policy.num_steps, noise_level=0.0)
 
     def stochastic(self, noise: Noise, num_steps: int) -> Bool[Tensor, "b k"]:
         return ~super().stochastic(noise, num_steps)

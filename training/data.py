@@ -5,58 +5,19 @@ Read `training/world_model.py` next.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
+from training.batches import Batch, BatchStream
 from training.sizes import check_sizes, check_window
 from worldsim.data.lerobot import Dataset
 from worldsim.data.windows import FrameTable, Mirror, shift
 from worldsim.sim.scene import Paraphrases
 from worldsim.types import Observation
-
-Batch = dict[str, Any]
-
-
-class BatchStream(IterableDataset):
-    """Endless batches `draw(generator)`, each from its own generator seeded with (seed, number of the batch), and with a ``seed``.
-
-    Args:
-        draw: makes one batch.
-        seed: with the process rank mixed in by the data module.
-        start: gives the number of the first batch, asked when that is drawn.
-    """
-
-    def __init__(self, draw: Callable[[torch.Generator], Batch], seed: Sequence[int], start: Callable[[], int] = lambda: 0):
-        self.draw, self.seed, self.start = draw, tuple(seed), start
-
-    def __iter__(self) -> Iterator[Batch]:
-        number = self.start()
-        while True:
-            batch, learning = (int(word) >> 1 for word in np.random.SeedSequence([*self.seed, number]).generate_state(2, np.uint64))
-            yield {**self.draw(torch.Generator().manual_seed(batch)), "seed": learning}
-            number += 1
-
-
-def seed_of(batch: Batch) -> int:
-    """The seed of whatever chance a learner needs for this batch, so that learning too depends on (seed, rank, batch number) alone.
-
-    Raises:
-        ValueError: if the batch has none.
-    """
-    if "seed" not in batch:
-        raise ValueError(f"a batch needs an entry 'seed', an integer that no other batch has, got {sorted(batch)}; see BatchStream")
-    return int(batch["seed"])
-
-
-def generator_of(batch: Batch, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator seeded by the batch; see `seed_of`."""
-    return torch.Generator(device).manual_seed(seed_of(batch))
 
 
 class StreamData(LightningDataModule):

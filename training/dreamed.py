@@ -15,7 +15,8 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from training.data import Batch, ReflectorData, is_judged, labels, whole_batches
+from training.batches import Batch
+from training.data import ReflectorData, is_judged, labels, whole_batches
 from training.reflector import ReflectorTraining
 from training.sizes import check_sizes
 from worldsim import checkpoint
@@ -143,7 +144,7 @@ class DreamThreshold(Callback):
         """Dream, set the threshold and export the reflector again."""
         assert isinstance(pl_module, ReflectorTraining)
         reflector = pl_module.reflector.cpu().eval()
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
+        with torch.no_grad():  # in single precision, as evaluations are
             highest = highest_success(self.policy, self.world_model, reflector, self.starts, self.max_episode_steps)
         threshold = matching_threshold(highest, self.success)
         if threshold is None:
@@ -151,9 +152,10 @@ class DreamThreshold(Callback):
             return
         reflector.threshold.fill_(threshold)
         checkpoint.save(reflector, trainer.default_root_dir)
-        scores = Path(trainer.default_root_dir) / "calibration.json"
-        rate = float(self.success.float().mean())
-        write_json(scores, {**json.loads(scores.read_text()), "dream_threshold": threshold, "recorded_success": rate})
+        file = Path(trainer.default_root_dir) / "calibration.json"
+        scores, rate = json.loads(file.read_text()), float(self.success.float().mean())
+        scores.pop("f1", None)  # of the threshold that frames suggested
+        write_json(file, {**scores, "threshold": threshold, "frame_threshold": scores["threshold"], "recorded_success": rate})
 
 
 def highest_success(

@@ -21,11 +21,12 @@ from worldsim.evaluate import Outcomes, Player, actor_of, imagine_outcomes
 from worldsim.evaluate import evaluate as play_episodes
 from worldsim.files import write_json
 from worldsim.interfaces import Policy, Reflector, World, WorldModel
-from worldsim.metrics import agreement, calibration, confusion, paired_difference, success_rate
+from worldsim.metrics import agreement, calibration, confusion, paired_difference, percent, success_rate
 from worldsim.world_model_quality import check_measurable, dream_along, quality, record
 
 Config = dict[str, Any]
 Models = tuple[WorldModel, Reflector]
+URLS = ("ws://", "wss://")
 
 
 def evaluate(cfg: Config) -> None:
@@ -51,22 +52,24 @@ def evaluate(cfg: Config) -> None:
                 outcomes[name] = _played(earlier, outcomes["policy"][0])
             else:
                 outcomes[name] = play_episodes(world, policies[name], **_settings(cfg)), None
-            if outcomes[name][1] is None and (cfg["repeat"] or dreams):
-                outcomes[name] = outcomes[name][0], play_episodes(world, policies[name], **_settings(cfg), stream=1)
             result["policies"][name] = _measured(folders[name], *outcomes[name])
             _write(cfg, result, world)
+            if outcomes[name][1] is None and (cfg["repeat"] or dreams):
+                outcomes[name] = outcomes[name][0], play_episodes(world, policies[name], **_settings(cfg), stream=1)
+                result["policies"][name] = _measured(folders[name], *outcomes[name])
+                _write(cfg, result, world)
         result["policies"] = {name: result["policies"][name] for name in folders}
         reference = outcomes[next(iter(folders))][0]
         for name, entry in result["policies"].items():
             outcome = outcomes[name][0]
             if outcome is not reference:
                 entry["paired_gain"] = paired_difference(reference.success, outcome.success)
-            for key, models in dreams.items():
-                entry |= {key: _compared(policies[name], models, outcomes[name], world, cfg)}
-            low, high = entry["ci95"]
             where = "physics" if world.physics_steps else "a dream"
-            print(f"{name}: {100 * entry['rate']:.1f} % [{100 * low:.1f}, {100 * high:.1f}] in {where}", flush=True)
+            print(f"{name}: {percent(entry)} in {where}", flush=True)
             _write(cfg, result, world)
+            for key, models in dreams.items():
+                entry[key] = _compared(policies[name], models, outcomes[name], world, cfg)
+                _write(cfg, result, world)
         if dreams:
             result |= _quality(dreams["imagination"], world, Path(cfg["out"]) / "media", policies["policy"], cfg)
             _write(cfg, result, world)
@@ -85,7 +88,7 @@ def _dreams(cfg: Config) -> dict[str, Models]:
 
 def _player(where: str, cfg: Config, stack: ExitStack) -> Player:
     """The policy of a folder, or the one behind a URL, whose connections are closed with the stack."""
-    if not where.startswith(("ws://", "wss://")):
+    if not where.startswith(URLS):
         return checkpoint.load(where, Policy)
     from worldsim.remote import RemoteActor, RemotePolicies  # needs the extra robot, which evaluating a folder does not
 
@@ -139,6 +142,8 @@ def _measured(where: str, outcome: Outcomes, again: Outcomes | None) -> Config:
     entry: Config = {**success_rate(outcome.success), "folder": where}
     if (weights := Path(where) / checkpoint.WEIGHTS).is_file():
         entry["weights_sha256"] = sha256(weights)  # so that an export can tell whose success this is
+    if where.startswith(URLS):
+        entry["circumstances"] = "those of the server"
     entry["outcomes"] = _letters(outcome)
     if again is not None:
         entry |= {"outcomes_again": _letters(again), "self_agreement": agreement(outcome.success, again.success)}
@@ -150,7 +155,8 @@ def _letters(outcome: Outcomes) -> str:
 
 
 def _compared(policy: Player, models: Models, played: tuple[Outcomes, Outcomes | None], world: World, cfg: Config) -> Config:
-    """Dreams of the same starts against physics, and beside that what each of them agrees on with itself under other noise."""
+    """Dreams of the same starts against physics, and beside that what each of them agrees on with itself under other noise; "rate"
+    and its interval are of imagined success."""
     (real, again), settings = played, {name: cfg[name] for name in ("seed", "n_action_steps")}
     assert again is not None
     starts, size = real.starts.with_context(models[0].context), {"max_episode_steps": world.max_episode_steps}
@@ -161,15 +167,16 @@ def _compared(policy: Player, models: Models, played: tuple[Outcomes, Outcomes |
     return {
         **success_rate(imagined.success),
         "error_points": 100 * float(imagined.success.float().mean() - real.success.float().mean()),
-        **confusion(imagined.success, real.success),
-        **{name: value for name, value in agreement(imagined.success, real.success).items() if name != "agreement"},
+        "against_physics": {**confusion(imagined.success, real.success), **agreement(imagined.success, real.success)},
         "self_agreement": {
             "physics": agreement(real.success, again.success),
             "dream": agreement(imagined.success, second.success),
         },
-        "always_success": {**confusion(always, real.success), "kappa": 0.0},
+        "always_success": {**confusion(always, real.success), **agreement(always, real.success)},
         "calibration": calibration(imagined.p_success.clamp(0, 1), real.success),
         "frames_per_s": int(imagined.length.sum()) / imagined.seconds,
+        "outcomes": _letters(imagined),
+        "outcomes_again": _letters(second),
     }
 
 

@@ -19,6 +19,7 @@ from training.chains import Chain
 from training.judges import Judge, Verdict
 from training.post_training import PostTraining
 from training.ppo import PPOPostTraining
+from worldsim.device import circumstances
 from worldsim.files import write_json
 from worldsim.interfaces import Policy
 
@@ -234,7 +235,9 @@ class Guard(Callback):
             self._keep(trainer, pl_module, self._measure(trainer, pl_module))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """A run that goes on after an alarm is a new attempt from the weights that were shipped."""
+        """Forget what the last iteration told; a run that goes on after an alarm is a new attempt from the shipped weights."""
+        assert isinstance(pl_module, PostTraining)
+        pl_module.told.clear()
         if self.fired:
             self.fired = False
             (Path(trainer.default_root_dir) / "alarm.json").unlink(missing_ok=True)
@@ -242,7 +245,7 @@ class Guard(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Measure if it is time, check the alarms, and keep the weights if it is time and all is well."""
         assert isinstance(pl_module, PostTraining)
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        metrics = {name: float(value) for name, value in pl_module.told.items()}
         metrics[WEIGHTS] = sum_of_squares(pl_module.policy)
         due = pl_module.iteration % self.every == 0 and math.isfinite(metrics[WEIGHTS])
         verdict = self._measure(trainer, pl_module) if due else None
@@ -318,7 +321,7 @@ class Guard(Callback):
     def _record(self, trainer: Trainer, shipped: int | None) -> None:
         if self.judge is not None:
             record: dict[str, Any] = {"verdicts": [asdict(verdict) for verdict in self.history], "shipped_iteration": shipped}
-            record |= {"spent": self.judge.spent, "precision": trainer.precision, "threads": torch.get_num_threads()}
+            record |= {"spent": self.judge.spent, "circumstances": circumstances(str(trainer.precision), self.judge.num_envs)}
             write_json(Path(trainer.default_root_dir) / "guard.json", record)
 
     def _stop(self, trainer: Trainer, pl_module: PostTraining, alarm: Alarm, message: str) -> None:

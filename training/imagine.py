@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from training.batches import Batch
 from training.chains import Chain
-from training.data import Batch
 from worldsim.interfaces import Policy, Reflector, WorldModel
 from worldsim.noise import Noise
 from worldsim.types import Observation, TensorBatch, cat_rows, float_image, where_rows
@@ -113,7 +113,8 @@ def imagine(
         features = policy.encode(obs)
         path = chain.sample(policy, features, now).path
         action = path[:, -1]
-        executed = (action + exploration * now.normal("action", *action.shape[1:])).clamp(-1, 1)
+        jitter = now.normal("action", *action.shape[1:]) if exploration.any() else torch.zeros_like(action)
+        executed = (action + exploration * jitter).clamp(-1, 1)
         others = [rival.step(rival.init(recent, felt), executed, replace(now, stream=i + 1))[1] for i, rival in enumerate(rivals)]
         state, predicted, proprioceptions = world_model.step(state, executed, now)
         verdicts = [judge(frames_of_one) for frames_of_one in (predicted, *others)]

@@ -6,28 +6,35 @@
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from worldsim import checkpoint
 from worldsim.data.windows import FrameTable
 from worldsim.dream import Starts
 from worldsim.evaluate import evaluate, imagine_outcomes
 from worldsim.interfaces import Policy, Reflector, World, WorldModel
+from worldsim.metrics import agreement, confusion
 from worldsim.seeds import GUARDING, check_guarding
 
 
 @dataclass(frozen=True)
 class Verdict:
     """Success of the policy that would be shipped after `step` iterations, in [0, 1]: in dreams by the first reflector
-    (`imagined`) and on the same starts by the held-out judge (`judged`), which took `physics_steps` control steps of physics."""
+    (`imagined`) and on the same starts by the held-out judge (`judged`), which took `physics_steps` control steps of physics.
+
+    `agreement` compares both start by start (agreement, kappa, false and missed success). What each repeats of itself under other
+    noise would double the cost of a check; `worldsim evaluate` says it."""
 
     step: int
     imagined: float
     judged: float
     physics_steps: int
+    agreement: dict[str, float | None] = field(default_factory=dict)
 
 
 class Judge(ABC):
@@ -43,8 +50,10 @@ class Judge(ABC):
     Attributes:
         physics_steps: control steps taken so far, those before a resumption included.
         spent: why it measures no more; None while it does.
+        num_envs: episodes at a time.
     """
 
+    num_envs: int = 1
     physics_steps: int = 0
     spent: str | None = None
 
@@ -58,11 +67,19 @@ class Judge(ABC):
     def measure(self, policy: Policy) -> Verdict | None:
         """The verdict, of step 0, on a policy that is on the CPU and in evaluation mode; None if there is no budget left."""
 
-    def imagined(self, policy: Policy, reflector: Reflector, starts: Starts, *, steps: int, batch: int) -> float:
-        """Share of dreams of at most `steps` steps that succeed in the reflector's eyes."""
-        models = self.world_model, reflector
-        outcomes = imagine_outcomes(policy, *models, starts, max_episode_steps=steps, batch=batch, seed=self.seed)
-        return float(outcomes.success.float().mean())
+    def imagined(self, policy: Policy, reflector: Reflector, starts: Starts, *, steps: int) -> Bool[Tensor, " n"]:
+        """Which dreams of at most `steps` steps succeed in the reflector's eyes."""
+        size = {"max_episode_steps": steps, "batch": self.num_envs, "seed": self.seed}
+        return imagine_outcomes(policy, self.world_model, reflector, starts, **size).success
+
+    @staticmethod
+    def verdict(imagined: Bool[Tensor, " n"], judged: Bool[Tensor, " n"], physics_steps: int) -> Verdict:
+        """Of the same n starts."""
+        shares = confusion(imagined, judged)
+        kappa = agreement(imagined, judged, draws=1)["kappa"]
+        found = {name: shares[name] for name in ("agreement", "false_success", "missed_success")}
+        dreamed, real = (x.float().mean().item() for x in (imagined, judged))
+        return Verdict(0, dreamed, real, physics_steps, {**found, "kappa": kappa if math.isfinite(kappa) else None})
 
 
 class SecondReflector(Judge):
@@ -94,12 +111,12 @@ class SecondReflector(Judge):
         if not 1 <= episodes <= len(starts):
             raise ValueError(f"episodes must be in [1, {len(starts)}], the number in {data}, got {episodes}")
         self.starts = starts[torch.randperm(len(starts), generator=torch.Generator().manual_seed(seed))[:episodes]]
-        self.max_episode_steps = max_episode_steps
+        self.max_episode_steps, self.num_envs = max_episode_steps, episodes
 
     def measure(self, policy: Policy) -> Verdict:
         with torch.random.fork_rng(devices=[]):
-            size = {"steps": self.max_episode_steps, "batch": len(self.starts)}
-            return Verdict(0, *(self.imagined(policy, judge, self.starts, **size) for judge in self.reflectors), physics_steps=0)
+            verdicts = (self.imagined(policy, judge, self.starts, steps=self.max_episode_steps) for judge in self.reflectors)
+            return self.verdict(*verdicts, physics_steps=0)
 
 
 class PhysicsCheck(Judge):
@@ -126,23 +143,22 @@ class PhysicsCheck(Judge):
     ):
         check_guarding(seed, episodes)
         super().__init__(world_model, [reflector], seed)
-        self.world, self.episodes, self.budget = world, episodes, budget
+        self.world, self.episodes, self.budget, self.num_envs = world, episodes, budget, world.num_envs
 
     def measure(self, policy: Policy) -> Verdict | None:
         limit, before = self.world.max_episode_steps, self.world.physics_steps
-        b = self.world.num_envs
         longest = math.ceil(limit / policy.action_horizon) * policy.action_horizon  # environments go on until the last one ends
-        most = math.ceil(self.episodes / b) * b * longest
+        most = math.ceil(self.episodes / self.num_envs) * self.num_envs * longest
         if self.physics_steps + most > self.budget:
             self._say_spent(most)
             return None
         with torch.random.fork_rng(devices=[]):
             real = evaluate(self.world, policy, episodes=self.episodes, seed=self.seed)
             starts = real.starts.with_context(self.world_model.context)
-            imagined = self.imagined(policy, self.reflectors[0], starts, steps=limit, batch=self.world.num_envs)
+            imagined = self.imagined(policy, self.reflectors[0], starts, steps=limit)
         steps = self.world.physics_steps - before
         self.physics_steps += steps
-        return Verdict(0, imagined, float(real.success.float().mean()), steps)
+        return self.verdict(imagined, real.success, steps)
 
     def _say_spent(self, most: int) -> None:
         """Once: a run goes on for hours after its last check."""

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from training.advantage import Advantage, Assessment
 from training.arena import Arena
+from training.batches import Batch, generator_of, seed_of
 from training.chains import Chain
-from training.data import Batch, generator_of, seed_of
 from training.economy import BetaStarts, DynamicSampling, EarlyStop, SuccessBuffer
 from training.optim import decayed_adamw
 from training.post_training import PostTraining
@@ -62,7 +62,12 @@ class RolloutLearner(PostTraining, ABC):
         expert_only: the policy's encoder is frozen and each observation is encoded once, when it is seen (pi_RL trains pi0 like
             this); updates then cost as much as the action expert alone.
         sampling, early_stop, starts, buffer: rollout economy, each null if not wanted.
+
+    Attributes:
+        needs_logprob: the loss needs the log-probability of what was done, and so a chain that explores.
     """
+
+    needs_logprob = True
 
     def __init__(
         self,
@@ -84,6 +89,8 @@ class RolloutLearner(PostTraining, ABC):
         buffer: SuccessBuffer | None = None,
     ):
         super().__init__(policy, ema_decay)
+        if self.needs_logprob and not chain.explores:
+            raise ValueError(f"{type(self).__name__} needs a chain that explores, got {type(chain).__name__}; chain=flow_sde does")
         self.arena, self.chain, self.advantage = arena, chain, advantage
         self.chain.build(self.policy)
         self.advantage.build(self.policy, arena.reflector)
@@ -114,7 +121,7 @@ class RolloutLearner(PostTraining, ABC):
             for name, value in logs.items():
                 totals.setdefault(name, []).append(value.detach())
         self.lr_schedulers().step()  # type: ignore[union-attr]
-        self.log_dict({f"train/{name}": torch.stack(values).mean() for name, values in totals.items()})
+        self.tell({name: torch.stack(values).mean() for name, values in totals.items()})
         first = Observation({self.policy.camera: rollout.images[:, 0]}, rollout.state[:, 0], rollout.instruction)
         self.log_spread(first, Noise.rows(seed, len(rollout.group)))
         scalars = {
@@ -122,7 +129,7 @@ class RolloutLearner(PostTraining, ABC):
             "imagined_success": rollout.terminated.any(2).any(1).float().mean(),
             "usable_fraction": usable,
         }
-        self.log_dict({f"train/{name}": value for name, value in scalars.items()}, prog_bar=True)
+        self.tell(scalars, prog_bar=True)
 
     def imagine(self, batch: Batch, generator: torch.Generator) -> tuple[Rollout, Tensor]:
         """The rollout of one iteration, and the share of its decisions that carry a gradient.

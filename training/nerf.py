@@ -17,7 +17,8 @@ from torch import Tensor
 
 from models.renderers.baked import BakedField
 from models.renderers.nerfstudio import RadianceField
-from training.data import Batch, StreamData
+from training.batches import Batch
+from training.data import StreamData
 from training.optim import decayed_adamw
 from worldsim import checkpoint
 from worldsim.cameras import Intrinsics, read_transforms

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from training.algorithms.losses import nft
-from training.data import Batch
+from training.batches import Batch
 from training.learner import Decisions, RolloutLearner
 from worldsim import checkpoint
 from worldsim.flow import interpolate, velocity_target
@@ -25,6 +25,8 @@ class NFTPostTraining(RolloutLearner):
         repeats: noised points per chunk.
         others: as `RolloutLearner`; `chain` is usually `Deterministic`.
     """
+
+    needs_logprob = False
 
     def __init__(
         self, policy: str, *args: Any, beta: float = 1.0, spread: float = 2.0, follow: float = 0.5, repeats: int = 4, **kwargs: Any
@@ -48,8 +50,10 @@ class NFTPostTraining(RolloutLearner):
         d, r = decisions, self.repeats
         with torch.no_grad():
             old_features = (d.features if self.expert_only else self.old.encode(d.obs)).repeat(r, 1)
+        counted = d.valid[:, : d.advantage.shape[1]]  # of the actions, or of the decision, which is there with its first action
+        advantage = torch.where(counted, d.advantage, 0).sum(-1) / counted.sum(-1)
         features, chunk = d.features.repeat(r, 1), d.chain[:, -1].clamp(-1, 1).repeat(r, 1, 1)
-        optimality = (0.5 + 0.5 * d.advantage.mean(-1) / self.spread).clamp(0, 1).repeat(r)
+        optimality = (0.5 + 0.5 * advantage / self.spread).clamp(0, 1).repeat(r)
         t = torch.rand(len(chunk), generator=d.generator).clamp(min=1e-2)
         noise = torch.randn(chunk.shape, generator=d.generator)
         x = interpolate(chunk, noise, t)

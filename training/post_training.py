@@ -32,11 +32,18 @@ class PostTraining(LightningModule):
         self.policy: Policy = checkpoint.load(policy, Policy)
         self.reference: Policy = checkpoint.load(policy, Policy).requires_grad_(False)
         self.ema = EMAModel(self.policy.parameters(), decay=ema_decay, foreach=True)
+        self.told: dict[str, Tensor] = {}
 
     @property
     def iteration(self) -> int:
         """Iterations begun, this one included, over all epochs and those before a resumption: what a warm-up counts."""
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+
+    def tell(self, metrics: dict[str, Tensor], **options: Any) -> None:
+        """Log scalars of this iteration, as "train/<name>"; `told` holds them until the next one for guards to look at."""
+        named = {f"train/{name}": value.detach() for name, value in metrics.items()}
+        self.told |= named
+        self.log_dict(named, **options)
 
     def log_spread(self, obs: Observation, noise: Noise) -> None:
         """Log how far apart the shipped sampler's actions lie under two draws of noise, root of the mean square, at most 16 rows.
@@ -52,7 +59,7 @@ class PostTraining(LightningModule):
                 sample_ode(lambda x, t: self.policy.velocity(features, x, t), start, num_steps=self.policy.num_steps)
                 for start in starts
             )
-        self.log("train/action_spread", (one - other).square().mean().sqrt())
+        self.tell({"action_spread": (one - other).square().mean().sqrt()})
 
     def on_fit_start(self) -> None:
         """The average lives where the policy does."""

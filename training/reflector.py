@@ -14,7 +14,8 @@ from torch import Tensor
 
 from reflectors.calibration import calibration_half, fit_platt
 from reflectors.instant import InstantReflector
-from training.data import Batch, ReflectorData, generator_of
+from training.batches import Batch, drawn_by_batch, generator_of
+from training.data import ReflectorData
 from training.optim import decayed_adamw
 from worldsim import checkpoint
 from worldsim.files import write_json
@@ -50,6 +51,7 @@ class ReflectorTraining(LightningModule):
         if weights is not None:
             checkpoint.load_weights(self.reflector, weights)
 
+    @drawn_by_batch
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         frames = float_image(batch["frames"])
         noise = torch.randn(frames.shape, generator=generator_of(batch, self.device), device=self.device)
@@ -70,7 +72,7 @@ class ReflectorTraining(LightningModule):
         self.reflector.eval()
         data: ReflectorData = self.trainer.datamodule  # type: ignore[attr-defined]
         held_out = list(data.val_dataloader())
-        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+        with torch.no_grad():  # in single precision, as evaluations are
             judged = [self.reflector.raw(batch["frames"].to(self.device), batch["instruction"]) for batch in held_out]
         logit, progress = (torch.cat(parts).cpu() for parts in zip(*judged, strict=True))
         success, truth, episode = (torch.cat([batch[name] for batch in held_out]) for name in ("success", "progress", "episode"))

@@ -1,7 +1,7 @@
 """Whether a dataset has the sizes of the model that shall learn from it: said in one line, and before training.
 
 Sizes stand in two places, a model's constructor and the data, because either may come from somebody else. A model says its own
-through the arguments that `Configured` records. Read `training/data.py` next: its data modules ask here once their data are read.
+through the arguments that `Configured` records. Read `training/batches.py` next.
 """
 
 from torch import nn

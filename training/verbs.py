@@ -23,8 +23,8 @@ from worldsim.doctor import examine
 from worldsim.export import export_policy, load_bundle
 from worldsim.files import write_json
 from worldsim.interfaces import Policy, World
-from worldsim.metrics import success_rate
-from worldsim.report import write_report
+from worldsim.metrics import percent, success_rate
+from worldsim.report import described, write_report
 from worldsim.robot.reliability import FEWEST, fit_reference
 from worldsim.seeds import check_training
 from worldsim.serving import TorchPolicy
@@ -65,7 +65,7 @@ def _store(
     images: Any = world.single_observation_space["images"]
     counter = root / "meta" / "physics_steps.json"
     before = json.loads(counter.read_text())["physics_steps"] if counter.is_file() else 0
-    successes, new = 0, 0
+    successes: list[bool] = []
     with DatasetWriter(
         root,
         fps=world.fps,
@@ -82,10 +82,10 @@ def _store(
             while batch := list(islice(stream, world.num_envs)):
                 writer.add(batch)
                 write_json(counter, {"physics_steps": before + world.physics_steps})
-                successes, new = successes + sum(bool(episode.success[-1] == 1) for episode in batch), new + len(batch)
+                successes += [bool(episode.success[-1] == 1) for episode in batch]
     steps = before + world.physics_steps
-    rate = f" with {100 * successes / new:.0f} % success" if new else ""
-    print(f"{root}: {max(had, episodes)} episodes, {new} new{rate}, {steps} physics steps")
+    rate = f" with {percent(success_rate(torch.tensor(successes)))} success" if successes else ""
+    print(f"{root}: {max(had, episodes)} episodes, {len(successes)} new{rate}, {steps} physics steps")
 
 
 def convert(cfg: Config) -> None:
@@ -115,8 +115,7 @@ def rollout(cfg: Config) -> None:
         "circumstances": circumstances(cfg["precision"], world.num_envs),
     }
     write_json(out / "statistics.json", statistics)
-    low, high = statistics["success"]["ci95"]
-    rate = f"{100 * statistics['success']['rate']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    rate = percent(statistics["success"])
     print(f"{out}: success {rate} of {len(episodes)} episodes as judged by {statistics['judge']}; see {out / 'grid.mp4'}")
 
 
@@ -170,6 +169,8 @@ def _earned(file: Path, folder: Path) -> Config:
             about = {"seed": evaluation["seed"], "world": f"{world['_target_'].rpartition('.')[2]}({', '.join(settings)})"}
             if evaluation.get("n_action_steps"):
                 about["n_action_steps"] = evaluation["n_action_steps"]
+            if "circumstances" in evaluation:
+                about["circumstances"] = described(evaluation["circumstances"])
             return {name: entry[name] for name in ("rate", "ci95", "episodes")} | about
     raise ValueError(f"{file} has no evaluation of the weights in {folder}; write one with worldsim evaluate policy={folder}")
 

@@ -6,7 +6,7 @@ from diffusers.training_utils import EMAModel
 from lightning import LightningModule
 from torch import Tensor
 
-from training.data import Batch, generator_of
+from training.batches import Batch, drawn_by_batch, generator_of
 from training.optim import decayed_adamw
 from worldsim import checkpoint
 from worldsim.interfaces import WorldModel
@@ -41,6 +41,7 @@ class WorldModelTraining(LightningModule):
         if self.ema is None:
             self.ema = EMAModel(self.world_model.parameters(), decay=self.ema_decay, foreach=True)
 
+    @drawn_by_batch
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss, scalars = self.world_model.loss(batch, generator_of(batch, self.device))
         self.log_dict({f"train/{name}": value for name, value in scalars.items()}, prog_bar=True)

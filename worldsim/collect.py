@@ -145,7 +145,7 @@ def executed(chunk: Float[Tensor, "b ah ad"], n_action_steps: int | None) -> Flo
     Raises:
         ValueError: if it is not a positive integer.
     """
-    if n_action_steps is not None and (not isinstance(n_action_steps, int) or n_action_steps < 1):
+    if n_action_steps is not None and (type(n_action_steps) is not int or n_action_steps < 1):
         raise ValueError(f"n_action_steps must be an integer from 1 on, got {n_action_steps!r}; null executes whole chunks")
     return chunk[:, :n_action_steps]
 
@@ -195,7 +195,7 @@ def play(
         episodes: number of starts.
         seed: of start 0.
         n_action_steps: actions of each chunk that are executed before the actor is asked again, see `executed`.
-        stream: of the actor's noise; another one plays the same starts with other noise.
+        stream: of the noise of actor and world; another one plays the same starts with other noise.
         place: further options of `World.reset` for the starts [b], where a seed alone does not say which start it is.
 
     Raises:
@@ -205,7 +205,7 @@ def play(
         raise ValueError(f"episodes must be at least 1, got {episodes}")
     b = world.num_envs
     start, taken, elapsed = torch.arange(b), b, torch.zeros(b, dtype=torch.long)
-    obs, _ = world.reset(seed=(seed + start).tolist(), options=place(start))
+    obs, _ = world.reset(seed=(seed + start).tolist(), options={"stream": stream, **place(start)})
     while (start < episodes).any():
         noise, before = Noise(seed + start, torch.zeros_like(start), elapsed, stream), (obs, world.judge())
         actions = executed(actor.act(world, obs, noise), n_action_steps)

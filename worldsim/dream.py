@@ -97,7 +97,6 @@ class DreamWorld(World):
         max_episode_steps: truncation.
         fps: control frequency of the data, in Hz.
         seed: environment i uses the stream seed + i.
-        stream: of the world model's noise; another one dreams the same starts otherwise, if the model is stochastic.
 
     Raises:
         ValueError: if there are no starts or num_envs < 1.
@@ -112,7 +111,6 @@ class DreamWorld(World):
         max_episode_steps: int = 40,
         fps: int = 10,
         seed: int = 0,
-        stream: int = 0,
     ):
         if num_envs < 1 or len(starts) < 1:
             raise ValueError(f"a dream needs num_envs >= 1 and at least one start, got {num_envs} and {len(starts)}")
@@ -120,7 +118,7 @@ class DreamWorld(World):
         self.state_names = tuple(f"state_{i}" for i in range(starts.state.shape[-1]))
         self.action_names = tuple(f"action_{i}" for i in range(world_model.action_dim))
         self.num_envs, self.max_episode_steps, self.fps, self.camera = num_envs, max_episode_steps, fps, world_model.camera
-        self.causal, self.stream = world_model.causal, stream
+        self.causal, self._noise_stream = world_model.causal, 0
         height, width = starts.frames.shape[2:4]
         self.single_observation_space = gym.spaces.Dict(
             images=gym.spaces.Dict({self.camera: gym.spaces.Box(0, 255, (height, width, 3), np.uint8)}),
@@ -172,6 +170,7 @@ class DreamWorld(World):
                 raise ValueError(f"seed must be an integer or {self.num_envs} integers, got {len(seeds)}")
             fresh = torch.stack([seeds, torch.zeros_like(seeds)], dim=1)
             self._state = replace(self._state, stream=torch.where(mask[:, None], fresh, self._state.stream))
+        self._noise_stream = options.get("stream", self._noise_stream)
         self._draw(mask, options.get("start"))
         return self._observe(self._state), {}
 
@@ -245,7 +244,7 @@ class DreamWorld(World):
     def _advance(self, actions: Float[Tensor, "b m ad"]) -> list[DreamState]:
         """The m states after each of m actions: one call of the world model."""
         old, m = self._state, actions.shape[1]
-        noise = Noise(old.stream[:, 0], old.stream[:, 1], old.elapsed, self.stream)
+        noise = Noise(old.stream[:, 0], old.stream[:, 1], old.elapsed, self._noise_stream)
         model, frames, states = self.world_model.step(old.model, actions, noise)
         frames = frames.clamp(0, 1)  # before the reflector looks, so that it judges the picture that the policy sees
         judged = self.reflector.judge(frames.flatten(0, 1), _repeat(old.instruction, m))

@@ -74,10 +74,10 @@ class Normal(Distribution):
         return self.mean + self.std * noise.normal(draw)
 
 
-def sampled(part: Any, noise: Noise, name: str) -> Values:
-    """One draw of every field of a dataclass that is a `Distribution`, under the field's name behind that of the part."""
+def sampled(part: Any, noise: Noise) -> Values:
+    """One draw of every field of a dataclass that is a `Distribution`, under the field's name."""
     chosen = {field.name: getattr(part, field.name) for field in fields(part)}
-    return {key: value.sample(noise, f"{name}.{key}") for key, value in chosen.items() if isinstance(value, Distribution)}
+    return {key: value.sample(noise, key) for key, value in chosen.items() if isinstance(value, Distribution)}
 
 
 class Effect(ABC):
@@ -165,8 +165,9 @@ class Sensor(Effect):
         rows = F.pad(frames.flatten(0, 1)[None], (3, 3, 3, 3), mode="replicate")
         rows = F.conv2d(rows, kernel[:, None, None], groups=len(kernel))
         frames = F.conv2d(rows, kernel[:, None, :, None], groups=len(kernel))[0].unflatten(0, (-1, 3))
-        grain = noise.normal("sensor.grain", *frames.shape[1:])
-        return (frames + values["noise"][:, None, None, None] * grain).clamp(0, 1)
+        if values["noise"].any():
+            frames = frames + values["noise"][:, None, None, None] * noise.normal("grain", *frames.shape[1:])
+        return frames.clamp(0, 1)
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ class Distractors(Effect):
         y, x = _grid(height, width)
         number = values["number"].round()
         most = int(number.max().clamp(min=0))
-        drawn = noise.at(0).uniform("distractors.discs", most, 5)  # of the episode, not of the frame
+        drawn = noise.at(0).uniform("discs", most, 5)  # of the episode, not of the frame
         for k in range(most):
             across, down = ((2 * drawn[:, k, i] - 1)[:, None, None] for i in (0, 1))
             inside = ((x - across) * width / height).square() + (y - down).square() < (2 * values["size"][:, None, None]).square()

@@ -53,7 +53,7 @@ def evaluate(
         episodes: n.
         seed: episode i starts from stream seed + i.
         n_action_steps: actions of each chunk that are executed before the policy looks again, see `worldsim.collect.executed`.
-        stream: of the policy's noise, see `Noise`.
+        stream: of the noise of policy and world, see `Noise`.
 
     Raises:
         ValueError: if n is not positive, or no action of a chunk is executed.
@@ -86,8 +86,8 @@ def imagine_outcomes(
         n_action_steps: as for `evaluate`.
         stream: of the noise of policy and world model.
     """
-    last, size = len(starts) - 1, {"num_envs": min(batch, len(starts)), "max_episode_steps": max_episode_steps}
-    world = DreamWorld(world_model, reflector, starts, stream=stream, **size)
+    last, num_envs = len(starts) - 1, min(batch, len(starts))
+    world = DreamWorld(world_model, reflector, starts, num_envs, max_episode_steps)
 
     def place(start: Tensor) -> dict[str, Any]:
         return {"start": start.clamp(max=last)}

@@ -98,7 +98,8 @@ class World(VectorEnv, ABC):
 
         Args:
             seed: one seed (environment i gets seed + i) or one per environment; None draws on from the current generators.
-            options: ``{"mask": bool [b]}`` resets only those environments.
+            options: ``{"mask": bool [b]}`` resets only those environments; ``{"stream": int}`` is that of the world's own noise
+                from now on, if it has any that is new in every step: another one plays the same starts otherwise (`Noise`).
         """
 
     @abstractmethod

@@ -6,12 +6,13 @@ Read `evaluate.py` next: it produces the outcomes that are compared here.
 """
 
 import math
-from collections.abc import Sequence
-from statistics import NormalDist
-from typing import TypedDict
+from collections.abc import Mapping, Sequence
+from statistics import NormalDist, stdev
+from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Bool, Float, Shaped
+from scipy import stats
 from torch import Tensor
 from torchmetrics.functional.classification import (
     binary_auroc,
@@ -111,6 +112,12 @@ def success_rate(success: Bool[Tensor, " n"]) -> SuccessRate:
     return {"rate": successes / n, "ci95": list(wilson_interval(successes, n)), "episodes": n}
 
 
+def percent(measured: Mapping[str, Any]) -> str:
+    """A rate and its interval as people read them: "81.8 % [78.2, 84.9]"."""
+    low, high = measured["ci95"]
+    return f"{100 * measured['rate']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
 def paired_difference(before: Bool[Tensor, " n"], after: Bool[Tensor, " n"], confidence: float = 0.95) -> PairedGain:
     """Gain in success, after - before, in percentage points; episode i of both started from the same state.
 
@@ -133,33 +140,27 @@ def paired_difference(before: Bool[Tensor, " n"], after: Bool[Tensor, " n"], con
     return {"points": 100 * (won - lost) / n, "ci95": [100 * max(-1.0, gain - half), 100 * min(1.0, gain + half)]}
 
 
-def clustered_interval(
-    values: Sequence[Shaped[Tensor, " n"]], confidence: float = 0.95, *, draws: int = 4000
-) -> tuple[float, float]:
-    """Bootstrap interval of a mean whose units come in clusters: starts within seeds (Davison & Hinkley 1997, section 3.8).
+def seeds_interval(means: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Student's interval (1908) of what another training seed would give, from one mean per seed: mean ± t_{k-1} sd / sqrt(k).
 
-    Every draw takes as many clusters as there are, with replacement, and within each as many units, so that what differs between
-    seeds widens the interval; units of several seeds are never counted as independent. Few seeds say little: with three of them the
-    interval is still somewhat too narrow, so show each seed's mean beside it.
+    The unit is the seed: its mean varies by what differs between seeds and by its starts, and both widen the interval. Counting the
+    starts of several seeds as independent would promise far too much, and a bootstrap of two or three seeds still too much. Show
+    each seed's own interval over starts beside it.
 
     Args:
-        values: one vector per cluster: outcomes, or paired differences of outcomes.
-        confidence: of the interval.
-        draws: of the bootstrap, from a fixed seed.
+        means: of k seeds; with k = 1 nothing is known of other seeds and the interval is infinite.
+        confidence: in (0, 1).
 
     Raises:
-        ValueError: if there is no cluster, or an empty one.
+        ValueError: if there is no seed.
     """
-    if not values or not all(len(cluster) for cluster in values):
-        raise ValueError(f"need at least one cluster of at least one unit, got sizes {[len(cluster) for cluster in values]}")
-    generator, k = torch.Generator().manual_seed(0), len(values)
-    chosen = torch.randint(k, (draws, k), generator=generator)
-    means = torch.zeros(draws, k, dtype=torch.float64)
-    for i, cluster in enumerate(values):
-        rows = torch.randint(len(cluster), (draws, k, len(cluster)), generator=generator)
-        means = torch.where(chosen == i, cluster.double()[rows].mean(dim=-1), means)
-    low, high = means.mean(dim=1).quantile(_tails(confidence)).tolist()
-    return low, high
+    if not means:
+        raise ValueError("need the mean of at least one seed")
+    k, mean = len(means), sum(means) / len(means)
+    if k == 1:
+        return -math.inf, math.inf
+    half = float(stats.t.ppf((1 + confidence) / 2, k - 1)) * stdev(means) / math.sqrt(k)
+    return mean - half, mean + half
 
 
 def agreement(first: Bool[Tensor, " n"], second: Bool[Tensor, " n"], *, draws: int = 2000) -> Agreement:

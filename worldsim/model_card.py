@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from worldsim.metrics import percent
+
 
 def model_card(description: dict[str, Any]) -> str:
     """Markdown for people and for model hubs.
@@ -50,11 +52,11 @@ def model_card(description: dict[str, Any]) -> str:
 def _earned(evaluation: dict[str, Any] | None) -> str:
     if evaluation is None:
         return "Success: no evaluation was given to the export."
-    low, high = evaluation["ci95"]
     steps = evaluation.get("n_action_steps")
     executed = f", {steps} actions of each chunk executed" if steps else ""
+    measured = f", measured with {evaluation['circumstances']}" if "circumstances" in evaluation else ""
     return (
-        f"Success of the policy before its export: {100 * evaluation['rate']:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of "
+        f"Success of the policy before its export: {percent(evaluation)} of "
         f"{evaluation['episodes']} episodes (95 % interval), starts from seed {evaluation['seed']} on, in `{evaluation['world']}`"
-        f"{executed}."
+        f"{executed}{measured}."
     )

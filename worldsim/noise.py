@@ -51,6 +51,10 @@ class Noise(TensorBatch):
         """The same rows at another step."""
         return replace(self, step=torch.as_tensor(step, device=self.seed.device).expand_as(self.seed))
 
+    def within(self, name: str) -> "Noise":
+        """The same rows in a stream of their own, so that what draws under one name in two places gets other numbers."""
+        return replace(self, stream=zlib.crc32(name.encode(), self.stream & WORD))
+
     def __len__(self) -> int:
         return len(self.seed)
 
@@ -67,7 +71,7 @@ class Noise(TensorBatch):
         return ((self.bits(draw, math.prod(shape)) >> 8).float() / 2**24).reshape(len(self), *shape)
 
     def normal(self, draw: str, *shape: int) -> Float[Tensor, "b *shape"]:
-        """Standard normal numbers (Box and Muller 1958), at most 6.7 in size; worked out in double precision, then rounded."""
+        """Standard normal numbers (Box and Muller 1958), at most 6.8 in size; worked out in double precision, then rounded."""
         number = math.prod(shape)
         first, second = self.bits(draw, 2 * -(-number // 2)).double().add(0.5).div(2**32).chunk(2, dim=1)
         radius, angle = (-2 * first.log()).sqrt(), 2 * math.pi * second

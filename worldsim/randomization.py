@@ -14,6 +14,7 @@ from gymnasium.vector.utils import batch_space
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from worldsim.device import exact
 from worldsim.effects import Distribution, Effect, Values, sampled
 from worldsim.interfaces import ChunkResult, Sight, World
 from worldsim.noise import Noise
@@ -91,6 +92,7 @@ class RandomizedWorld(World):
         b, (size,) = self.num_envs, self.single_action_space.shape
         self._stream = torch.stack([seed + torch.arange(b), torch.zeros(b, dtype=torch.long)], dim=1)
         self._elapsed, self._previous = torch.zeros(b, dtype=torch.long), torch.zeros(b, size)
+        self._noise_stream = 0
         self._values = self._drawn()
 
     @property
@@ -108,6 +110,7 @@ class RandomizedWorld(World):
     ) -> tuple[Observation, dict[str, Any]]:
         obs, info = self.world.reset(seed=seed, options=options)
         mask = torch.as_tensor((options or {}).get("mask", torch.ones(self.num_envs)), dtype=torch.bool)
+        self._noise_stream = (options or {}).get("stream", self._noise_stream)
         if seed is not None:
             seeds = seed + torch.arange(self.num_envs) if isinstance(seed, int) else torch.tensor(list(seed))
             fresh = torch.stack([seeds, torch.zeros_like(seeds)], dim=1)
@@ -168,17 +171,17 @@ class RandomizedWorld(World):
 
     # Internals ----------------------------------------------------------------------------------------------------------
 
-    def _noise(self, elapsed: Int[Tensor, " b"]) -> Noise:
-        return Noise(self._stream[:, 0], self._stream[:, 1], elapsed)
+    def _noise(self, elapsed: Int[Tensor, " b"], stream: int = 0) -> Noise:
+        return Noise(self._stream[:, 0], self._stream[:, 1], elapsed, stream)
 
     def _drawn(self) -> Values:
         """The conditions of the present episodes; each draws under a name of its own, so that none depends on the others."""
-        noise, values = self._noise(torch.zeros_like(self._elapsed)), {}
+        noise, values = self._noise(torch.zeros_like(self._elapsed)), {}  # of the start, whatever the stream of its noise
         parts: dict[str, Any] = dict(self.effects) if self.dynamics is None else {**self.effects, "dynamics": self.dynamics}
         for name, part in parts.items():
-            values |= {f"{name}.{key}": value for key, value in sampled(part, noise, name).items()}
+            values |= {f"{name}.{key}": value for key, value in sampled(part, noise.within(name)).items()}
         if self.latency is not None:
-            values["latency.delay"] = self.latency.delay.sample(noise, "latency.delay")
+            values["latency.delay"] = self.latency.delay.sample(noise.within("latency"), "delay")
         return values
 
     def _begin(self, mask: Tensor) -> None:
@@ -201,8 +204,8 @@ class RandomizedWorld(World):
         if self.latency is None:
             return actions
         before = torch.cat([self._previous[:, None], actions[:, :-1]], dim=1)
-        steps = [self._noise(self._elapsed + i) for i in range(actions.shape[1])]
-        jitter = torch.stack([self.latency.jitter.sample(noise, "latency.jitter") for noise in steps], dim=1)
+        steps = [self._noise(self._elapsed + i, self._noise_stream) for i in range(actions.shape[1])]
+        jitter = torch.stack([self.latency.jitter.sample(noise.within("latency"), "jitter") for noise in steps], dim=1)
         share = ((self._values["latency.delay"][:, None] + jitter) * self.fps).clamp(0, 1)[..., None]
         return share * before + (1 - share) * actions
 
@@ -215,10 +218,11 @@ class RandomizedWorld(World):
         self._begin(result.done)
         return replace(result, obs=self._seen(result.obs, self._elapsed), final_obs=final)
 
+    @exact
     def _seen(self, obs: Observation, elapsed: Int[Tensor, " b"]) -> Observation:
         pictures = float_image(obs.images[self.camera]).permute(0, 3, 1, 2)
         for name, effect in self.effects.items():
             values = {key.partition(".")[2]: value for key, value in self._values.items() if key.startswith(f"{name}.")}
-            pictures = effect.apply(pictures, values, self._noise(elapsed))
+            pictures = effect.apply(pictures, values, self._noise(elapsed, self._noise_stream).within(name))
         seen: UInt8[Tensor, "b h w 3"] = (pictures.permute(0, 2, 3, 1) * 255).round().to(torch.uint8)
         return replace(obs, images={**obs.images, self.camera: seen})

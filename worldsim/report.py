@@ -106,8 +106,7 @@ def write_report(run: Path) -> Path:
 
 def described(circumstances: dict[str, str | int]) -> str:
     """`worldsim.device.circumstances` in words."""
-    words = "precision {precision} on the {device}, {num_envs} environments, {threads} threads"
-    return words.format(**circumstances)
+    return "precision {precision} on the {device}, {num_envs} environments, {threads} threads".format(**circumstances)
 
 
 def _number(value: Any) -> bool:

@@ -77,6 +77,8 @@ def _pairwise(join: Callable[[Any, Any], Any], a: Any, z: Any) -> Any:
     """`join` of the tensors and tuples in the same place of two batches."""
     if isinstance(a, TensorBatch):
         return replace(a, **{f.name: _pairwise(join, getattr(a, f.name), getattr(z, f.name)) for f in fields(a)})  # type: ignore[type-var, arg-type]
+    if not isinstance(a, Tensor | tuple | dict):
+        return a  # what is not by environment
     if isinstance(a, dict):
         return {key: _pairwise(join, value, z[key]) for key, value in a.items()}
     return join(a, z)

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Shaped, UInt8
 from torch import Tensor
 
 from worldsim.collect import Actor, play
-from worldsim.interfaces import Reflector, World, WorldModel
+from worldsim.interfaces import ChunkResult, Reflector, Sight, World, WorldModel
 from worldsim.metrics import auc, psnr
 from worldsim.noise import Noise
 from worldsim.types import float_image
@@ -63,12 +63,15 @@ def record(world: World, actor: Actor, *, seed: int, n_action_steps: int | None 
     """
     table: GenesisWorld = world.unwrapped  # type: ignore[assignment]
     ends, table.success_steps = table.success_steps, 10**9
-    sights, actions = [], []
+    sights, actions, colors = [], [], []
+
+    def advance(chunk: Tensor) -> tuple[ChunkResult, list[Sight]]:
+        colors.append(table.named_colors)
+        return world.watch_chunk(chunk)
+
     try:
-        for turn in play(world, actor, world.watch_chunk, episodes=world.num_envs, seed=seed, n_action_steps=n_action_steps):
-            if not sights:
-                sights, color = [turn.before], table.named_colors
-            sights += turn.seen
+        for turn in play(world, actor, advance, episodes=world.num_envs, seed=seed, n_action_steps=n_action_steps):
+            sights += [turn.before, *turn.seen] if not sights else turn.seen
             actions.append(turn.actions)
     finally:
         table.success_steps = ends
@@ -80,7 +83,7 @@ def record(world: World, actor: Actor, *, seed: int, n_action_steps: int | None 
         action=torch.cat(actions, dim=1)[:, :t],
         block=torch.stack([truth.block for _, truth in sights], dim=1),  # type: ignore[attr-defined]
         success=torch.stack([truth.success for _, truth in sights], dim=1),
-        color=color,
+        color=colors[0],
         instruction=sights[0][0].instruction,
     )
 

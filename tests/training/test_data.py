@@ -12,7 +12,8 @@ import torch
 from toy_datasets import DATA_FILE, edit_column
 
 from training import dreamed
-from training.data import BatchStream, DemonstrationData, KeyframeStarts, ReflectorData, StartData, TableData, WorldModelData
+from training.batches import BatchStream
+from training.data import DemonstrationData, KeyframeStarts, ReflectorData, StartData, TableData, WorldModelData
 from worldsim.data.lerobot import DatasetWriter
 from worldsim.data.windows import Mirror
 from worldsim.interfaces import WorldModel

@@ -10,14 +10,18 @@ from known_world import KnownActor, KnownWorld, truth
 
 from models.policies.flow_vla import FlowVLA
 from models.renderers.baked import BakedField
+from reflectors.instant import InstantReflector
 from training import cli, evaluation
+from training.dreamed import highest_success
 from training.verbs import _store
 from worldsim import checkpoint
 from worldsim.collect import PolicyActor
 from worldsim.data.lerobot import Dataset
-from worldsim.dream import DreamWorld
+from worldsim.data.windows import FrameTable
+from worldsim.dream import DreamWorld, Starts
 from worldsim.identification import SPREAD
-from worldsim.metrics import success_rate
+from worldsim.interfaces import Policy, WorldModel
+from worldsim.metrics import agreement, confusion, percent, success_rate
 
 EPISODES = 8
 
@@ -65,8 +69,14 @@ def test_dreams_are_compared_with_every_world_of_a_table(
     assert len(entry["outcomes"]) == len(entry["outcomes_again"]) == EPISODES
     imagination = entry["imagination"]
     assert set(imagination["self_agreement"]) == {"physics", "dream"}
-    assert imagination["always_success"]["agreement"] == entry["rate"]
+    real, again = (outcomes(entry[key]) for key in ("outcomes", "outcomes_again"))
+    imagined, second = (outcomes(imagination[key]) for key in ("outcomes", "outcomes_again"))
+    assert imagination | success_rate(imagined) == imagination, "the rate and its interval are of imagined success"
     assert imagination["error_points"] == pytest.approx(100 * (imagination["rate"] - entry["rate"]))
+    for key, first, other in (("against_physics", imagined, real), ("always_success", imagined | True, real)):
+        assert imagination[key] == json.loads(dumped({**confusion(first, other), **agreement(first, other)}))
+    for key, first, other in (("physics", real, again), ("dream", imagined, second)):
+        assert imagination["self_agreement"][key] == json.loads(dumped(agreement(first, other)))
     assert sum(point["episodes"] for point in imagination["calibration"]["curve"]) == EPISODES
     assert result["circumstances"] == {
         "precision": "32-true",
@@ -79,6 +89,15 @@ def test_dreams_are_compared_with_every_world_of_a_table(
     assert f"block_error_m_at_{steps // 2}" in result["world_model"] and f"psnr_at_{steps}" in result["world_model"]
     assert result["world_model"]["tracker_error_m"] < 0.03, "on real frames the tracker finds the block that the sentence names"
     assert (out / "media" / "policy_real_and_dream.mp4").stat().st_size > 1000
+
+
+def outcomes(letters: str) -> torch.Tensor:
+    return torch.tensor([letter == "1" for letter in letters])
+
+
+def dumped(value: Any) -> str:
+    """As in a file: what is not a number is null."""
+    return json.dumps(value, allow_nan=True).replace("NaN", "null")
 
 
 @pytest.mark.genesis
@@ -127,9 +146,9 @@ def test_rollout_and_evaluate_say_the_same_of_the_same_starts(
 def test_a_recording_says_the_rate_of_its_starts_and_goes_on_where_it_was_interrupted(tmp_path: Path, capsys) -> None:
     world, root = KnownWorld(16, p=0.8), tmp_path / "data"
     _store(world, KnownActor(4), root, episodes=20, seed=11)
-    assert f"20 new with {100 * truth(range(11, 31), 0.8)[0].float().mean():.0f} % success" in capsys.readouterr().out
+    assert f"20 new with {percent(success_rate(truth(range(11, 31), 0.8)[0]))} success" in capsys.readouterr().out
     _store(world, KnownActor(4), root, episodes=50, seed=11)
-    assert f"30 new with {100 * truth(range(31, 61), 0.8)[0].float().mean():.0f} % success" in capsys.readouterr().out
+    assert f"30 new with {percent(success_rate(truth(range(31, 61), 0.8)[0]))} success" in capsys.readouterr().out
     whole = tmp_path / "whole"
     _store(KnownWorld(7, p=0.8), KnownActor(4), whole, episodes=50, seed=11)
     for one, other in zip(Dataset(root).episodes(), Dataset(whole).episodes(), strict=True):
@@ -166,18 +185,29 @@ class OnlyChunks(DreamWorld):
 
 def test_no_verb_steps_a_dream(folders: dict[str, str], recorded: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(DreamWorld, "step", OnlyChunks.step)
+    reflector = checkpoint.load(folders["reflector"], InstantReflector)
+    policy, model = (checkpoint.load(folders[name], kind) for name, kind in (("policy", Policy), ("world_model", WorldModel)))
+    starts = Starts.first_frames(FrameTable.read([recorded], model.camera), model.context)
+    reflector.threshold.fill_(float(highest_success(policy, model, reflector, starts, 8).median()))  # content now and then
+    checkpoint.save(reflector, folders["reflector"])
     models = [f"world.world_model={folders['world_model']}", f"world.reflector={folders['reflector']}", f"world.data=[{recorded}]"]
-    dream = ["world=dream", *models, "world.num_envs=3", "episodes=4"]
+    dream = ["world=dream", *models, "world.num_envs=3", "episodes=12"]
     assert cli.main(["rollout", f"policy={folders['policy']}", *dream, "seed=5", f"out={tmp_path / 'rollout'}"]) == 0
     assert cli.main(["evaluate", f"policy={folders['policy']}", *dream, "seed=5", f"out={tmp_path / 'evaluation'}"]) == 0
     actor = ["actor=policy", f"actor.folder={folders['policy']}", "actor.noise=0"]
     assert cli.main(["collect", *actor, *dream, "seed=5", f"root={tmp_path / 'collected'}"]) == 0
-    rates = [json.loads((tmp_path / "rollout" / "statistics.json").read_text())["success"]["rate"]]
-    rates.append(json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())["policies"]["policy"]["rate"])
-    assert rates[0] == rates[1], "rollout and evaluate see the same frames"
+    rolled, collected = (list(Dataset(root).episodes()) for root in (tmp_path / "rollout" / "dataset", tmp_path / "collected"))
+    measured = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())["policies"]["policy"]["outcomes"]
+    assert measured == "".join("01"[int(episode.success[-1] == 1)] for episode in rolled) and len(set(measured)) == 2
+    for one, other in zip(rolled, collected, strict=True):
+        assert torch.equal(one.images["front"], other.images["front"]) and torch.equal(one.action, other.action)
 
 
-def test_what_was_measured_is_written_before_anything_optional_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("more", [[], ["repeat=true"]])
+def test_what_was_measured_is_written_before_anything_optional_fails(
+    more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next policy, or the same one again with other noise."""
     monkeypatch.setattr(FlowVLA, "encode", lambda self, obs: torch.zeros(len(obs.state), self.feature_dim))
     played: list[Any] = []
     play = evaluation.play_episodes
@@ -192,7 +222,7 @@ def test_what_was_measured_is_written_before_anything_optional_fails(tmp_path: P
     out = tmp_path / "out"
     arguments = known("evaluate", tmp_path, "+world.num_envs=4", "episodes=8", f"out={out}")
     with pytest.raises(MemoryError):
-        cli.main([*arguments, f"baseline={tmp_path / 'policy'}"])
+        cli.main([*arguments, *more, f"baseline={tmp_path / 'policy'}"])
     assert len(json.loads((out / "evaluation.json").read_text())["policies"]["policy"]["outcomes"]) == 8
 
 

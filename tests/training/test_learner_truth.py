@@ -4,14 +4,19 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from learners import arena, fit, starts
 from lightning import Callback, Trainer
+from torch import Tensor
 from torch.utils.data import DataLoader
 
+from models.policies.flow_vla import FlowVLA
 from reflectors.instant import InstantReflector
 from training.advantage import GAE, GRPO, RLOO
 from training.algorithms.advantages import grpo, rloo
 from training.analytic import AnalyticPostTraining
+from training.batches import drawn_by_batch, generator_of
+from training.bc import BehaviourCloning
 from training.chains import Deterministic, Diffusion, FlowNoise, FlowSDE
 from training.critic import OwnEncoder
 from training.economy import SuccessBuffer
@@ -21,8 +26,8 @@ from training.nft import NFTPostTraining
 from training.ppo import PPOPostTraining
 from training.prdp import PRDPPostTraining
 from worldsim import checkpoint
-from worldsim.blocks import TextEncoder
 from worldsim.interfaces import Policy
+from worldsim.types import Observation
 
 
 @pytest.mark.parametrize("estimator", [RLOO, GRPO])
@@ -112,7 +117,7 @@ def test_a_warm_up_counts_iterations_of_the_run(folders, tmp_path: Path, kind: s
 
 
 def test_learners_leave_the_global_generator_alone(folders, tmp_path: Path) -> None:
-    """What chance a learner needs comes from the batch's seed; only layers that are noisy in training, like dropout, are apart."""
+    """What chance a learner and its layers need comes from the batch's seed."""
     makers = [
         lambda: PPOPostTraining(folders["policy"], arena(folders), FlowNoise(), GAE(warmup=0), chunks=1, minibatch=4),
         lambda: PRDPPostTraining(folders["policy"], arena(folders), Diffusion(), RLOO(2), chunks=1, minibatch=4),
@@ -124,9 +129,6 @@ def test_learners_leave_the_global_generator_alone(folders, tmp_path: Path) -> N
 
     class Watch(Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            for module in pl_module.modules():
-                if isinstance(module, TextEncoder):
-                    module.eval()
             self.before = torch.get_rng_state()
 
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
@@ -134,3 +136,33 @@ def test_learners_leave_the_global_generator_alone(folders, tmp_path: Path) -> N
 
     for make in makers:
         fit(make(), starts(4), tmp_path / "run", 2, Watch())
+
+
+@pytest.mark.parametrize("learner", [PPOPostTraining, PRDPPostTraining])
+def test_a_likelihood_needs_a_chain_that_has_one(folders, learner: type[PPOPostTraining]) -> None:
+    with pytest.raises(ValueError, match=f"{learner.__name__} needs a chain that explores, got Deterministic; chain=flow_sde"):
+        learner(folders["policy"], arena(folders), Deterministic(), GRPO(2))
+    with pytest.raises(ValueError, match=r"noise_level must be positive, got 0\.0; chain=deterministic"):
+        FlowSDE(noise_level=0.0)
+
+
+class Noisy(FlowVLA):
+    """Drops half of its features while it trains."""
+
+    def encode(self, obs: Observation) -> Tensor:
+        return F.dropout(super().encode(obs), 0.5, self.training)
+
+
+def test_noisy_layers_draw_by_the_batch(folders) -> None:
+    """Words that the encoder replaces and features that dropout drops depend on the batch, not on what was drawn before it."""
+    module, batch = BehaviourCloning(Noisy(**checkpoint.load(folders["policy"], FlowVLA).arguments)), starts(6)
+    obs = Observation({"front": batch["frames"][:, 1]}, batch["state"][:, 1], batch["instruction"])
+    action = torch.zeros(6, module.policy.action_horizon, module.policy.action_dim)
+    cloned = {"obs": obs, "action": action, "valid": torch.ones(action.shape[:2], dtype=torch.bool)}
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first, again, other = (module.training_step({**cloned, "seed": seed}, 0).item() for seed in (1, 1, 2))
+    assert torch.equal(before, torch.get_rng_state())
+    assert first == again != other
+    dropped = [drawn_by_batch(lambda _, batch: torch.rand(3))(module, {"seed": seed}) for seed in (1, 1)]
+    assert torch.equal(*dropped) and not torch.equal(dropped[0], torch.rand(3, generator=generator_of({"seed": 1})))

@@ -22,7 +22,10 @@ def evaluation(tmp_path: Path) -> Path:
     entry = {"rate": 0.5, "ci95": [0.1, 0.9], "episodes": 4, "outcomes": "0101", "folder": str(tmp_path)}
     entry["weights_sha256"] = sha256(tmp_path / checkpoint.WEIGHTS)
     file = tmp_path / "evaluation.json"
-    file.write_text(json.dumps({"policies": {"policy": entry}, "seed": 7, "world": CONFIG["world"], "circumstances": CONFIG}))
+    circumstances = {"precision": "32-true", "device": "cpu", "num_envs": 4, "threads": 2}
+    file.write_text(
+        json.dumps({"policies": {"policy": entry}, "seed": 7, "world": CONFIG["world"], "circumstances": circumstances})
+    )
     return file
 
 
@@ -63,6 +66,7 @@ def test_an_evaluation_that_names_no_weights_is_refused(tmp_path: Path):
 def test_a_bundle_keeps_what_was_measured_and_where(evaluation: Path):
     earned = _earned(evaluation, evaluation.parent)
     expected = {"rate": 0.5, "ci95": [0.1, 0.9], "episodes": 4, "seed": 7, "world": "World(scene=push_block)"}
+    expected["circumstances"] = "precision 32-true on the cpu, 4 environments, 2 threads"
     assert earned == expected
     evaluation.write_text(json.dumps({**json.loads(evaluation.read_text()), "n_action_steps": 2}))
     assert _earned(evaluation, evaluation.parent) == expected | {"n_action_steps": 2}

@@ -239,16 +239,18 @@ def test_calibration_by_hand():
 
 
 def test_seeds_are_what_was_drawn_and_not_their_starts():
-    """Three seeds of 400 starts with rates .4, .5, .6: pooled as 1200 independent starts the interval would be 5.7 points wide;
-    means of three seeds drawn with replacement have a standard deviation of 8.2 / sqrt(3) = 4.7 points."""
+    """Means 1, 2, 3 have a standard deviation of 1 and two degrees of freedom: 2 ± 4.3027 / sqrt(3). Of 400 draws of three seeds,
+    whose rates differ by more than their starts explain, 95 % of the intervals hold the rate of all seeds."""
+    assert metrics.seeds_interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 2.4841, 2 + 2.4841), abs=1e-3)
+    assert metrics.seeds_interval([1.0]) == (-math.inf, math.inf)
+    with pytest.raises(ValueError, match="the mean of at least one seed"):
+        metrics.seeds_interval([])
     generator = torch.Generator().manual_seed(1)
-    clusters = [torch.rand(400, generator=generator) < rate for rate in (0.4, 0.5, 0.6)]
-    low, high = metrics.clustered_interval(clusters)
-    assert 0.15 < high - low < 0.25 and low < torch.cat(clusters).float().mean() < high
-    alike = [torch.rand(400, generator=generator) < 0.5 for _ in range(3)]
-    low, high = metrics.clustered_interval(alike)
-    assert 0.04 < high - low < 0.09
-    low, high = metrics.clustered_interval(alike[:1])
-    assert high - low == pytest.approx(metrics.wilson_interval(200, 400)[1] - metrics.wilson_interval(200, 400)[0], rel=0.1)
-    with pytest.raises(ValueError, match="at least one cluster of at least one unit, got sizes \\[2, 0\\]"):
-        metrics.clustered_interval([torch.ones(2), torch.ones(0)])
+    rates = 0.5 + 0.05 * torch.randn(400, 3, generator=generator)
+    means = (torch.rand(400, 3, 200, generator=generator) < rates[..., None]).float().mean(-1)
+    covered = sum(low <= 0.5 <= high for low, high in (metrics.seeds_interval(row) for row in means.tolist()))
+    assert 370 <= covered <= 390
+
+
+def test_a_rate_as_people_read_it():
+    assert metrics.percent({"rate": 0.8181, "ci95": [0.782, 0.8494], "episodes": 512}) == "81.8 % [78.2, 84.9]"

@@ -39,13 +39,15 @@ SUMMARY = {
     },
     "physics_steps": {"collect_demos": 2560, "collect_play": 10241, "post_train": 0, "evaluate": 61442},
     "imagination": {
-        "agreement": 0.8215,
-        "false_success": 0.0996,
-        "missed_success": 0.0789,
-        "counts": {"both_succeed": 310, "false_success": 51, "missed_success": 41, "both_fail": 113},
-        "ci95": [0.7861, 0.8522],
-        "kappa": 0.5871,
-        "kappa_ci95": [0.512, 0.658],
+        "against_physics": {
+            "agreement": 0.8215,
+            "false_success": 0.0996,
+            "missed_success": 0.0789,
+            "counts": {"both_succeed": 310, "false_success": 51, "missed_success": 41, "both_fail": 113},
+            "ci95": [0.7861, 0.8522],
+            "kappa": 0.5871,
+            "kappa_ci95": [0.512, 0.658],
+        },
         "rate": 0.7053,
         "error_points": -0.83,
         "self_agreement": {

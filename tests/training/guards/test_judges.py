@@ -80,7 +80,8 @@ def test_physics_check_measures_both_on_the_same_starts(folders: dict[str, str],
     never.threshold.fill_(1.0)
     checkpoint.save(never, folders["reflector"])
     judge = PhysicsCheck(world, folders["world_model"], folders["reflector"], episodes=8)
-    assert judge.measure(policy) == judge.measure(policy) == Verdict(0, imagined=0.0, judged=verdicts[0], physics_steps=0)
+    missed = {"agreement": 1 - verdicts[0], "false_success": 0.0, "missed_success": verdicts[0], "kappa": 0.0}
+    assert judge.measure(policy) == judge.measure(policy) == Verdict(0, 0.0, judged=verdicts[0], physics_steps=0, agreement=missed)
 
 
 def test_physics_check_stays_within_its_budget(
