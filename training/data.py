@@ -5,6 +5,7 @@ Read `training/world_model.py` next.
 """
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -89,8 +90,9 @@ class TableData(StreamData):
             check_sizes(self.trainer.lightning_module, self.table)
 
     def unseen(self) -> FrameTable | None:
-        """The episodes that training never sees; None if there are none."""
-        return FrameTable.read_held_out(self.roots, self.camera, held_out=self.held_out)
+        """The episodes that training never sees, each once even where a dataset counts twice; None if there are none."""
+        once = list(dict.fromkeys(str(Path(root).resolve()) for root in self.roots))
+        return FrameTable.read_held_out(once, self.camera, held_out=self.held_out)
 
     def augmented(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Half of the rows mirrored, if the scene has that symmetry."""

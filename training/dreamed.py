@@ -38,6 +38,8 @@ class DreamedReflectorData(ReflectorData):
         chunks: length of a dream in calls of the world model, at most to the end of the recorded episode.
         first_share: share of dreams that start with an episode; the others start anywhere in it.
         dreamed_share: share of dreamed frames in a batch.
+        held_out: as `ReflectorData`, but no more than the world model's own share: figures are of dreams along episodes that it did
+            not learn from either.
         others: as `ReflectorData`.
     """
 
@@ -47,7 +49,7 @@ class DreamedReflectorData(ReflectorData):
         world_model: str,
         camera: str = "front",
         batch_size: int = 96,
-        held_out: float = 0.1,
+        held_out: float = 0.05,
         seed: int = 0,
         mirror: Mirror | None = None,
         success_share: float = 0.25,
@@ -121,23 +123,26 @@ class DreamThreshold(Callback):
     """After training sets the threshold at which as many dreams of a policy succeed as its recorded episodes did.
 
     The dreams start where the episodes did, and the policy acts in them itself: what makes closed-loop dreams optimistic, which
-    frames along recorded actions do not show, is counted too. Writes `dream_threshold` and the recorded success into
-    `calibration.json`.
+    frames along recorded actions do not show, is counted too. `calibration.json` then has this ``threshold``, beside it the
+    ``frame_threshold`` that frames suggested and the ``recorded_success``, and no f1, which would be of the latter.
 
     Args:
         policy: folder of the policy that was recorded.
         world_model: folder of the world model that dreams.
-        recording: dataset of its episodes in physics; a little noise on their actions does no harm.
+        recording: dataset of its episodes in physics, of which those count that somebody judged; a little noise on their actions
+            does no harm.
         max_episode_steps: as in physics.
     """
 
     def __init__(self, policy: str, world_model: str, recording: str, max_episode_steps: int = 40):
         self.policy, self.world_model = checkpoint.load(policy, Policy), checkpoint.load(world_model, WorldModel)
         table = FrameTable.read([recording], self.world_model.camera)
-        self.starts = Starts.first_frames(table, self.world_model.context)
-        self.success = torch.zeros(len(self.starts), dtype=torch.bool).index_put(
-            (table.episode[table.success == 1],), torch.tensor(True)
-        )
+        success, unknown = (set(table.episode[rows].tolist()) for rows in (table.success == 1, table.success.isnan()))
+        judged = [number for number in range(len(table.instruction)) if number in success or number not in unknown]
+        if not judged:
+            raise ValueError(f"nobody judged whether an episode in {recording} succeeded; give one whose frames have a success")
+        self.starts = Starts.first_frames(table, self.world_model.context)[judged]
+        self.success = torch.tensor([number in success for number in judged])
         self.max_episode_steps = max_episode_steps
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

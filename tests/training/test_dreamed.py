@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from toy_datasets import edit_column
 
 from reflectors.instant import InstantReflector
 from training.dreamed import DreamThreshold, highest_success, matching_threshold
@@ -31,6 +32,7 @@ def test_as_many_exceed_the_threshold_as_succeeded() -> None:
 
 
 def recording(folder: Path, successes: list[bool]) -> str:
+    """Episodes that succeed in their third frame, or do not; one file each."""
     generator = torch.Generator().manual_seed(3)
     names = {"state_names": ["x", "y", "vx", "vy"], "action_names": ["dx", "dy"], "robot_type": "test"}
     with DatasetWriter(folder, fps=10, cameras={"front": (64, 64)}, storage="image", **names) as writer:
@@ -60,7 +62,7 @@ def test_dreams_of_the_recorded_policy_succeed_as_often_as_its_episodes(
     callback = DreamThreshold(folders["policy"], folders["world_model"], recording(tmp_path / "data", successes), STEPS)
     assert callback.success.tolist() == successes
     module = ReflectorTraining(checkpoint.load(folders["reflector"], InstantReflector))
-    (tmp_path / "calibration.json").write_text('{"auc": 0.5}')
+    (tmp_path / "calibration.json").write_text('{"auc": 0.5, "f1": 0.5, "threshold": 0.25}')
     trainer = SimpleNamespace(default_root_dir=tmp_path, precision_plugin=SimpleNamespace(forward_context=nullcontext))
     callback.on_fit_end(trainer, module)  # type: ignore[arg-type]
     judge = checkpoint.load(tmp_path, InstantReflector)
@@ -68,7 +70,8 @@ def test_dreams_of_the_recorded_policy_succeed_as_often_as_its_episodes(
     imagined = imagine_outcomes(callback.policy, callback.world_model, judge, callback.starts, **size)
     assert int(imagined.success.sum()) == sum(successes)
     scores = json.loads((tmp_path / "calibration.json").read_text())
-    assert scores["auc"] == 0.5 and scores["dream_threshold"] == pytest.approx(float(judge.threshold))
+    assert scores["threshold"] == pytest.approx(float(judge.threshold))
+    assert scores["auc"] == 0.5 and scores["frame_threshold"] == 0.25 and "f1" not in scores
     assert scores["recorded_success"] == pytest.approx(sum(successes) / len(successes))
 
 
@@ -80,6 +83,20 @@ def test_without_successes_the_threshold_stays(folders: dict[str, str], tmp_path
     with pytest.warns(UserWarning, match="all or none of the recorded episodes succeeded"):
         callback.on_fit_end(trainer, module)  # type: ignore[arg-type]
     assert float(module.reflector.threshold) == before
+
+
+def test_episodes_that_nobody_judged_are_no_failures(folders: dict[str, str], tmp_path: Path) -> None:
+    two, data = (folders["policy"], folders["world_model"]), recording(tmp_path / "data", [False, True, False, False])
+    for number in (0, 2):
+        edit_column(Path(data) / f"data/chunk-000/file-{number:03d}.parquet", "success", dict.fromkeys(range(4)))
+    callback = DreamThreshold(*two, data, STEPS)
+    assert callback.success.tolist() == [True, False] and len(callback.starts) == 2
+    table = FrameTable.read([data], "front")
+    assert torch.equal(callback.starts.frames[:, -1], table.frames[table.first.unique()][[1, 3]])
+    for number in (1, 3):
+        edit_column(Path(data) / f"data/chunk-000/file-{number:03d}.parquet", "success", dict.fromkeys(range(4)))
+    with pytest.raises(ValueError, match="nobody judged whether an episode in .* succeeded"):
+        DreamThreshold(*two, data, STEPS)
 
 
 class Surer(Reflector):

@@ -126,6 +126,17 @@ def test_without_two_held_out_episodes_there_are_no_figures(tmp_path: Path, numb
     assert scores["calibration_episodes"] == (1 if number or share else 2)
 
 
+def test_a_dataset_that_counts_twice_is_held_out_once(tmp_path: Path) -> None:
+    """Otherwise one copy of an episode calibrates and the other one reports; three, so that they are not dealt out in pairs."""
+    held_out = [episode([2, 4, 12, 20], [0, 0, 1, 1]), episode([2, 4, 6, 10], [0, 0, 0, 0]), episode([2, 4, 8, 20], [0, 0, 1, 1])]
+    once = data_of(tmp_path, held_out)
+    twice = ReflectorData([once.roots[0], f"{tmp_path}/data/../data"], batch_size=8, held_out=3 / 5)
+    twice.setup("fit")
+    assert len(twice.table.instruction) == 2 * len(once.table.instruction), "of training it is a larger share"
+    scores = calibrate(twice, tmp_path)
+    assert (scores["calibration_episodes"], scores["report_episodes"]) == (2, 1)
+
+
 def test_a_half_without_success_has_no_figures_of_success(tmp_path: Path) -> None:
     held_out = [episode([2, 4, 6, 8], [0, 0, 0, 0]), episode([2, 4, 12, 20], [0, 0, 1, 1])]
     with pytest.warns(UserWarning, match="neither auc, f1 nor ece"):
