@@ -95,13 +95,12 @@ class GymDriver(Driver):
         read: images by camera and state from an observation; LeRobot's keys by default.
         still: the action that stands still; zeros by default.
         seed: of the first episode.
+        simulated: False if the environment moves a machine, so that it does not start without limits.
 
     Attributes:
         episodes: finished so far.
         successes: those whose last `info` had a true `is_success`.
     """
-
-    simulated = True
 
     def __init__(
         self,
@@ -110,7 +109,9 @@ class GymDriver(Driver):
         read: Callable[[Any], tuple[dict[str, np.ndarray], np.ndarray]] | None = None,
         still: np.ndarray | None = None,
         seed: int | None = None,
+        simulated: bool = True,
     ):
+        self.simulated = simulated
         self._env, self._read = env, read or lerobot_observation
         self._still = np.zeros(env.action_space.shape, env.action_space.dtype) if still is None else still
         self.episodes = self.successes = 0

@@ -171,24 +171,32 @@ def limits_of(description: Mapping[str, Any], changes: Mapping[str, Any] | None 
 
 
 def require_limits(description: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> None:
-    """Refuse what may not move a machine: limits that leave open how fast it may move, or where.
+    """Refuse what may not move a machine: limits that leave open how fast an element of its command may change, or where it leads.
+
+    A limit that allows everything is none: a `max_delta` of the whole range of actions, a box on one of three axes.
 
     Args:
-        description: as for `limits_of`.
+        description: as for `limits_of`, with its "fps" [Hz].
         changes: as for `limits_of`.
 
     Raises:
-        ValueError: if neither names `max_delta` nor `max_rate_per_s`, or if there is no `workspace`, no pair of `state_low` and
-            `state_high`, and no `measured`, with which the range of actions is that of positions.
+        ValueError: if `max_delta` and `max_rate_per_s` let an element of the action cross its range in one command; or if there is
+            neither `measured`, with which the range of actions is that of positions, nor a `workspace` with every element of the
+            action, nor a finite range of every element of the state.
     """
-    entries = {**(description.get("limits") or {}), **(changes or {})}
-    named = {name for name, value in entries.items() if (any(v is not None for v in value) if isinstance(value, list) else value)}
-    where = named & {"workspace", "measured"} or {"state_low", "state_high"} <= named
-    if not (named & {"max_delta", "max_rate_per_s"} and where):
+    limits = limits_of(description, changes)
+    step = np.minimum(limits.max_delta, limits.max_rate_per_s / description["fps"])  # of one command
+    slow = step < limits.action_high - limits.action_low
+    boxed = limits.workspace is not None and set(limits.workspace.action) == set(range(limits.action_dim))
+    ranged = np.isfinite(limits.state_low) & np.isfinite(limits.state_high)
+    if not (slow.all() and (boxed or limits.measured is not None or ranged.all())):
+        faults = [f"action {i} may cross its range in one command" for i in np.flatnonzero(~slow)[:1]]
+        faults += [] if boxed or limits.measured is not None or ranged.all() else ["nothing bounds where all of them may lead"]
         raise ValueError(
-            "a robot that is not simulated needs limits that say how fast it may move (max_delta or max_rate_per_s) and where "
-            f"(workspace, state_low and state_high, or measured), got {', '.join(sorted(named)) or 'none'}; name them in a file "
-            "for --limits, see docs/robot.md, or watch it with --dry-run"
+            "a robot that is not simulated needs limits that say of every element of an action how fast it may change (max_delta "
+            "below its range, or max_rate_per_s) and where it may lead (measured, a workspace with all of them, or state_low and "
+            f"state_high of the whole state), but {' and '.join(faults)}; name them in a file for --limits, see docs/robot.md, or "
+            "watch it with --dry-run"
         )
 
 

@@ -64,6 +64,7 @@ def test_other_environments_bring_their_own_reading():
 def test_a_driver_that_says_nothing_moves_a_machine():
     assert not Driver.simulated and not RobotDriver.simulated and not ToyRobot().simulated
     assert GymDriver(Line()).simulated and DryRun(ToyRobot()).simulated
+    assert not GymDriver(Line(), simulated=False).simulated
 
 
 class Arm:

@@ -97,6 +97,14 @@ FAST, BOX, JOINTS = (
             {**BOX, "max_rate_per_s": [None, None]},
             {**FAST, "state_low": [None] * 2, "state_high": [None] * 2},
         ),
+        *(  # a limit that allows everything is none, and one of two elements is not both
+            {**BOX, "max_delta": [2.0, 2.0]},
+            {**BOX, "max_delta": [0.5, 2.0]},
+            {**BOX, "max_rate_per_s": [9.0, None]},
+            {**BOX, "max_rate_per_s": [9.0, 1e9]},
+            {**FAST, "workspace": BOX["workspace"] | {"low_m": [-0.2], "high_m": [0.2], "state": [0], "action": [0]}},
+            {**FAST, **JOINTS, "state_low": [None, *JOINTS["state_low"][1:]]},
+        ),
     ],
 )
 def test_a_real_robot_does_not_move_without_limits(unlimited, robot, tmp_path, capsys, changes):
@@ -108,7 +116,9 @@ def test_a_real_robot_does_not_move_without_limits(unlimited, robot, tmp_path, c
     assert not {"send", "stop"} & {what for _, what in robot.notes()}
 
 
-@pytest.mark.parametrize("changes", [FAST | BOX, FAST | JOINTS, {"max_rate_per_s": [9, None], "measured": [0, 1]}])
+@pytest.mark.parametrize(
+    "changes", [FAST | BOX, FAST | JOINTS, {"max_delta": [2, 0.1], "max_rate_per_s": [9, None], "measured": [0, 1]}]
+)
 def test_limits_that_say_how_fast_and_where_are_enough(unlimited, changes):
     description = json.loads((unlimited / DESCRIPTION).read_text())
     require_limits(description, changes)
