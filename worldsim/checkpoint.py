@@ -12,17 +12,26 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import yaml
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.yaml"
+LONGEST_DESCRIPTION = 2**16  # bytes
 PACKAGES = ("worldsim", "models", "reflectors", "training")  # whose classes a folder may name
 NAME = re.compile(rf"({'|'.join(PACKAGES)})(\.[A-Za-z]\w*)+", re.ASCII)  # of a public class; no part begins with _
 PLAIN = (str, int, float, bool, type(None))
 
 M = TypeVar("M", bound="Configured")
+
+
+class PlainDumper(yaml.SafeDumper):
+    """Writes what stands in two places twice, because `load` takes no references."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 class Configured(nn.Module):
@@ -47,7 +56,7 @@ def save(model: Configured, folder: str | Path) -> Path:
     weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / f"{WEIGHTS}.tmp")
     description = {"_target_": f"{type(model).__module__}.{type(model).__qualname__}", **model.arguments}
-    (folder / f"{DESCRIPTION}.tmp").write_text(yaml.safe_dump(description, sort_keys=False))
+    (folder / f"{DESCRIPTION}.tmp").write_text(yaml.dump(description, Dumper=PlainDumper, sort_keys=False))
     for name in (WEIGHTS, DESCRIPTION):
         os.replace(folder / f"{name}.tmp", folder / name)
     return folder
@@ -69,7 +78,7 @@ def load(folder: str | Path, expected: type[M]) -> M:
     if not path.is_file():
         raise FileNotFoundError(f"no exported model in {Path(folder)} ({DESCRIPTION} is missing); train one with worldsim fit")
     try:
-        description = yaml.safe_load(path.read_text())
+        description = _read(path)
         target = description.pop("_target_")
     except (yaml.YAMLError, AttributeError, TypeError, KeyError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}; export the model again") from error
@@ -79,11 +88,24 @@ def load(folder: str | Path, expected: type[M]) -> M:
     if odd := _odd_type(description):
         raise ValueError(f"{path} holds a {odd}, expected numbers, text, lists and dictionaries; export the model again")
     try:
-        model = cls(**description)
-    except TypeError as error:
-        raise ValueError(f"{path} does not fit {target}: {error}") from error
+        with torch.device("meta"):  # takes no memory, however large the numbers of a stranger are
+            model = cls(**description)
+    except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError, AttributeError) as error:
+        raise ValueError(f"{path} does not fit {target}: {' '.join(str(error).split())[:300]}; export the model again") from error
+    _check_weights(model, Path(folder) / WEIGHTS)
+    model = cls(**description)
     load_weights(model, folder)
     return model.eval()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The description, if it is small and says everything itself: references could make a few bytes into any number of values."""
+    if path.stat().st_size > LONGEST_DESCRIPTION:
+        raise ValueError(f"expected at most {LONGEST_DESCRIPTION} bytes, got {path.stat().st_size}")
+    text = path.read_text()
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+        raise ValueError("it refers to other parts of itself, expected every value where it belongs")
+    return yaml.safe_load(text)
 
 
 def _class(path: Path, target: Any) -> type[Configured]:
@@ -106,19 +128,12 @@ def _class(path: Path, target: Any) -> type[Configured]:
     return cls
 
 
-def _odd_type(description: dict[Any, Any]) -> str | None:
+def _odd_type(value: Any) -> str | None:
     """Type of a value, however deep, that is no text, number, truth value, list or dictionary."""
-    seen: set[int] = set()  # an alias of YAML may lead back to what holds it
-    left: list[Any] = [description]
-    while left:
-        value = left.pop()
-        if isinstance(value, (dict, list)):
-            if id(value) not in seen:
-                seen.add(id(value))
-                left += [*value, *value.values()] if isinstance(value, dict) else value
-        elif not isinstance(value, PLAIN):
-            return type(value).__name__
-    return None
+    if isinstance(value, (dict, list)):
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        return next((odd for odd in map(_odd_type, parts) if odd), None)
+    return None if isinstance(value, PLAIN) else type(value).__name__
 
 
 def load_weights(model: nn.Module, folder: str | Path) -> None:
@@ -128,13 +143,23 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
         FileNotFoundError: if there are none.
         ValueError: if the file is damaged or a tensor is missing, unknown or of another shape.
     """
-    path = Path(folder) / WEIGHTS
+    _check_weights(model, Path(folder) / WEIGHTS)
+    model.load_state_dict(load_file(Path(folder) / WEIGHTS))
+
+
+def _check_weights(model: nn.Module, path: Path) -> None:
+    """What `load_weights` raises, from the header of the file alone; the model need not have memory."""
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}; train the model first with worldsim fit")
     try:
-        model.load_state_dict(load_file(path))
+        with safe_open(path, "pt") as file:
+            there = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); restore it or train the model again") from error
-    except RuntimeError as error:
-        detail = " ".join(str(error).split())[:300]
-        raise ValueError(f"{path} does not fit {type(model).__name__}: {detail}") from error
+    built = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    if different := [name for name in (built | there) if built.get(name) != there.get(name)]:
+        name, more = different[0], f" and {len(different) - 1} others differ" if len(different) > 1 else ""
+        raise ValueError(
+            f"{path} does not fit {type(model).__name__}: {name} is {there.get(name, 'missing')}, expected "
+            f"{built.get(name, 'no such tensor')}{more}; use the weights of this description, or train the model again"
+        )

@@ -265,13 +265,53 @@ def test_arguments_are_plain_values(tmp_path, value):
     one_line(error)
 
 
-def test_aliases_cannot_keep_it_busy(tmp_path):
-    """Lists of lists of aliases, 10^18 leaves if they were followed each time, and a list that holds itself."""
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["a0: &a0 [1]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 19))],  # 10^18 leaves, if followed
+        ["b: &b [*b]"],
+        ["m0: &m0 {a: 1}", *(f"m{i}: &m{i} {{<<: [{', '.join([f'*m{i - 1}'] * 10)}]}}" for i in range(1, 9))],
+    ],
+)
+def test_references_cannot_keep_it_busy(tmp_path, lines):
     save(trunk(), tmp_path)
-    levels = ["a0: &a0 [1]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 19)), "b: &b [*b]"]
-    (tmp_path / DESCRIPTION).write_text("\n".join(["_target_: worldsim.blocks.VisualTrunk", *levels]))
-    with pytest.raises(ValueError, match="does not fit worldsim.blocks.VisualTrunk"):
+    (tmp_path / DESCRIPTION).write_text("\n".join(["_target_: worldsim.blocks.VisualTrunk", *lines]))
+    with pytest.raises(ValueError, match="is damaged: it refers to other parts of itself") as error:
         load(tmp_path, VisualTrunk)
+    one_line(error)
+
+
+def test_a_description_is_short(tmp_path):
+    save(trunk(), tmp_path)
+    (tmp_path / DESCRIPTION).write_text(f"_target_: worldsim.blocks.VisualTrunk\n# {'x' * 2**16}\n")
+    with pytest.raises(ValueError, match="is damaged: expected at most 65536 bytes, got 65") as error:
+        load(tmp_path, VisualTrunk)
+    one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"features": 10**6, "text": 10**6}, "does not fit VisualTrunk"),  # terabytes, if it were built
+        ({"features": -1}, "does not fit worldsim.blocks.VisualTrunk: "),
+        ({"channels": 0}, "does not fit VisualTrunk: text.query is "),
+        ({"patch": 0}, "does not fit worldsim.blocks.VisualTrunk: "),
+        ({"features": "many"}, "does not fit worldsim.blocks.VisualTrunk: "),
+        ({"image": [60, 64]}, "image must be .* in multiples of 8 pixels"),
+    ],
+)
+def test_sizes_that_cannot_be_take_no_memory(tmp_path, sizes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        load(describe(tmp_path, "worldsim.blocks.VisualTrunk", **sizes), VisualTrunk)
+    one_line(error)
+
+
+def test_what_stands_twice_is_written_twice(tmp_path):
+    size = [64, 64]
+    model = VisualTrunk(8, 8, 1, image=size)
+    model.arguments["patch_of"] = model.arguments["image"]
+    save(model, tmp_path)
+    assert "&" not in (tmp_path / DESCRIPTION).read_text()
 
 
 class Bomb:
