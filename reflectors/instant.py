@@ -21,17 +21,26 @@ class InstantReflector(Reflector):
     Args:
         features, channels, blocks: size of the visual trunk.
         consecutive, window: an episode stops when k = `consecutive` of the last n = `window` frames exceed the threshold.
+        image: (height, width) of the frames, multiples of 8.
     """
 
     scale: Tensor
     bias: Tensor
 
-    def __init__(self, features: int = 256, channels: int = 64, blocks: int = 2, consecutive: int = 1, window: int = 2):
+    def __init__(
+        self,
+        features: int = 256,
+        channels: int = 64,
+        blocks: int = 2,
+        consecutive: int = 1,
+        window: int = 2,
+        image: tuple[int, int] = (64, 64),
+    ):
         super().__init__()
         if not 1 <= consecutive <= window:
             raise ValueError(f"k-of-n needs 1 <= consecutive <= window, got {consecutive} of {window}")
         self.consecutive, self.window = consecutive, window
-        self.trunk = VisualTrunk(features, channels, blocks)
+        self.trunk = VisualTrunk(features, channels, blocks, image=image)
         self.head = mlp(features, features, 2)
         # Calibration on held-out episodes: p = sigmoid(scale * logit + bias); see `calibration.py`.
         self.register_buffer("scale", torch.ones(()))

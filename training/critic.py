@@ -20,17 +20,20 @@ class Critic(Configured):
     Args:
         features, channels, blocks: of its visual trunk; equal to the reflector's, whose weights it starts from.
         values: 1, or several values per observation.
+        image: (height, width) of its frames.
     """
 
-    def __init__(self, features: int = 256, channels: int = 64, blocks: int = 2, values: int = 1):
+    def __init__(
+        self, features: int = 256, channels: int = 64, blocks: int = 2, values: int = 1, image: tuple[int, int] = (64, 64)
+    ):
         super().__init__()
-        self.trunk = VisualTrunk(features, channels, blocks)
+        self.trunk = VisualTrunk(features, channels, blocks, image=image)
         self.head = mlp(features, features, values)
 
     @classmethod
     def like(cls, reflector: Reflector, values: int = 1) -> "Critic":
         """A critic whose trunk starts as a copy of the reflector's: it knows already what success looks like."""
-        critic = cls(**{key: reflector.arguments[key] for key in ("features", "channels", "blocks")}, values=values)
+        critic = cls(**{key: reflector.arguments[key] for key in ("features", "channels", "blocks", "image")}, values=values)
         critic.trunk.load_state_dict(reflector.get_submodule("trunk").state_dict())
         return critic
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from training.batches import Batch, BatchStream
-from training.sizes import check_sizes, check_window
 from worldsim.data.lerobot import Dataset
 from worldsim.data.windows import FrameTable, Mirror, shift
 from worldsim.sim.scene import Paraphrases
+from worldsim.sizes import check_context, check_sizes, check_window
 from worldsim.types import Observation
 
 
@@ -81,13 +81,17 @@ class TableData(StreamData):
         super().__init__(seed)
         if not 0 <= held_out < 1:
             raise ValueError(f"held_out must be in [0, 1), got {held_out}; 0.05 keeps every twentieth episode for validation")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}; set data.batch_size to the rows of a batch")
         self.roots, self.camera, self.batch_size, self.held_out, self.mirror = roots, camera, batch_size, held_out, mirror
 
     def setup(self, stage: str) -> None:
         self.table = FrameTable.read(self.roots, self.camera, held_out=self.held_out)
+        if self.mirror is not None:
+            self.mirror.check(self.table)
         self.instructions = sorted(set(self.table.instruction))
         if self.trainer is not None:
-            check_sizes(self.trainer.lightning_module, self.table)
+            check_sizes(self.trainer.lightning_module, **self.table.sizes)
 
     def unseen(self) -> FrameTable | None:
         """The episodes that training never sees, each once even where a dataset counts twice; None if there are none."""
@@ -217,7 +221,7 @@ class DemonstrationData(TableData):
     """Behaviour cloning: observations with the chunk of actions that followed.
 
     Args:
-        action_horizon: length of a chunk; beyond an episode's end `valid` is False.
+        action_horizon: length of a chunk, the policy's; beyond an episode's end `valid` is False.
         max_shift: the images of a batch are moved by up to so many pixels in each direction. A shift of the scene leaves the action
             as it is, but not an absolute position: the policy must not read one (`FlowVLA.state_used`).
         paraphrases: each sentence is heard in one of its wordings; null for the recorded one.
@@ -238,6 +242,11 @@ class DemonstrationData(TableData):
         super().__init__(roots, camera, batch_size, held_out, seed, mirror)
         self.action_horizon, self.max_shift, self.paraphrases = action_horizon, max_shift, paraphrases
 
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if self.trainer is not None:
+            check_sizes(self.trainer.lightning_module, action_horizon=self.action_horizon)
+
     def draw(self, generator: torch.Generator) -> Batch:
         rows = self.rows(self.table.acting_rows, generator)
         seen = {"frames": self.table.frames.index_select(0, rows), "state": self.table.state[rows]}
@@ -254,7 +263,7 @@ class StartData(TableData):
     """Real moments from anywhere in real episodes, with an instruction drawn at random: where dreams for learning begin.
 
     Args:
-        context: frames per start.
+        context: frames per start, the world model's.
         first_share: share of starts at the beginning of an episode.
         pool: the starts are so many pairs of moment and instruction, drawn once; batches name them as ``start`` [b], so that a
             learner can remember how hard each is (`economy.BetaStarts`). Null draws afresh for every batch.
@@ -277,6 +286,8 @@ class StartData(TableData):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        if self.trainer is not None:
+            check_context(self.trainer.lightning_module, self.context)
         if self.pool is not None:
             self.pooled = self.moments(self.pool, torch.Generator().manual_seed(self.seed))
 

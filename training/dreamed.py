@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader
 from training.batches import Batch
 from training.data import ReflectorData, is_judged, labels, whole_batches
 from training.reflector import ReflectorTraining
-from training.sizes import check_sizes
 from worldsim import checkpoint
 from worldsim.data.windows import FrameTable, Mirror
 from worldsim.dream import Starts
@@ -27,6 +26,7 @@ from worldsim.files import write_json
 from worldsim.interfaces import Policy, Reflector, WorldModel
 from worldsim.noise import Noise
 from worldsim.sim.scene import Paraphrases
+from worldsim.sizes import check_sizes
 
 
 class DreamedReflectorData(ReflectorData):
@@ -69,7 +69,7 @@ class DreamedReflectorData(ReflectorData):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         model, generator = checkpoint.load(self.world_model, WorldModel).eval(), torch.Generator().manual_seed(self.seed)
-        check_sizes(model, self.table)
+        check_sizes(model, **self.table.sizes)
         with self.trainer.precision_plugin.forward_context() if self.trainer else nullcontext():
             self.dreamed, self.moments = self._dream(model, self.table, self.dreams, generator)
             self.held_out_dreamed, self.held_out_moments = self._dream(model, self.calibration, self.dreams // 8, generator)
@@ -137,6 +137,8 @@ class DreamThreshold(Callback):
     def __init__(self, policy: str, world_model: str, recording: str, max_episode_steps: int = 40):
         self.policy, self.world_model = checkpoint.load(policy, Policy), checkpoint.load(world_model, WorldModel)
         table = FrameTable.read([recording], self.world_model.camera)
+        for model in (self.policy, self.world_model):
+            check_sizes(model, **table.sizes)
         success, unknown = (set(table.episode[rows].tolist()) for rows in (table.success == 1, table.success.isnan()))
         judged = [number for number in range(len(table.instruction)) if number in success or number not in unknown]
         if not judged:

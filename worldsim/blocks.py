@@ -116,6 +116,10 @@ class VisualTrunk(Configured):
         image: tuple[int, int] = (64, 64),
     ):
         super().__init__()
+        if min(image) < patch or any(side % patch for side in image):
+            raise ValueError(
+                f"image must be (height, width) in multiples of {patch} pixels, got {tuple(image)}; resize the pictures"
+            )
         self.text = TextEncoder(text)
         self.stem = nn.Conv2d(3, channels, patch, stride=patch)
         self.blocks = nn.ModuleList(ResidualBlock(channels, text) for _ in range(blocks))

@@ -21,6 +21,7 @@ from worldsim import checkpoint
 from worldsim.data.windows import FrameTable
 from worldsim.interfaces import ChunkResult, Reflector, Sight, World, WorldModel
 from worldsim.noise import Noise
+from worldsim.sizes import check_sizes
 from worldsim.types import Judgement, Observation, TensorBatch, float_image, where_rows
 
 
@@ -147,11 +148,15 @@ class DreamWorld(World):
 
         Raises:
             FileNotFoundError: if a model or a dataset is missing.
-            ValueError: if one is damaged.
+            ValueError: if one is damaged, or the data have other sizes than a model.
         """
         model = checkpoint.load(world_model, WorldModel)
-        starts = Starts.first_frames(FrameTable.read(data, model.camera), model.context)
-        return cls(model, checkpoint.load(reflector, Reflector), starts, num_envs, max_episode_steps, fps, seed)
+        judge = checkpoint.load(reflector, Reflector)
+        table = FrameTable.read(data, model.camera)
+        for part in (model, judge):
+            check_sizes(part, **table.sizes)
+        starts = Starts.first_frames(table, model.context)
+        return cls(model, judge, starts, num_envs, max_episode_steps, fps, seed)
 
     # Gymnasium ----------------------------------------------------------------------------------------------------------
 

@@ -38,8 +38,9 @@ class DiffusionVLA(FlowVLA):
         blocks: int = 2,
         state_used: tuple[int, ...] | None = None,
         train_timesteps: int = 100,
+        image: tuple[int, int] = (64, 64),
     ):
-        super().__init__(camera, state_dim, action_dim, action_horizon, num_steps, width, channels, blocks, state_used)
+        super().__init__(camera, state_dim, action_dim, action_horizon, num_steps, width, channels, blocks, state_used, image)
         self.scheduler: Any = DDPMScheduler(train_timesteps, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
         alphas = self.scheduler.alphas_cumprod
         self.register_buffer("flow_times", (1 - alphas).sqrt() / (alphas.sqrt() + (1 - alphas).sqrt()), persistent=False)

@@ -26,6 +26,10 @@ class FlowVLA(Policy):
         channels, blocks: size of the visual trunk.
         state_used: which dimensions of the state it reads; null means all. Without the absolute position, which the camera shows
             anyway, training may move the image about (`DemonstrationData.max_shift`), and few demonstrations go much further.
+        image: (height, width) of its pictures, multiples of 8.
+
+    Raises:
+        ValueError: if a dimension of `state_used` is not one of the state's, or the image has another size than that.
     """
 
     state_mean: Tensor
@@ -42,12 +46,15 @@ class FlowVLA(Policy):
         channels: int = 64,
         blocks: int = 2,
         state_used: tuple[int, ...] | None = None,
+        image: tuple[int, int] = (64, 64),
     ):
         super().__init__()
+        if wrong := [i for i in state_used or () if not 0 <= i < state_dim]:
+            raise ValueError(f"state_used must lie in 0..{state_dim - 1}, as the state has {state_dim} numbers, got {wrong[0]}")
         self.state_used = list(range(state_dim) if state_used is None else state_used)
         self.camera, self.action_dim, self.action_horizon, self.num_steps = camera, action_dim, action_horizon, num_steps
         self.feature_dim = width + len(self.state_used)
-        self.trunk = VisualTrunk(width, channels, blocks)
+        self.trunk = VisualTrunk(width, channels, blocks, image=image)
         self.expert_in = nn.Linear(self.feature_dim + action_horizon * action_dim + 32, width)
         self.expert = mlp(width, width, width, action_horizon * action_dim)
         # Statistics of the training data (m, m/s), stored with the weights; `fit_statistics` sets them.

@@ -188,7 +188,7 @@ class Counting(WorldModel):
     def noise(self, batch, generator):
         return torch.zeros(batch)
 
-    def step(self, state, actions, noise, known=None):
+    def step(self, state, actions, noise):
         frames = state[:, None].repeat(1, 2, 1, 1, 1)
         frames[..., 1] += torch.tensor([1, 2])[:, None, None] / 255
         frames[..., 2] = 77 / 255
@@ -348,6 +348,9 @@ def test_keyframes_of_unknown_progress(root: Path) -> None:
 def test_errors(root, tmp_path):
     with pytest.raises(ValueError, match=r"held_out must be in \[0, 1\)"):
         build("DemonstrationData", root, held_out=1.0)
+    for size in (0, -3):
+        with pytest.raises(ValueError, match=f"batch_size must be at least 1, got {size}; set data.batch_size"):
+            build("DemonstrationData", root, batch_size=size)
     with pytest.raises(ValueError, match="has no camera wrist; choose among front"):
         build("DemonstrationData", root, camera="wrist")
     with pytest.raises(FileNotFoundError):

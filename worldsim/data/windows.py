@@ -123,6 +123,11 @@ class FrameTable:
         return {"action": self.action[rows.minimum(last)], "valid": rows < last}
 
     @property
+    def sizes(self) -> dict[str, int | list[int]]:
+        """What models are built for: state_dim, action_dim and image as [height, width]."""
+        return {"state_dim": self.state.shape[1], "action_dim": self.action.shape[1], "image": list(self.frames.shape[1:3])}
+
+    @property
     def acting_rows(self) -> Int[Tensor, " m"]:
         """Rows at which an action was taken: all but each episode's last."""
         return (torch.arange(len(self.last)) < self.last).nonzero().flatten()
@@ -138,8 +143,16 @@ def training_episodes(number: int, held_out: float) -> int:
 
 
 def _open(roots: str | Path | Sequence[str | Path], camera: str) -> list[Dataset]:
-    """The datasets, of which nothing but this camera will be decoded."""
-    return [Dataset(root, cameras=[camera]) for root in ([roots] if isinstance(roots, str | Path) else roots)]
+    """The datasets, of which nothing but this camera will be decoded; ValueError if they do not go together."""
+    datasets = [Dataset(root, cameras=[camera]) for root in ([roots] if isinstance(roots, str | Path) else roots)]
+    kinds = [(len(d.state_names), len(d.action_names), d.cameras[camera], d.fps) for d in datasets]
+    for data, kind in zip(datasets, kinds, strict=True):
+        for name, one, other in zip(("numbers of state", "numbers of an action", "pixels", "fps"), kind, kinds[0], strict=True):
+            if one != other:
+                raise ValueError(
+                    f"{data.root} has {one} {name}, {datasets[0].root} has {other}; learn from datasets that are alike"
+                )
+    return datasets
 
 
 def _warn_of_clamped_actions(data: Dataset, episodes: Sequence[Episode]) -> None:
@@ -170,6 +183,14 @@ class Mirror:
 
     state: tuple[float, ...]
     action: tuple[float, ...]
+
+    def check(self, table: FrameTable) -> None:
+        """ValueError if it has not one factor for each dimension of the table's state and action."""
+        for name, factors, size in (("state", self.state, table.state.shape[1]), ("action", self.action, table.action.shape[1])):
+            if len(factors) != size:
+                raise ValueError(
+                    f"mirror.{name} has {len(factors)} factors, the data have {size} numbers; give one each, or mirror=null"
+                )
 
     def __call__(self, batch: dict, which: Bool[Tensor, " b"]) -> dict:
         """`batch` with the rows `which` mirrored: the entries "frames" [b, ..., h, w, 3], "state" and "action", if present."""
