@@ -23,12 +23,7 @@ CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 
 USER_ERRORS = (
     ValueError,
-    FileNotFoundError,
-    FileExistsError,
-    NotADirectoryError,
-    IsADirectoryError,
-    PermissionError,
-    ConnectionError,
+    OSError,  # no such file, no room, no right to write, no connection
     HydraException,
     OmegaConfBaseException,
 )

@@ -28,6 +28,7 @@ from worldsim.report import described, write_report
 from worldsim.robot.reliability import FEWEST, fit_reference
 from worldsim.seeds import check_training
 from worldsim.serving import TorchPolicy
+from worldsim.sizes import check_sizes
 from worldsim.types import Observation
 
 Config = dict[str, Any]
@@ -98,8 +99,8 @@ def convert(cfg: Config) -> None:
 def rollout(cfg: Config) -> None:
     """Play a policy, in a dream unless told otherwise: a video grid, a LeRobot dataset and statistics."""
     policy, out = checkpoint.load(cfg["policy"], Policy), Path(cfg["out"])
-    _claim(out, cfg)
     world: World = instantiate(cfg["world"], _convert_="all")
+    _claim(out, cfg)
     with autocast(cfg["precision"]):
         settings = {name: cfg[name] for name in ("episodes", "seed", "n_action_steps")}
         _store(world, PolicyActor(policy), out / "dataset", **settings)
@@ -188,6 +189,8 @@ def _parts(policy: Policy, data: Dataset) -> Config:
         raise ValueError(
             f"the policy looks through camera {policy.camera!r}, {data.root} has {sorted(data.cameras)}; give its own data"
         )
+    image = list(data.cameras[policy.camera])
+    check_sizes(policy, state_dim=len(data.state_names), action_dim=len(data.action_names), image=image)
     indices = np.unique(np.linspace(0, data.num_episodes - 1, 128).round().astype(int)).tolist()
     episodes = list(data.episodes(indices))
     frames = [(episode, i) for episode in episodes for i in range(len(episode.state))]
@@ -236,4 +239,6 @@ def report(cfg: Config) -> None:
 
 def doctor(cfg: Config) -> None:
     """What this machine can run, and what is missing; with `data=ROOT` what is wrong with a dataset."""
+    if not isinstance(cfg["mend"], bool):  # "no" is a word to Hydra
+        raise ValueError(f"mend is {cfg['mend']!r}, expected true or false; write mend=true or leave it out")
     examine(cfg["data"], mend=cfg["mend"])

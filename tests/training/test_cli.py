@@ -17,6 +17,9 @@ def record(config):
 def bad_value(config):
     raise ValueError("window 3 must be at least\\n 4")
 
+def disk_full(config):
+    raise OSError(28, "No space left on device", "data/demos/meta/info.json.tmp")
+
 def interrupted(config):
     raise KeyboardInterrupt
 
@@ -105,6 +108,7 @@ def test_a_missing_experiment_is_one_line(capsys):
     ("function", "code", "expected"),
     [
         ("bad_value", 2, "window 3 must be at least 4"),
+        ("disk_full", 2, "No space left on device: 'data/demos/meta/info.json.tmp'"),
         ("needs_extra", 2, ".[nerf]"),
         ("interrupted", 130, "interrupted"),
         ("interrupted_in_lightning", 130, "interrupted"),

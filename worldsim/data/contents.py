@@ -4,16 +4,18 @@ It is apart from `Dataset`, which reads what is counted and refuses what disagre
 Read `counters.py` next: it compares the two.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from worldsim.data import journal
 from worldsim.data import lerobot_format as fmt
+from worldsim.data.columns import label, vectors
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,11 @@ class EpisodeFiles:
     videos: dict[str, tuple[Path, float]]
     metadata: Path
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All of them."""
+        return (self.data, self.metadata, *(video for video, _ in self.videos.values()))
+
 
 class Contents:
     """The episodes that the files hold, in the order of their numbers. Everything but `info.json` is read when it is asked for.
@@ -60,33 +67,48 @@ class Contents:
         info: the contents of `meta/info.json`.
         features: its feature table.
         counted: episodes that it counts; of those that the files hold, the first ones.
+        damages: what `values` could not read so far.
+
+    Args:
+        root: the dataset's folder.
+        videos: of which video features to look at the files; of all by default.
+        info: what to take `info.json` to say, before it is replaced; by default what it says.
 
     Raises:
         FileNotFoundError: if there is no dataset.
         ValueError: if `info.json` is damaged, of another version or lacks state or action.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root, self.info = root, fmt.read_info(root)
+    def __init__(self, root: Path, *, videos: Sequence[str] | None = None, info: dict[str, Any] | None = None) -> None:
+        self.root, self.info = root, info or fmt.read_info(root)
         self.features: fmt.Features = self.info["features"]
         self.counted: int = self.info["total_episodes"]
+        self.damages: list[ValueError] = []
+        there = [key for key, feature in self.features.items() if feature["dtype"] == "video"]
+        self._videos = there if videos is None else [*videos]
 
     @cached_property
     def episodes(self) -> list[EpisodeFiles]:
         """All episodes in `meta/episodes`; ValueError or FileNotFoundError if one of its files is damaged."""
-        videos = [key for key, feature in self.features.items() if feature["dtype"] == "video"]
-        place = ("chunk_index", "file_index", "from_timestamp")
-        names = ["episode_index", "length", "data/chunk_index", "data/file_index"]
-        names += [f"videos/{key}/{column}" for key in videos for column in place]
+        wholes = ["episode_index", "length", "data/chunk_index", "data/file_index"]
+        wholes += [f"videos/{key}/{column}" for key in self._videos for column in ("chunk_index", "file_index")]
+        starts = [f"videos/{key}/from_timestamp" for key in self._videos]
         found: dict[int, EpisodeFiles] = {}
         for path in sorted(self.root.glob("meta/episodes/*/*.parquet")):
-            for row in fmt.open_parquet(path, names).read(names).to_pylist():
+            for row in fmt.read_parquet(path, [*wholes, *starts]).to_pylist():
+                _check_episode_row(path, row, wholes, starts)
                 where = {
-                    key: (fmt.video_file(self.root, self.info, row, key), row[f"videos/{key}/from_timestamp"]) for key in videos
+                    key: (fmt.video_file(self.root, self.info, row, key), float(row[f"videos/{key}/from_timestamp"]))
+                    for key in self._videos
                 }
                 data = fmt.data_file(self.root, self.info, row)
                 found[row["episode_index"]] = EpisodeFiles(row["episode_index"], row["length"], data, where, path)
         return [found[index] for index in sorted(found)]
+
+    @cached_property
+    def held(self) -> list[EpisodeFiles]:
+        """The episodes without those of a killed recording that the journal names."""
+        return [episode for episode in self.episodes if not self.is_leftover(episode)]
 
     @cached_property
     def tasks(self) -> dict[int, str]:
@@ -98,7 +120,7 @@ class Contents:
         """Rows of each episode in each data file that exists."""
         held: dict[Path, dict[int, int]] = {}
         for path in self.data_files:
-            index = fmt.open_parquet(path, ["episode_index"]).read(["episode_index"])["episode_index"].to_numpy()
+            index = vectors(path, fmt.read_parquet(path, ["episode_index"]), "episode_index", 1)[:, 0]
             numbers, counts = np.unique(index, return_counts=True)
             held[path] = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
         return held
@@ -118,12 +140,13 @@ class Contents:
     @cached_property
     def leftovers(self) -> list[Path]:
         """Files of a killed recording that the writer's journal names, relative to `root`."""
-        return journal.leftovers(self.root)
+        committed = {path: episode.index for episode in self.episodes[: self.counted] for path in episode.files}
+        return journal.leftovers(self.root, total_episodes=self.counted, committed=committed)
 
     @cached_property
     def strays(self) -> list[Path]:
         """Files, relative to `root`, that look like a recording's and that neither an episode nor the journal names."""
-        known = {path for e in self.episodes for path in (e.data, e.metadata, *(video for video, _ in e.videos.values()))}
+        known = {path for episode in self.episodes for path in episode.files}
         known |= {self.root / path for path in self.leftovers}
         there = {path for pattern in journal.NEW_FILES for path in (*self.root.glob(pattern), *self.root.glob(f"{pattern}.tmp"))}
         return sorted(path.relative_to(self.root) for path in there - known)
@@ -142,21 +165,56 @@ class Contents:
         return f"its video {self.name(lost[0])} is missing" if lost else ""
 
     def values(self, key: str) -> Iterator[tuple[EpisodeFiles, np.ndarray]]:
-        """The values of a scalar or vector feature, [n, d], of each episode whose data file is there and has that column."""
-        width = self.features[key]["shape"][0]
+        """The values of a scalar or vector feature, [n, d], of each episode whose data file is there and has that column.
+
+        A file or column that cannot be read is left out and noted in `damages`, so that it hides nothing of the others.
+        """
         for path in self.data_files:
-            file = fmt.open_parquet(path, ["episode_index"])
-            if key not in file.schema_arrow.names:
+            try:
+                index, values = self._column(path, key)
+            except ValueError as error:
+                self.damages.append(error)
                 continue
-            table = file.read(["episode_index", key])
-            index = table["episode_index"].to_numpy()
-            values = fmt.label(table, key)[:, None] if key in fmt.LABELS else fmt.vectors(table, key, width)
             order = np.argsort(index, kind="stable")
             for episode in (e for e in self.episodes if e.data == path):
                 low, high = np.searchsorted(index[order], [episode.index, episode.index + 1])
                 if low < high:
                     yield episode, values[order[low:high]]
 
+    def _column(self, path: Path, key: str) -> tuple[np.ndarray, np.ndarray]:
+        """The episode of each row of a data file, [n], and the values of a feature, [n, d]; no rows if it lacks that column."""
+        width = self.features[key]["shape"][0]
+        if key not in fmt.open_parquet(path).schema_arrow.names:
+            return np.empty(0), np.empty((0, width))
+        table = fmt.read_parquet(path, [*dict.fromkeys(["episode_index", key])])
+        values = label(path, table, key)[:, None] if key in fmt.LABELS else vectors(path, table, key, width)
+        return vectors(path, table, "episode_index", 1)[:, 0], values
+
     def name(self, path: Path) -> str:
         """A file relative to `root`."""
         return path.relative_to(self.root).as_posix()
+
+
+def counter_faults(contents: Contents) -> Iterator[Fault]:
+    """Where `info.json` counts other episodes or frames than `meta/episodes` has. No data file is opened for it."""
+    info, held, mend = contents.info, contents.held, f"worldsim doctor data={contents.root} mend=true"
+    if len(held) != contents.counted:
+        found = f"{fmt.INFO} counts {contents.counted} episodes, the files hold {len(held)}"
+        again = "copy the dataset again if some are missing; " if len(held) < contents.counted else ""
+        yield Fault("counters", "error", found, f"{again}{mend} counts what is there")
+    elif (frames := sum(episode.length for episode in held)) != info["total_frames"]:
+        found = f"{fmt.INFO} counts {info['total_frames']} frames, its {contents.counted} episodes have {frames}"
+        yield Fault("counters", "error", found, f"{mend} counts them")
+
+
+def _check_episode_row(path: Path, row: Mapping[str, Any], wholes: Sequence[str], starts: Sequence[str]) -> None:
+    """ValueError if a row of `meta/episodes` has a place or length that is none."""
+    odd = [(name, "a whole number from 0") for name in wholes if not fmt.is_count(row[name])]
+    odd += [(name, "seconds from 0") for name in starts if not _is_time(row[name])]
+    for name, expected in odd:
+        episode = row["episode_index"]
+        raise ValueError(f"{path} has {name} {row[name]!r} of episode {episode!r}, expected {expected}; copy or record it again")
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value < math.inf

@@ -4,14 +4,15 @@ A counter that is too low makes good recordings invisible, one that is too high 
 from either would write over what is there. Read `faults.py` next: it looks at the values too.
 """
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 from worldsim.data import journal
 from worldsim.data import lerobot_format as fmt
-from worldsim.data.contents import Contents, EpisodeFiles, Fault
+from worldsim.data.contents import Contents, EpisodeFiles, Fault, counter_faults
 from worldsim.data.lerobot_reader import Dataset
-from worldsim.data.stats import NAMES
+from worldsim.data.stats import NAMES, Stats
 
 NAMED = 3  # of many alike, so many are named
 
@@ -23,19 +24,12 @@ def count_faults(contents: Contents) -> Iterator[Fault]:
         FileNotFoundError: if a file is missing without which nothing can be said.
         ValueError: if one is damaged.
     """
-    root, info = contents.root, contents.info
+    root = contents.root
     mend = f"worldsim doctor data={root} mend=true"
-    held = [episode for episode in contents.episodes if not contents.is_leftover(episode)]
-    counted = held[: contents.counted]
-    if len(held) != contents.counted:
-        found = f"{fmt.INFO} counts {contents.counted} episodes, the files hold {len(held)}"
-        again = "copy the dataset again if some are missing; " if len(held) < contents.counted else ""
-        yield Fault("counters", "error", found, f"{again}{mend} counts what is there")
-    elif (frames := sum(episode.length for episode in counted)) != info["total_frames"]:
-        found = f"{fmt.INFO} counts {info['total_frames']} frames, its {contents.counted} episodes have {frames}"
-        yield Fault("counters", "error", found, f"{mend} counts them")
+    counted = contents.held[: contents.counted]
+    yield from counter_faults(contents)
     yield from _task_faults(contents, counted, mend)
-    if broken := {episode.index: why for episode in held if (why := contents.what_lacks(episode))}:
+    if broken := {episode.index: why for episode in contents.held if (why := contents.what_lacks(episode))}:
         some = "; ".join(f"episode {index}: {why}" for index, why in [*broken.items()][:NAMED])
         yield Fault("files", "error", f"{len(broken)} episodes are not whole: {some}{_more(broken)}", "copy those files again")
     numbers = {episode.index for episode in contents.episodes}
@@ -45,7 +39,10 @@ def count_faults(contents: Contents) -> Iterator[Fault]:
             yield Fault("files", "error", found, "copy meta/episodes again")
     if contents.strays:
         found = f"{len(contents.strays)} files are counted nowhere and no journal names them: {_some(contents.strays)}"
-        move = f"mkdir -p {root / journal.ORPHANS} && mv {root / contents.strays[0]} {root / journal.ORPHANS}"
+        source, target = (
+            shlex.quote(str(path)) for path in (root / contents.strays[0], (root / journal.ORPHANS / contents.strays[0]).parent)
+        )
+        move = f"mkdir -p {target} && mv -n {source} {target}/"
         yield Fault("files", "error", found, f"copy meta/episodes again; if they are leftovers, move each away: {move}")
     if contents.leftovers:
         whole = [e for e in contents.episodes if contents.is_leftover(e) and not contents.what_lacks(e)]
@@ -64,41 +61,50 @@ def check_counters(root: Path) -> None:
 def mend_counters(root: Path) -> str:
     """Make `info.json` count the whole episodes that the files hold, and the statistics be theirs; returns what was changed.
 
-    What is replaced stays beside it as `<name>.bak-<n>`. Data, videos and `meta/episodes` are not touched.
+    What is replaced stays beside it as `<name>.bak-<n>`. Data, videos and `meta/episodes` are not touched, and nothing is if the
+    dataset could not be read afterwards.
 
     Raises:
         FileNotFoundError: if there is no dataset, or a file is missing without which nothing can be said.
-        ValueError: if a file is damaged, or an episode in the middle is not whole, which no counter can express.
+        ValueError: if a file is damaged, if an episode is not whole that no counter can leave out, or if somebody is recording.
     """
-    contents = Contents(root)
-    lacking = [contents.what_lacks(episode) or _unknown_task(contents, episode) for episode in contents.episodes]
-    total = next((i for i, why in enumerate(lacking) if why), len(lacking))
-    if any(not why for why in lacking[total:]):
-        where = f"episode {contents.episodes[total].index} is not whole ({lacking[total]})"
-        raise ValueError(f"{root}: {where} while later ones are, which counters cannot express; copy it again")
-    frames = sum(episode.length for episode in contents.episodes[:total])
-    counts = {"total_episodes": total, "total_frames": frames, "total_tasks": len(contents.tasks)}
-    old = contents.info
-    if all(old.get(key) == value for key, value in counts.items()):
-        return f"{root}: {fmt.INFO} counts what the files hold, {total} episodes; nothing to mend"
-    whole = f"0:{old['total_episodes']}"
-    splits = {name: f"0:{total}" if span == whole else span for name, span in old.get("splits", {}).items()}
-    kept = _keep(root / fmt.INFO)
-    fmt.write_json(root / fmt.INFO, {**old, **counts, "splits": splits})
-    changed = ", ".join(f"{key} {old.get(key)} -> {value}" for key, value in counts.items() if old.get(key) != value)
-    _mend_statistics(root)
-    return f"{root}: {changed}; the old {fmt.INFO} is {kept.name}"
+    fmt.read_info(root)
+    with journal.alone(root):
+        contents = Contents(root)
+        lacking = {episode.index: contents.what_lacks(episode) or _unknown_task(contents, episode) for episode in contents.episodes}
+        if contents.damages:
+            raise contents.damages[0]
+        total = next((i for i, why in enumerate(lacking.values()) if why), len(lacking))
+        frames = sum(episode.length for episode in contents.episodes[:total])
+        counts = {"total_episodes": total, "total_frames": frames, "total_tasks": len(contents.tasks)}
+        old = contents.info
+        if all(old.get(key) == value for key, value in counts.items()):
+            return f"{root}: {fmt.INFO} counts what the files hold, {total} episodes; nothing to mend"
+        whole = f"0:{old['total_episodes']}"
+        splits = {name: f"0:{total}" if span == whole else span for name, span in (old.get("splits") or {}).items()}
+        mended = {**old, **counts, "splits": splits}
+        if len(Contents(root, info=mended).held) > total:
+            index, why = [*lacking.items()][total]
+            left_out = f"{fmt.INFO} cannot leave it out; copy its files again, or delete it with LeRobot (lerobot-edit-dataset)"
+            raise ValueError(f"{root}: episode {index} is not whole ({why}), and {left_out}")
+        stats = _mended_statistics(Dataset(root, info=mended))
+        if stats is not None:
+            if (root / fmt.STATS).is_file():
+                _keep(root / fmt.STATS)
+            fmt.write_json(root / fmt.STATS, stats)
+        kept = _keep(root / fmt.INFO)
+        fmt.write_json(root / fmt.INFO, mended)  # last: until then the dataset is what it was
+        changed = ", ".join(f"{key} {old.get(key)} -> {value}" for key, value in counts.items() if old.get(key) != value)
+        return f"{root}: {changed}; the old {fmt.INFO} is {kept.name}"
 
 
-def _mend_statistics(root: Path) -> None:
-    """Write `stats.json` anew if it is of other frames, and if the episodes carry what that takes."""
-    data = Dataset(root)
+def _mended_statistics(data: Dataset) -> dict[str, Stats] | None:
+    """What `stats.json` should say; None if it does, or if the episodes do not carry what that takes."""
     columns = {f"stats/{fmt.camera_key(camera)}/{name}" for camera in data.cameras for name in NAMES}
-    files = [path for path in data.files() if path.is_relative_to(root / "meta")]
+    files = [path for path in data.files() if path.is_relative_to(data.root / "meta")]
     if data.stored_stats() is None and all(columns <= {*fmt.open_parquet(path).schema_arrow.names} for path in files):
-        if (root / fmt.STATS).is_file():
-            _keep(root / fmt.STATS)
-        fmt.write_json(root / fmt.STATS, data.stats)
+        return data.stats
+    return None
 
 
 def _keep(path: Path) -> Path:

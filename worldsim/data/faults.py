@@ -9,15 +9,17 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pyarrow as pa
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from worldsim.data import lerobot_format as fmt
+from worldsim.data.columns import WRONG, pictures, wrong_rows
 from worldsim.data.contents import Contents, EpisodeFiles, Fault
 from worldsim.data.counters import count_faults, mend_counters
-from worldsim.data.timing import nearest, timing
-from worldsim.data.video import frame_times
+from worldsim.data.timing import in_order, nearest, timing
+from worldsim.data.video import decode_images, frame_times
 
 NAMED = 3  # episodes that a fault names
 AGAIN = "record the episodes again, or delete them with LeRobot (lerobot-edit-dataset)"
@@ -37,6 +39,7 @@ def dataset_faults(root: Path) -> list[Fault]:
             faults += check(contents)
         except (ValueError, FileNotFoundError) as error:  # a file that is damaged or missing, in words that name it
             faults.append(_fault_of("files", error))
+    faults += [_fault_of("files", error) for error in contents.damages]
     return sorted(dict.fromkeys(faults), key=lambda fault: fault.severity)
 
 
@@ -86,17 +89,45 @@ def short_episodes(contents: Contents) -> Iterator[Fault]:
         yield Fault("episodes", "error", f"{_named(short)} have a single frame and thus no action", AGAIN)
 
 
-def values_not_finite(contents: Contents) -> Iterator[Fault]:
-    """NaN and infinity, by column."""
-    for key in ("observation.state", "action", "timestamp"):
-        if key not in contents.features:
-            continue
-        rows = {episode: int((~np.isfinite(values).all(axis=1)).sum()) for episode, values in contents.values(key)}
+def missing_columns(contents: Contents) -> Iterator[Fault]:
+    """Columns that data files lack of what `info.json` says and worldsim reads."""
+    images = [key for key, feature in contents.features.items() if feature["dtype"] == "image" and fmt.is_rgb(feature)]
+    source = [key for key in ("source",) if key in contents.features]
+    wanted = [*dict.fromkeys([*fmt.number_features(contents.features), *source, *images, "episode_index", "task_index"])]
+    for path in contents.data_files:
+        try:
+            fmt.open_parquet(path, wanted)
+        except ValueError as error:
+            yield _fault_of("files", error)
+
+
+def wrong_values(contents: Contents) -> Iterator[Fault]:
+    """NaN and infinity, and labels that are none, by column."""
+    for key in (key for key in WRONG if key in contents.features):
+        rows = {episode: int(wrong_rows(key, values).sum()) for episode, values in contents.values(key)}
         if broken := [episode for episode, number in rows.items() if number]:
             where = ", ".join(f"{rows[e]} in episode {e.index} ({contents.name(e.data)})" for e in broken[:NAMED])
             more = f" and {len(broken) - NAMED} more episodes" if len(broken) > NAMED else ""
             total = sum(rows.values())
-            yield Fault("values", "error", f"{total} rows of {key} are not finite: {where}{more}", AGAIN)
+            yield Fault("values", "error", f"{total} rows of {key} {WRONG[key]}: {where}{more}", AGAIN)
+
+
+def disorder(contents: Contents) -> Iterator[Fault]:
+    """Episodes whose rows are not in the order of their frames."""
+    if "frame_index" not in contents.features:
+        return
+    if mixed := [episode for episode, values in contents.values("frame_index") if not in_order(values[:, 0])]:
+        yield Fault("order", "error", f"frame_index does not rise in the rows of {_named(mixed)}", f"sort the rows, or {AGAIN}")
+
+
+def picture_faults(contents: Contents) -> Iterator[Fault]:
+    """Pictures in data files that cannot be decoded or have another size; of each file the first and the last one."""
+    for key in (key for key, f in contents.features.items() if f["dtype"] == "image" and fmt.is_rgb(f)):
+        for path in contents.data_files:
+            try:
+                _decode_ends(contents, path, key)
+            except ValueError as error:
+                yield _fault_of("files", error)
 
 
 def clamped_actions(contents: Contents) -> Iterator[Fault]:
@@ -162,10 +193,11 @@ def task_changes(contents: Contents) -> Iterator[Fault]:
 
 def unjudged_frames(contents: Contents) -> Iterator[Fault]:
     """Frames of which nobody said success or progress."""
-    frames = max(1, sum(episode.length for episode in contents.episodes))
     for name, keys in {"success": ("success", "next.success"), "progress": ("progress",)}.items():
         key = next((key for key in keys if key in contents.features), None)
-        known = 0 if key is None else sum(int(np.isfinite(v).sum()) for _, v in contents.values(key))
+        judged = [] if key is None else [np.isfinite(values) for _, values in contents.values(key)]
+        known = sum(int(some.sum()) for some in judged)
+        frames = sum(map(len, judged)) if key else sum(episode.length for episode in contents.episodes)
         if known < frames:
             found = f"{name} is known of {known} of {frames} frames"
             yield Fault("labels", "warning", found, "a reflector learns from those only; policies and world models need none")
@@ -175,7 +207,10 @@ CHECKS: list[Callable[[Contents], Iterator[Fault]]] = [
     count_faults,
     camera_faults,
     short_episodes,
-    values_not_finite,
+    missing_columns,
+    wrong_values,
+    disorder,
+    picture_faults,
     clamped_actions,
     uneven_time,
     video_faults,
@@ -188,6 +223,23 @@ def _fault_of(kind: str, error: Exception) -> Fault:
     """An error as a fault; what follows its last semicolon says what to do."""
     found, _, remedy = str(error).rpartition("; ")
     return Fault(kind, "error", found, remedy) if found else Fault(kind, "error", remedy, "copy the dataset again")
+
+
+def _decode_ends(contents: Contents, path: Path, key: str) -> None:
+    """ValueError if the first or last picture of a data file is damaged or of another size."""
+    file = fmt.open_parquet(path)
+    if key not in file.schema_arrow.names or not file.metadata.num_rows:  # the check of the columns says so
+        return
+    try:
+        size = fmt.resolution(key, contents.features[key])
+    except ValueError:  # the cameras' own check says so
+        return
+    for group, row in ((0, 0), (file.num_row_groups - 1, -1)):
+        try:
+            table = file.read_row_group(group, [key])
+        except (pa.ArrowInvalid, OSError) as error:
+            raise fmt.unreadable(path, error) from error
+        decode_images(path, key, size, [pictures(path, table, key)[row]])
 
 
 def _size_fault(contents: Contents, key: str, path: Path) -> Iterator[Fault]:

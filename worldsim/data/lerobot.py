@@ -15,6 +15,7 @@ at any moment leaves a readable dataset.
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -28,23 +29,27 @@ from typing_extensions import Self
 
 from worldsim.data import journal
 from worldsim.data import lerobot_format as fmt
+from worldsim.data.contents import Contents
+from worldsim.data.columns import wrong_rows
 from worldsim.data.counters import check_counters
 from worldsim.data.lerobot_reader import NUM_THREADS, Dataset
-from worldsim.data.stats import Stats, image_statistics, merge_statistics, statistics
+from worldsim.data.stats import NAMES, Stats, image_statistics, merge_statistics, statistics
 from worldsim.data.video import MIN_SIDE, encode_png, write_video
 from worldsim.types import Episode
 
 __all__ = ["Dataset", "DatasetWriter"]
 
 STATISTICS_FRAMES = 16  # frames per episode that image statistics look at, evenly spaced
+# Of what a dataset without info.json may have left, each is enough not to write there.
+REMAINS = ("*/*/*.parquet", "meta/episodes/*/*.parquet", "videos/*/*/*.mp4", str(fmt.TASKS), str(fmt.STATS), str(journal.JOURNAL))
 
 
 class DatasetWriter:
-    """Writes episodes as a LeRobot v3.0 dataset, one set of files per flush. A context manager; one writer per folder at a time.
+    """Writes episodes as a LeRobot v3.0 dataset, one set of files per flush. A context manager; it locks the folder until `close`.
 
     An existing dataset with the same settings is continued: `num_episodes` says where, and files that an interrupted flush left
-    behind move to `.orphans`. Nothing is ever deleted, and a dataset that holds anything else that `info.json` does not count is
-    refused. Statistics are kept exact over all frames (min, max, mean, std, count and quantiles of every vector
+    behind move to `.orphans`. Nothing is ever deleted or written over, and a dataset that holds anything else that `info.json`
+    does not count is refused. Statistics are kept exact over all frames (min, max, mean, std, count and quantiles of every vector
     and scalar, held in memory for that); those of images come from 16 frames per episode, their quantiles are averaged over
     episodes as in LeRobot.
 
@@ -64,8 +69,9 @@ class DatasetWriter:
         num_episodes: committed episodes.
 
     Raises:
-        ValueError: if the settings are not possible, or differ from those of the dataset that is already there, or if that
-            dataset's files and its `info.json` disagree.
+        ValueError: if the settings are not possible, or differ from those of the dataset that is already there, if that
+            dataset's files and its `info.json` disagree, or if somebody else is recording into it.
+        OSError: if the folder may not be written.
     """
 
     def __init__(
@@ -82,7 +88,7 @@ class DatasetWriter:
     ) -> None:
         self.root, self._fps, self._storage, self._cameras, self._judged = Path(root), fps, storage, dict(cameras), judged
         self._widths = (len(state_names), len(action_names))
-        self._check_settings()
+        self._check_settings(state_names=state_names, action_names=action_names)
         self._info = fmt.new_info(
             fps=fps,
             robot_type=robot_type,
@@ -93,12 +99,21 @@ class DatasetWriter:
             judged=judged,
         )
         self._schema = fmt.arrow_schema(self._info["features"])
+        with ExitStack() as lock:
+            lock.enter_context(journal.alone(self.root))
+            self._open()
+            self._lock = lock.pop_all()
+
+    def _open(self) -> None:
+        """Begin a dataset, or take up the one that is there; ValueError if that cannot be continued."""
         if (self.root / fmt.INFO).exists():
-            self._check_same(fmt.read_json(self.root / fmt.INFO))
+            self._check_same(fmt.read_info(self.root))
             check_counters(self.root)
-            journal.set_aside(self.root, journal.leftovers(self.root))
-        elif any(self.root.glob("*/*/*.parquet")) or any(self.root.glob("meta/episodes/*/*.parquet")):
-            raise ValueError(f"{self.root} holds data but no {fmt.INFO}; choose an empty folder, or restore that file")
+            self._check_statistics()
+            journal.set_aside(self.root, Contents(self.root).leftovers)
+        elif found := next(chain.from_iterable(map(self.root.glob, REMAINS)), None):
+            name = found.relative_to(self.root)
+            raise ValueError(f"{self.root} holds {name} but no {fmt.INFO}; choose an empty folder, or restore that file")
         else:
             fmt.write_json(self.root / fmt.INFO, self._info)
         committed = Dataset(self.root)
@@ -121,16 +136,19 @@ class DatasetWriter:
         self.close()
 
     def close(self) -> None:
-        """Release the encoder threads. Everything added is already committed; may be called twice."""
+        """Release the encoder threads and the folder. Everything added is already committed; may be called twice."""
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
+        self._lock.close()
 
     def add(self, episodes: Sequence[Episode]) -> None:
         """Commit `episodes` as one flush: after an error or a kill, either all of them are in the dataset or none is.
 
         Raises:
-            ValueError: if an episode does not fit the dataset or has a value that is not finite, or the writer is closed.
+            ValueError: if an episode does not fit the dataset or has a value that is not finite, if the writer is closed, or if
+                somebody else has written into the folder.
+            OSError: if the disk is full or may not be written; the writer goes on once it is.
         """
         if self._pool is None:
             raise ValueError(f"the writer of {self.root} is closed; open another DatasetWriter to continue")
@@ -150,31 +168,65 @@ class DatasetWriter:
         chunk_index, file_index = divmod(self._num_files, fmt.FILES_PER_CHUNK)
         file = {"chunk_index": chunk_index, "file_index": file_index}
 
-        journal.begin(self.root, total_episodes=self.num_episodes, files=self._new_files(file))
-        if self._storage == "video":
-            self._write_videos(episodes, file)
-        self._write_data(episodes, values, file)
-        with fmt.replacing(self.root / fmt.EPISODES_PATH.format(**file)) as path:
-            rows = [self._episode_row(*row, file, starts[0]) for row in zip(episodes, values, image_stats, strict=True)]
-            pq.write_table(pa.Table.from_pylist(rows), path)
+        files = self._check_folder(file)
+        try:
+            journal.begin(self.root, total_episodes=self.num_episodes, files=files)
+            if self._storage == "video":
+                self._write_videos(episodes, file)
+            self._write_data(episodes, values, file)
+            with fmt.replacing(self.root / fmt.EPISODES_PATH.format(**file)) as path:
+                rows = [self._episode_row(*row, file, starts[0]) for row in zip(episodes, values, image_stats, strict=True)]
+                pq.write_table(pa.Table.from_pylist(rows), path)
+            self._commit(values, image_stats, task_of, total_frames=starts[-1])
+        except OSError as error:
+            lost = f"{len(episodes)} episodes could not be written ({error.strerror or error}), all before them are there"
+            raise OSError(error.errno, f"{self.root}: {lost}; make room, or make it writable, and record them again") from error
+        journal.end(self.root)
+
+    def _check_folder(self, file: Mapping[str, int]) -> list[Path]:
+        """The files that a flush adds, relative to the dataset's folder, after what a failed one left has been set aside.
+
+        Raises:
+            ValueError: if somebody else has written here, who does not ask for the lock.
+        """
+        info, files = fmt.read_info(self.root), self._new_files(file)
+        if info != self._info:
+            raise ValueError(f"{self.root / fmt.INFO} is not as this writer left it; open another DatasetWriter to continue")
+        if (self.root / journal.JOURNAL).is_file():
+            journal.set_aside(self.root, Contents(self.root).leftovers)
+        if there := [path for path in files if (self.root / path).exists()]:
+            raise ValueError(
+                f"{self.root / there[0]} is there already, expected nothing where the next episodes go; end the program that wrote "
+                f"it, and see what worldsim doctor data={self.root} says"
+            )
+        return files
+
+    def _commit(
+        self,
+        values: Sequence[dict[str, np.ndarray]],
+        image_stats: Sequence[dict[str, Stats]],
+        task_of: dict[int, str],
+        *,
+        total_frames: int,
+    ) -> None:
+        """Replace tasks, statistics and, last, `info.json`: from then on the new episodes count."""
         with fmt.replacing(self.root / fmt.TASKS) as path:
             pq.write_table(fmt.tasks_table(task_of), path)
         all_values = {key: [np.concatenate([*parts, *(v[key] for v in values)])] for key, parts in self._values.items()}
         known = [self._image_stats] if self._image_stats else []
-        all_images = {key: merge_statistics([part[key] for part in known + image_stats]) for key in image_stats[0]}
+        all_images = {key: merge_statistics([part[key] for part in [*known, *image_stats]]) for key in image_stats[0]}
         fmt.write_json(self.root / fmt.STATS, {key: statistics(value) for key, (value,) in all_values.items()} | all_images)
-        total = self.num_episodes + len(episodes)
+        total = self.num_episodes + len(values)
         counts = {
             "total_episodes": total,
-            "total_frames": starts[-1],
+            "total_frames": total_frames,
             "total_tasks": len(task_of),
             "splits": {"train": f"0:{total}"},
         }
         info = self._info | counts
         fmt.write_json(self.root / fmt.INFO, info)
-        journal.end(self.root)
         self._info, self._task_of, self._values, self._image_stats = info, task_of, all_values, all_images
-        self._next_episode, self._num_files = self._next_episode + len(episodes), self._num_files + 1
+        self._next_episode, self._num_files = self._next_episode + len(values), self._num_files + 1
 
     def _new_files(self, file: Mapping[str, int]) -> list[Path]:
         """The files that a flush adds, relative to the dataset's folder."""
@@ -246,13 +298,16 @@ class DatasetWriter:
         stats = {key: statistics(value) for key, value in values.items()} | dict(image_stats)
         return row | {f"stats/{key}/{name}": value.tolist() for key, part in stats.items() for name, value in part.items()}
 
-    def _check_settings(self) -> None:
+    def _check_settings(self, **names: Sequence[str]) -> None:
         if self._storage not in ("image", "video"):
             raise ValueError(f"storage must be 'image' or 'video', got {self._storage!r}")
         if self._fps != int(self._fps) or self._fps < 1:
             raise ValueError(f"fps must be a positive whole number, as LeRobot requires, got {self._fps}; round it")
         if 0 in self._widths:
             raise ValueError("state_names and action_names must not be empty; give one name per dimension")
+        for key, value in names.items():
+            if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+                raise ValueError(f"{key} is {value!r}, expected one name per dimension; give a flat list of strings")
         for camera in self._cameras:
             if not camera or set(camera) & set("/."):
                 raise ValueError(f"camera name {camera!r} must not be empty or contain '/' or '.'; rename the camera")
@@ -264,13 +319,24 @@ class DatasetWriter:
         """ValueError naming what differs, if an existing dataset has other settings than this writer."""
 
         def settings(info: Mapping[str, Any]) -> dict[str, Any]:
-            features = {k: {n: f.get(n) for n in ("dtype", "shape", "names")} for k, f in info.get("features", {}).items()}
-            return {key: info.get(key) for key in ("codebase_version", "fps", "robot_type")} | features
+            paths = {"data_path": info.get("data_path") or fmt.DATA_PATH, "video_path": info.get("video_path") or fmt.VIDEO_PATH}
+            features = {key: _description(feature) for key, feature in info["features"].items()}
+            return {key: info.get(key) for key in ("codebase_version", "fps", "robot_type")} | paths | features
 
         old, new = settings(existing), settings(self._info)
         if different := [key for key in (old | new) if old.get(key) != new.get(key)]:
             lines = "; ".join(f"{key} is {old.get(key)} there, {new.get(key)} here" for key in different)
             raise ValueError(f"{self.root} was recorded with other settings: {lines}; use the same settings or another folder")
+
+    def _check_statistics(self) -> None:
+        """ValueError if the episodes that are there have fewer statistics than ours: LeRobot reads all of one kind or none."""
+        ours = {f"stats/{key}/{name}" for key in self._info["features"] if key != "source" for name in NAMES}
+        for path in sorted(self.root.glob(journal.NEW_FILES[1])):
+            if lacking := sorted(ours - {*fmt.open_parquet(path).schema_arrow.names}):
+                raise ValueError(
+                    f"{path} lacks {len(lacking)} statistics of the episodes recorded now, such as {lacking[0]}, as those of older "
+                    "LeRobot do; record into another folder"
+                )
 
     def _check_episode(self, episode: Episode, name: str) -> None:
         t, (s, ad) = len(episode), self._widths
@@ -292,8 +358,9 @@ class DatasetWriter:
                 raise ValueError(f"{name}: {field} has shape {tuple(tensor.shape)}, expected {shape} for {t} actions")
             if field in ("success", "progress"):
                 known = int(tensor.isfinite().sum())
-                if field == "success" and (odd := tensor[tensor.isfinite() & (tensor != 0) & (tensor != 1)]).numel():
-                    raise ValueError(f"{name}: success is {odd[0]:.3g} in a frame, expected 0 or 1; NaN says that nobody knows")
+                if (odd := tensor[torch.from_numpy(wrong_rows(field, tensor.numpy()[:, None]))]).numel():
+                    expected = "0 or 1" if field == "success" else "a share from 0 to 1"
+                    raise ValueError(f"{name}: {field} is {odd[0]:.3g} in a frame, expected {expected}; NaN says that nobody knows")
                 if known != self._judged * (t + 1):
                     there = "says it of all" if self._judged else "does not"
                     raise ValueError(
@@ -305,6 +372,12 @@ class DatasetWriter:
         for camera, frames in episode.images.items():
             if frames.dtype != torch.uint8:
                 raise ValueError(f"{name}: camera {camera} has dtype {frames.dtype}, expected torch.uint8 in 0..255; convert it")
+
+
+def _description(feature: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same of a feature for two recordings to go together; others nest the names of a vector."""
+    names = fmt.dimension_names(feature) if feature.get("names") and len(feature["shape"]) == 1 else feature.get("names")
+    return {"dtype": feature["dtype"], "shape": feature["shape"], "names": names}
 
 
 def _file_number(path: Path) -> int:

@@ -6,14 +6,13 @@ which reads and writes whole datasets.
 """
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -25,6 +24,7 @@ EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.par
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 FILES_PER_CHUNK = 1000
+PLACE = {"chunk_index": 0, "file_index": 0}  # of a file, as the paths name it
 NUMBERS = {"bool", "float16", "float32", "float64", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
 LABELS = ("next.success", "success", "progress")  # features that a dataset lacks where nobody judged
 # What each frame has beside state, action and cameras; the last five are LeRobot's own bookkeeping.
@@ -120,17 +120,57 @@ def read_info(root: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is no dataset.
-        ValueError: if it is damaged, has another version or lacks state or action.
+        ValueError: if it is damaged, has another version, lacks state or action or says something that has no meaning.
     """
     if not (root / INFO).is_file():
         raise FileNotFoundError(f"no LeRobot dataset at {root}: {INFO} is missing; check the path or record one first")
     info = read_json(root / INFO)
     if (version := info.get("codebase_version")) != VERSION:
         raise ValueError(f"{root} has codebase_version {version}, expected {VERSION}; convert it with LeRobot")
+    for name, value, expected in _meaningless(info):
+        raise ValueError(f"{root / INFO} has {name} {value!r}, expected {expected}; correct it there, or copy the dataset again")
     if missing := {"observation.state", "action"} - info["features"].keys():
         there = ", ".join(info["features"])
         raise ValueError(f"{root} lacks the feature {' and '.join(sorted(missing))}; rename one of {there}")
     return info
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number from 0; True is none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _meaningless(info: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    """Name, value and what was expected, of everything in `info.json` that no dataset can mean."""
+    fps = info.get("fps")
+    if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < math.inf:
+        yield "fps", fps, "a number above 0"
+    for key in ("total_episodes", "total_frames", "total_tasks"):
+        if not is_count(info.get(key)):
+            yield key, info.get(key), "a whole number from 0"
+    for key, names in {"data_path": PLACE, "video_path": {**PLACE, "video_key": ""}}.items():
+        try:
+            (info.get(key) or "").format(**names)
+        except (AttributeError, LookupError, ValueError):
+            yield key, info[key], f"a path with {{{'} and {'.join(names)}}}"
+    features = info.get("features")
+    if not isinstance(features, dict):
+        yield "features", features, "an object with one entry per feature"
+        return
+    for key, feature in features.items():
+        if not isinstance(feature, dict) or not isinstance(feature.get("dtype"), str):
+            yield f"feature {key}", feature, "an object with dtype and shape"
+            continue
+        shape = feature.get("shape")
+        if not isinstance(shape, list) or not all(map(is_count, shape)):
+            yield f"{key} shape", shape, "a list of whole numbers"
+        elif key in SCALARS and shape != [1]:
+            yield f"{key} shape", shape, "[1]"
+        elif key in ("observation.state", "action") and (len(shape) != 1 or not shape[0] or feature["dtype"] not in NUMBERS):
+            yield f"{key} {feature['dtype']}", shape, "a shape with one number above 0, and a dtype of numbers"
+        for mark in ("info", "video_info"):
+            if not isinstance(feature.get(mark) or {}, dict):
+                yield f"{key} {mark}", feature[mark], "an object"
 
 
 def data_file(root: Path, info: Mapping[str, Any], row: Mapping[str, Any]) -> Path:
@@ -172,11 +212,27 @@ def resolution(key: str, feature: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def dimension_names(feature: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of a vector's dimensions, which others nest in a dictionary or leave out; numbers where there are none."""
-    names, width = feature.get("names") or (), feature["shape"][0]
+    """Names of a vector's dimensions, which others nest in dictionaries and lists or leave out; numbers where there are none."""
+    names, width = tuple(_flat(feature.get("names"))), feature["shape"][0]
+    return names if len(names) == width else tuple(str(i) for i in range(width))
+
+
+def _flat(names: Any) -> Iterator[str]:
+    """Names out of any nesting; an entry of a dictionary that holds none is named by its key."""
     if isinstance(names, Mapping):
-        names = [*chain.from_iterable(value if isinstance(value, list) else [key] for key, value in names.items())]
-    return tuple(names) if len(names) == width else tuple(str(i) for i in range(width))
+        for key, value in names.items():
+            yield from _flat(value if isinstance(value, list | Mapping) else key)
+    elif isinstance(names, list):
+        for name in names:
+            yield from _flat(name)
+    elif names is not None:
+        yield str(names)
+
+
+def number_features(features: Features) -> dict[str, int]:
+    """The width of every scalar or vector feature of numbers, by its key."""
+    lists = {key: feature["shape"] for key, feature in features.items() if feature["dtype"] in NUMBERS}
+    return {key: shape[0] for key, shape in lists.items() if len(shape) == 1 and shape[0]}
 
 
 def read_tasks(root: Path) -> dict[int, str]:
@@ -184,17 +240,22 @@ def read_tasks(root: Path) -> dict[int, str]:
 
     Raises:
         FileNotFoundError: if the file is missing.
-        ValueError: if it is damaged or numbers two sentences alike.
+        ValueError: if it is damaged, numbers two sentences alike, or holds what is no number or no sentence.
     """
-    file = open_parquet(root / TASKS, ["task_index"])
-    column = "task" if "task" in file.schema_arrow.names else "__index_level_0__"
-    if column not in file.schema_arrow.names:
+    names = open_parquet(root / TASKS, ["task_index"]).schema_arrow.names
+    column = "task" if "task" in names else "__index_level_0__"
+    if column not in names:
         raise ValueError(f"{root / TASKS} has no column task; write it with the task string as the pandas index")
-    table = file.read().sort_by("task_index")
-    numbers = table["task_index"].to_pylist()
-    if len(set(numbers)) < len(numbers):
+    rows = read_parquet(root / TASKS, ["task_index", column]).to_pydict()
+    tasks = [*zip(rows["task_index"], rows[column], strict=True)]
+    for number, sentence in tasks:
+        if not is_count(number) or not isinstance(sentence, str):
+            expected = "a whole number from 0 and a sentence"
+            raise ValueError(f"{root / TASKS} has task {number!r}, {sentence!r}, expected {expected}; copy the dataset again")
+    if len({number for number, _ in tasks}) < len(tasks):
+        numbers = sorted(rows["task_index"])
         raise ValueError(f"{root / TASKS} gives one number to several tasks, {numbers}; copy the dataset again")
-    return dict(zip(numbers, table[column].to_pylist(), strict=True))
+    return dict(sorted(tasks))
 
 
 def tasks_table(tasks: Mapping[int, str]) -> pa.Table:
@@ -209,36 +270,15 @@ def tasks_table(tasks: Mapping[int, str]) -> pa.Table:
     return table.replace_schema_metadata({"pandas": json.dumps(pandas)})
 
 
-def vectors(table: pa.Table, key: str, width: int) -> np.ndarray:
-    """Scalar or list column `key` as a writable array [n, width].
-
-    Raises:
-        ValueError: if it holds another number of values.
-    """
-    array = table[key].combine_chunks()
-    flat = array.flatten() if pa.types.is_nested(array.type) else array
-    if len(flat) != len(array) * width or flat.null_count:
-        raise ValueError(
-            f"column {key} holds {len(flat)} values in {len(array)} rows, expected {width} per row; the data file is damaged"
-        )
-    return flat.to_numpy(zero_copy_only=False).reshape(-1, width).copy()
-
-
-def label(table: pa.Table, key: str) -> np.ndarray:
-    """Column `key` of success or progress as float32 [n], NaN where nobody knows: a null, NaN, or no such column."""
-    if key not in table.column_names:
-        return np.full(table.num_rows, np.nan, np.float32)
-    column = table[key].combine_chunks()
-    flat = column.flatten() if pa.types.is_nested(column.type) else column
-    return flat.cast(pa.float32()).to_numpy(zero_copy_only=False).astype(np.float32)
-
-
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, or ValueError if it is damaged."""
+    """The object in a JSON file, or ValueError if it is damaged or holds something else."""
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); copy the dataset again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected a JSON object; copy the dataset again")
+    return content
 
 
 def open_parquet(path: Path, columns: Sequence[str] = ()) -> pq.ParquetFile:
@@ -257,6 +297,20 @@ def open_parquet(path: Path, columns: Sequence[str] = ()) -> pq.ParquetFile:
     if missing := [column for column in columns if column not in file.schema_arrow.names]:
         raise ValueError(f"{path} lacks the column {missing[0]}, has {', '.join(file.schema_arrow.names)}; copy or record it again")
     return file
+
+
+def read_parquet(path: Path, columns: Sequence[str]) -> pa.Table:
+    """`columns` of a parquet file; raises what `open_parquet` does, and ValueError if a page is damaged."""
+    file = open_parquet(path, columns)
+    try:
+        return file.read([*columns])
+    except (pa.ArrowInvalid, OSError) as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> ValueError:
+    """What to raise where a page of a parquet file is damaged, in one line."""
+    return ValueError(f"{path} cannot be read ({str(error).splitlines()[0]}); copy it again")
 
 
 @contextmanager

@@ -5,9 +5,9 @@ Read `lerobot.py` next: it explains how an episode becomes rows, and when they c
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ import torch
 
 from worldsim.cores import cores
 from worldsim.data import lerobot_format as fmt
-from worldsim.data.journal import leftovers
+from worldsim.data.columns import WRONG, label, pictures, vectors, wrong_rows
+from worldsim.data.contents import Contents, EpisodeFiles, counter_faults
+from worldsim.data.journal import NEW_FILES
 from worldsim.data.stats import NAMES, Stats, merge_statistics, statistics
-from worldsim.data.timing import timing
+from worldsim.data.timing import in_order, timing
 from worldsim.data.video import decode_images, read_video
 from worldsim.types import Episode
 
@@ -28,14 +30,15 @@ NUM_THREADS = min(4, cores())
 
 
 class Dataset:
-    """A LeRobot v3.0 dataset on disk, ours or anyone's. Opening reads metadata only; `episodes` reads frames.
+    """A LeRobot v3.0 dataset on disk, ours or anyone's. Opening reads metadata and counts rows; `episodes` reads frames.
 
     Datasets by others may lack what an `Episode` has: reward is then 0, success that of `next.success`, what nobody judged is NaN,
     and the source "unknown". Their last action is dropped, because n frames have n - 1 transitions. Actions keep their units.
 
     Episodes are counted by position: their numbers, and those of the tasks, may have gaps. What would be a wrong label in silence
-    is refused: values that are not finite, steps that are not 1/fps long, a video at another rate, and an episode whose task
-    changes, because all learners take all frames of an episode, with success and progress, to be under its one instruction.
+    is refused: values that are not finite, success that is neither 0 nor 1, progress outside [0, 1], frames out of order, steps
+    that are not 1/fps long, a video at another rate, and an episode whose task changes, because all learners take all frames of
+    an episode, with success and progress, to be under its one instruction.
 
     Attributes:
         root: the dataset's folder.
@@ -54,15 +57,17 @@ class Dataset:
     Args:
         root: the dataset's folder.
         cameras: which cameras to read, all by default.
+        info: what to take `info.json` to say, before it is replaced; by default what it says.
 
     Raises:
         FileNotFoundError: if there is no dataset, or a part of it is missing.
-        ValueError: if it has another version, lacks a feature or camera, or is damaged.
+        ValueError: if it has another version, lacks a feature or camera, is damaged, or if its files hold more or less than
+            `info.json` counts and no journal of a killed recording names the rest.
     """
 
-    def __init__(self, root: str | Path, *, cameras: Sequence[str] | None = None) -> None:
+    def __init__(self, root: str | Path, *, cameras: Sequence[str] | None = None, info: dict[str, Any] | None = None) -> None:
         self.root = Path(root)
-        self.info = fmt.read_info(self.root)
+        self.info = info or fmt.read_info(self.root)
         self.features: fmt.Features = self.info["features"]
         self.state_names, self.action_names = (fmt.dimension_names(self.features[key]) for key in ("observation.state", "action"))
         keys = {fmt.camera_name(key): key for key, feature in self.features.items() if fmt.is_rgb(feature)}
@@ -72,12 +77,14 @@ class Dataset:
         self.cameras = {camera: fmt.resolution(key, self.features[key]) for camera, key in self._camera_keys.items()}
         self.fps, self.num_episodes, self.num_frames = (self.info[key] for key in ("fps", "total_episodes", "total_frames"))
         self._video_keys = [key for key in self._camera_keys.values() if self.features[key]["dtype"] == "video"]
-        columns = ("chunk_index", "file_index", "from_timestamp")
-        video_columns = [f"videos/{key}/{column}" for key in self._video_keys for column in columns]
+        wanted = ["observation.state", "action", "next.reward", *fmt.LABELS, "source", "timestamp", "frame_index"]
+        pictures_there = [key for key in self._camera_keys.values() if self.features[key]["dtype"] == "image"]
+        self._columns = [key for key in wanted if key in self.features] + ["episode_index", "task_index"] + pictures_there
         self._doctor = f"worldsim doctor data={self.root} lists all faults"
-        self._episode_files: set[Path] = set()
-        self._episodes = self._read_episode_rows(["length", "data/chunk_index", "data/file_index", *video_columns])
-        self.episode_indices = [row["episode_index"] for row in self._episodes]
+        self._contents = Contents(self.root, videos=self._video_keys, info=self.info)
+        self._episodes = self._contents.held
+        self._check_counters()
+        self.episode_indices = [episode.index for episode in self._episodes]
         self.task_of = self._read_tasks()
         self.tasks = tuple(self.task_of.values())
 
@@ -97,6 +104,8 @@ class Dataset:
     def stored_stats(self) -> dict[str, Stats] | None:
         """The contents of `meta/stats.json`; None if there are none, or if they count other frames than are committed."""
         stored = fmt.read_json(self.root / fmt.STATS) if (self.root / fmt.STATS).is_file() else {}
+        if not all(isinstance(stats, dict) for stats in stored.values()):
+            raise ValueError(f"{self.root / fmt.STATS} holds no statistics by feature; remove it, and they are computed again")
         if stored.get("action", {}).get("count") != [self.num_frames]:
             return None
         return {key: {name: np.array(value) for name, value in stats.items()} for key, stats in stored.items()}
@@ -116,53 +125,56 @@ class Dataset:
 
     def read_values(self) -> dict[str, np.ndarray]:
         """All committed values of every scalar or vector feature of numbers, [num_frames, d]."""
-        kinds = {k: f for k, f in self.features.items() if f["dtype"] in fmt.NUMBERS and len(f["shape"]) == 1 and f["shape"][0]}
-        parts: dict[str, list[np.ndarray]] = {key: [np.empty((0, f["shape"][0]), f["dtype"])] for key, f in kinds.items()}
-        for table in self._committed_rows(list(kinds)):
-            for key, feature in kinds.items():
-                parts[key].append(fmt.vectors(table, key, feature["shape"][0]))
+        widths = fmt.number_features(self.features)
+        parts = {key: [np.empty((0, width), self.features[key]["dtype"])] for key, width in widths.items()}
+        for path, table in self._committed_rows(list(widths)):
+            for key, width in widths.items():
+                parts[key].append(vectors(path, table, key, width))
         return {key: np.concatenate(part) for key, part in parts.items()}
 
     def judged_share(self) -> dict[str, float]:
         """Share of all frames of which somebody said "success" and "progress"."""
         there = [key for key in fmt.LABELS if key in self.features]
         tables = list(self._committed_rows(there)) if there else []
-        known = {key: sum(int(np.isfinite(fmt.label(table, key)).sum()) for table in tables) for key in there}
+        known = {key: sum(int(np.isfinite(label(path, table, key)).sum()) for path, table in tables) for key in there}
         success = known.get("success", known.get("next.success", 0))
         return {name: n / max(1, self.num_frames) for name, n in (("success", success), ("progress", known.get("progress", 0)))}
 
-    def _committed_rows(self, columns: list[str]) -> Iterator[pa.Table]:
-        """`columns` of each data file, without rows that are not committed."""
+    def _committed_rows(self, columns: list[str]) -> Iterator[tuple[Path, pa.Table]]:
+        """Each data file and `columns` of it, without rows that are not committed."""
         committed = np.array(self.episode_indices)
-        for path in dict.fromkeys(fmt.data_file(self.root, self.info, row) for row in self._episodes):
-            table = fmt.open_parquet(path, columns).read([*dict.fromkeys([*columns, "episode_index"])])
-            yield table.filter(pa.array(np.isin(table["episode_index"].to_numpy(), committed)))
+        for path in dict.fromkeys(episode.data for episode in self._episodes):
+            table = fmt.read_parquet(path, [*dict.fromkeys([*columns, "episode_index"])])
+            yield path, table.filter(pa.array(np.isin(vectors(path, table, "episode_index", 1)[:, 0], committed)))
 
     def image_stats(self) -> dict[str, Stats]:
         """Statistics of the cameras, merged from those that every committed episode carries."""
         columns = {key: {name: f"stats/{key}/{name}" for name in NAMES} for key in self._camera_keys.values()}
-        rows = self._read_episode_rows([column for names in columns.values() for column in names.values()])
+        wanted = ["episode_index", *chain.from_iterable(names.values() for names in columns.values())]
+        committed, rows = set(self.episode_indices), []
+        for path in dict.fromkeys(episode.metadata for episode in self._episodes):
+            rows += [row for row in fmt.read_parquet(path, wanted).to_pylist() if row["episode_index"] in committed]
         parts = {key: [{name: np.array(row[c]) for name, c in names.items()} for row in rows] for key, names in columns.items()}
         return {key: merge_statistics(part) for key, part in parts.items() if part}
 
     def files(self) -> set[Path]:
         """The data, video and episode-metadata files that hold committed episodes."""
-        videos = {fmt.video_file(self.root, self.info, row, key) for key in self._video_keys for row in self._episodes}
-        return {fmt.data_file(self.root, self.info, row) for row in self._episodes} | videos | self._episode_files
+        return {path for episode in self._episodes for path in episode.files}
 
-    def _read_episode_rows(self, columns: list[str]) -> list[dict[str, Any]]:
-        """`columns` of meta/episodes, one dictionary per committed episode: those with the lowest numbers."""
-        rows: dict[int, tuple[Path, dict[str, Any]]] = {}
-        for path in sorted(self.root.glob("meta/episodes/*/*.parquet")):
-            names = ["episode_index", *columns]
-            rows |= {row["episode_index"]: (path, row) for row in fmt.open_parquet(path, names).read(names).to_pylist()}
-        found = [rows[index] for index in sorted(rows)]
-        committed, beyond = found[: self.num_episodes], {path.relative_to(self.root) for path, _ in found[self.num_episodes :]}
-        if len(committed) < self.num_episodes or beyond - set(leftovers(self.root) if beyond else ()):
-            counted = f"{fmt.INFO} counts {self.num_episodes} episodes, meta/episodes holds {len(found)}"
-            raise ValueError(f"{self.root}: {counted}; worldsim doctor data={self.root} says how to mend it")
-        self._episode_files |= {path for path, _ in committed}
-        return [row for _, row in committed]
+    def _check_counters(self) -> None:
+        """ValueError or FileNotFoundError if `info.json`, `meta/episodes` and the files disagree, by the rows that files have."""
+        for fault in counter_faults(self._contents):
+            raise ValueError(f"{self.root}: {fault.found}; worldsim doctor data={self.root} says how to mend it")
+        if uncounted := [path for path in self._contents.strays if path.match(NEW_FILES[0])]:
+            raise ValueError(f"{self.root / uncounted[0]} holds frames that {fmt.INFO} does not count; {self._doctor}")
+        lengths: dict[Path, int] = {}
+        for episode in self._episodes:
+            lengths[episode.data] = lengths.get(episode.data, 0) + episode.length
+            for video in (video for video, _ in episode.videos.values() if not video.is_file()):
+                raise FileNotFoundError(f"video file {video} is missing; copy the dataset again with its videos/ folder")
+        for path, length in lengths.items():
+            if (rows := fmt.open_parquet(path, self._columns).metadata.num_rows) != length:
+                raise ValueError(f"{path} has {rows} rows, its episodes in meta/episodes {length}; copy it again, {self._doctor}")
 
     def _read_tasks(self) -> dict[int, str]:
         if not self.num_episodes:
@@ -174,19 +186,14 @@ class Dataset:
         return dict([*tasks.items()][:counted])
 
     def _iterate(self, indices: Sequence[int]) -> Iterator[Episode]:
-        wanted = ["observation.state", "action", "next.reward", *fmt.LABELS, "source", "timestamp"]
-        columns = [key for key in wanted if key in self.features] + ["episode_index", "task_index"]
-        columns += [key for key in self._camera_keys.values() if self.features[key]["dtype"] == "image"]
         file, uneven = None, {}
         with ThreadPoolExecutor(NUM_THREADS) as pool:
-            for index in indices:
-                row = self._episodes[index]
-                path = fmt.data_file(self.root, self.info, row)
-                if file is None or file.path != path:
-                    file = _DataFile(path, columns)
-                table = file.rows(row["episode_index"])
-                uneven |= self._check_rows(row, path, table)
-                yield self._episode(row, table, pool)
+            for episode in (self._episodes[index] for index in indices):
+                if file is None or file.path != episode.data:
+                    file = _DataFile(episode.data, self._columns)
+                table = file.rows(episode.index)
+                uneven |= self._check_rows(episode, table)
+                yield self._episode(episode, table, pool)
         if uneven:
             warnings.warn(
                 f"{self.root}: the time stamps of {len(uneven)} of {len(indices)} episodes are uneven, by up to "
@@ -194,85 +201,91 @@ class Dataset:
                 stacklevel=2,
             )
 
-    def _check_rows(self, row: Mapping[str, Any], path: Path, table: pa.Table) -> dict[int, float]:
+    def _check_rows(self, episode: EpisodeFiles, table: pa.Table) -> dict[int, float]:
         """ValueError if the rows of an episode are damaged or mean something else than an `Episode` can say.
 
         Returns:
-            {position: seconds} if its time stamps are uneven, but not enough for an error.
+            {number: seconds} if its time stamps are uneven, but not enough for an error.
         """
-        episode, length = f"episode {row['episode_index']} of {self.root}", row["length"]
+        name, path, length = f"episode {episode.index} of {self.root}", episode.data, episode.length
         if table.num_rows != length:
-            raise ValueError(f"{path} has {table.num_rows} rows of episode {row['episode_index']}, not {length}; copy it again")
+            raise ValueError(f"{path} has {table.num_rows} rows of episode {episode.index}, not {length}; copy it again")
         if length < 2:
-            raise ValueError(f"{episode} has one frame and thus no action; delete it with LeRobot, or record it again")
-        numbers = np.unique(table["task_index"].to_numpy()).tolist()
+            raise ValueError(f"{name} has {length} frames and thus no action; delete it with LeRobot, or record it again")
+        numbers = np.unique(vectors(path, table, "task_index", 1)).tolist()
         if len(numbers) > 1:
-            raise ValueError(
-                f"{episode} has {len(numbers)} tasks, {numbers}; split it where the task changes, or delete it with LeRobot"
-            )
+            remedy = "split it where the task changes, or delete it with LeRobot"
+            raise ValueError(f"{name} has {len(numbers)} tasks, {numbers}; {remedy}")
         if numbers[0] not in self.task_of:
-            raise ValueError(f"{episode} has task_index {numbers[0]}, but the tasks are {[*self.task_of]}; {self._doctor}")
-        for key in ("observation.state", "action", "timestamp"):
-            if key in table.column_names:
-                values = fmt.vectors(table, key, self.features[key]["shape"][0])
-                if broken := int((~np.isfinite(values).all(axis=1)).sum()):
-                    rows = f"{broken} of {length} rows of {key} are not finite in episode {row['episode_index']}"
-                    raise ValueError(f"{path}: {rows}; delete or record the episode again, {self._doctor}")
+            raise ValueError(f"{name} has task_index {numbers[0]}, but the tasks are {[*self.task_of]}; {self._doctor}")
+        for key in (key for key in WRONG if key in table.column_names):
+            if broken := int(wrong_rows(key, self._values(path, table, key)).sum()):
+                rows = f"{broken} of {length} rows of {key} {WRONG[key]} in episode {episode.index}"
+                raise ValueError(f"{path}: {rows}; delete or record the episode again, {self._doctor}")
+        if "frame_index" in table.column_names and not in_order(vectors(path, table, "frame_index", 1)[:, 0]):
+            raise ValueError(f"{path}: frame_index does not rise in the rows of episode {episode.index}; sort them, {self._doctor}")
         if "timestamp" not in table.column_names:
             return {}
-        times = timing(fmt.vectors(table, "timestamp", 1)[:, 0], self.fps)
+        times = timing(vectors(path, table, "timestamp", 1)[:, 0], self.fps)
         if times.broken:
             off = f"is {1000 * times.worst_s:.0f} ms, half a frame or more, from its place at {self.fps} frames per second"
             raise ValueError(
-                f"{path}: a time stamp of episode {row['episode_index']} {off}; record it again with steps of equal length, "
-                f"{self._doctor}"
+                f"{path}: a time stamp of episode {episode.index} {off}; record it again with steps of equal length, {self._doctor}"
             )
-        return {} if times.even else {row["episode_index"]: times.worst_s}
+        return {} if times.even else {episode.index: times.worst_s}
 
-    def _episode(self, row: Mapping[str, Any], table: pa.Table, pool: Executor) -> Episode:
-        length = row["length"]
-        reward = fmt.vectors(table, "next.reward", 1)[:-1, 0] if "next.reward" in table.column_names else np.zeros(length - 1)
-        success = fmt.label(table, "success")
+    def _values(self, path: Path, table: pa.Table, key: str) -> np.ndarray:
+        """A column of `WRONG`, [n, d]; what nobody judged is NaN."""
+        return label(path, table, key)[:, None] if key in fmt.LABELS else vectors(path, table, key, self.features[key]["shape"][0])
+
+    def _episode(self, episode: EpisodeFiles, table: pa.Table, pool: Executor) -> Episode:
+        path, length = episode.data, episode.length
+        reward = vectors(path, table, "next.reward", 1)[:-1, 0] if "next.reward" in table.column_names else np.zeros(length - 1)
+        success = label(path, table, "success")
         if "success" not in table.column_names:
-            success = np.append(np.float32(np.nan), fmt.label(table, "next.success")[:-1])  # nobody judged the first frame
+            success = np.append(np.float32(np.nan), label(path, table, "next.success")[:-1])  # nobody judged the first frame
         return Episode(
-            images={camera: torch.from_numpy(self._images(key, row, table, pool)) for camera, key in self._camera_keys.items()},
-            state=torch.from_numpy(fmt.vectors(table, "observation.state", len(self.state_names)).astype(np.float32)),
-            action=torch.from_numpy(fmt.vectors(table, "action", len(self.action_names))[:-1].astype(np.float32)),
+            images={camera: torch.from_numpy(self._images(key, episode, table, pool)) for camera, key in self._camera_keys.items()},
+            state=torch.from_numpy(vectors(path, table, "observation.state", len(self.state_names)).astype(np.float32)),
+            action=torch.from_numpy(vectors(path, table, "action", len(self.action_names))[:-1].astype(np.float32)),
             reward=torch.from_numpy(reward.astype(np.float32)),
             success=torch.from_numpy(success),
-            progress=torch.from_numpy(fmt.label(table, "progress")),
+            progress=torch.from_numpy(label(path, table, "progress")),
             instruction=self.task_of[table["task_index"][0].as_py()],
             source=table["source"][0].as_py() if "source" in table.column_names else "unknown",
         )
 
-    def _images(self, key: str, row: Mapping[str, Any], table: pa.Table, pool: Executor) -> np.ndarray:
+    def _images(self, key: str, episode: EpisodeFiles, table: pa.Table, pool: Executor) -> np.ndarray:
         if key in self._video_keys:
-            path, start_s = fmt.video_file(self.root, self.info, row, key), row[f"videos/{key}/from_timestamp"]
-            return read_video(path, start_s=start_s, num_frames=row["length"], fps=self.fps)
-        encoded = table[key].combine_chunks().field("bytes").to_pylist()
-        share = -(-len(encoded) // NUM_THREADS)
-        return np.stack([*chain(*pool.map(decode_images, [encoded[i : i + share] for i in range(0, len(encoded), share)]))])
+            path, start_s = episode.videos[key]
+            return read_video(path, start_s=start_s, num_frames=episode.length, fps=self.fps)
+        size, encoded = fmt.resolution(key, self.features[key]), pictures(episode.data, table, key)
+        decode, share = partial(decode_images, episode.data, key, size), -(-len(encoded) // NUM_THREADS)
+        return np.stack([*chain(*pool.map(decode, [encoded[i : i + share] for i in range(0, len(encoded), share)]))])
 
 
 class _DataFile:
     """One open data file; of an episode, only the row groups that hold it are read, and the last ones read are kept."""
 
     def __init__(self, path: Path, columns: list[str]) -> None:
-        self.path, self._columns, self._table = path, columns, (range(0), pa.table({}))
+        self.path, self._columns = path, columns
+        self._read: tuple[list[int] | None, pa.Table, np.ndarray] = (None, pa.table({}), np.empty(0))
         self._file = fmt.open_parquet(path, columns)
         groups = [self._file.metadata.row_group(i) for i in range(self._file.num_row_groups)]
         paths = [groups[0].column(j).path_in_schema for j in range(groups[0].num_columns)] if groups else []
         stats = [group.column(paths.index("episode_index")).statistics for group in groups]
-        self._ranges = [range(s.min, s.max + 1) if s is not None and s.has_min_max else None for s in stats]
+        self._ranges = [
+            range(s.min, s.max + 1) if s is not None and s.has_min_max and isinstance(s.min, int) else None for s in stats
+        ]
 
     def rows(self, episode_index: int) -> pa.Table:
         """The rows of an episode, or ValueError if they are damaged."""
         groups = [i for i, episodes in enumerate(self._ranges) if episodes is None or episode_index in episodes]
-        if groups != self._table[0]:
+        if groups != self._read[0]:
             try:
-                self._table = (groups, self._file.read_row_groups(groups, self._columns))
+                table = self._file.read_row_groups(groups, self._columns)
             except (pa.ArrowInvalid, OSError) as error:
-                raise ValueError(f"{self.path} cannot be read ({str(error).splitlines()[0]}); copy it again") from error
-        table = self._table[1]
-        return table.filter(pa.array(table["episode_index"].to_numpy() == episode_index))
+                raise fmt.unreadable(self.path, error) from error
+            self._read = (groups, table, vectors(self.path, table, "episode_index", 1)[:, 0])
+        _, table, index = self._read
+        return table.filter(pa.array(index == episode_index))

@@ -40,6 +40,11 @@ def timing(timestamp: Float[np.ndarray, " n"], fps: float) -> Timing:
     return Timing(even, worst, not even and worst >= 0.5 / fps * (1 - 1e-6))
 
 
+def in_order(frame_index: Int[np.ndarray, " n"]) -> bool:
+    """Whether the rows of an episode stand in the order of their frames, none of them twice."""
+    return bool((np.diff(frame_index) > 0).all())
+
+
 def nearest(shown: Float[np.ndarray, " n"], wanted: Float[np.ndarray, " m"], fps: float) -> Int[np.ndarray, " m"]:
     """Of frames in the order of their times [s], the nearest to each wanted time; -1 where none is within half a step of it."""
     if len(shown) == 0:

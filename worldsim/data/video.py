@@ -31,16 +31,32 @@ def encode_png(frames: UInt8[np.ndarray, "n h w 3"]) -> list[bytes]:
     return [png.tobytes() for png in encoded]
 
 
-def decode_images(encoded: Sequence[bytes]) -> list[UInt8[np.ndarray, "h w 3"]]:
+def decode_images(path: Path, key: str, size: tuple[int, int], encoded: Sequence[bytes | None]) -> list[UInt8[np.ndarray, "h w 3"]]:
     """RGB frames from PNG or JPEG bytes.
 
+    Args:
+        path: the file that holds them, for errors.
+        key: their feature, for errors.
+        size: (height, width) that they must have.
+        encoded: the bytes of each frame.
+
     Raises:
-        ValueError: if the bytes are not an image.
+        ValueError: if the bytes are not an image of that size.
     """
-    frames = [cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None for data in encoded]
-    if any(frame is None for frame in frames):
-        raise ValueError("the bytes of an image are missing or not a PNG or JPEG; the data file is damaged or links to image files")
-    return [cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) for frame in frames if frame is not None]
+    frames = []
+    for data in encoded:
+        frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+        if frame is None:
+            raise ValueError(
+                f"{path}: the bytes of an image of {key} are missing or not a PNG or JPEG, or link to an image file; copy the file "
+                "again, or convert the dataset with images inside"
+            )
+        if frame.shape[:2] != size:
+            got, expected = (" x ".join(map(str, sides)) for sides in (frame.shape[:2], size))
+            pixels = f"{got} pixels (height x width), expected {expected}"
+            raise ValueError(f"{path}: an image of {key} has {pixels}; correct the shape in meta/info.json")
+        frames.append(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
+    return frames
 
 
 def write_video(path: Path, frames: Iterable[UInt8[np.ndarray, "h w 3"]], *, fps: int, height: int, width: int) -> None:
@@ -115,4 +131,8 @@ def frame_times(path: Path, fps: float) -> Float[np.ndarray, " n"]:
 def _open(path: Path) -> InputContainer:
     if not path.is_file():
         raise FileNotFoundError(f"video file {path} is missing; copy the dataset again with its videos/ folder")
-    return av.open(str(path))
+    container = av.open(str(path))
+    if not container.streams.video:
+        container.close()
+        raise ValueError(f"video file {path} has no video stream; copy it again")
+    return container

@@ -1,16 +1,31 @@
 """`worldsim doctor data=ROOT`: one table with everything that is wrong, an exit code, and the mend that it offers."""
 
 import io
+import re
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 from rich.console import Console
-from toy_datasets import SETTINGS, edit_column, edit_info, encode, files, foreign_dataset, random_episode, smooth_episode, write
+from toy_datasets import (
+    SETTINGS,
+    drop_column,
+    edit_column,
+    edit_info,
+    encode,
+    files,
+    foreign_dataset,
+    random_episode,
+    smooth_episode,
+    write,
+)
 
 from training import cli
 from worldsim import doctor
-from worldsim.data.faults import CHECKS, dataset_faults, print_faults
-from worldsim.data.lerobot import DatasetWriter
+from worldsim.data.faults import dataset_faults, print_faults
+from worldsim.data.lerobot import Dataset, DatasetWriter
+from worldsim.data.video import encode_png
 
 
 def report(root: Path, *, mend: bool = False) -> str:
@@ -93,12 +108,78 @@ def test_short_episodes_and_datasets_without_cameras(tmp_path: Path) -> None:
 
 
 def test_a_damaged_file_stops_no_other_check(tmp_path: Path) -> None:
+    """Nor the same check of another file."""
+    write(tmp_path, [random_episode(0)], [random_episode(1)], [random_episode(2)])
+    (tmp_path / "data/chunk-000/file-000.parquet").write_bytes(b"not parquet")
+    edit_column(tmp_path / "data/chunk-000/file-001.parquet", "observation.state", {0: [float("nan"), 0, 0]})
+    edit_column(tmp_path / "data/chunk-000/file-002.parquet", "action", {0: [3.0, 0]})
+    edit_column(tmp_path / "data/chunk-000/file-002.parquet", "task_index", {0: 5})
+    faults = dataset_faults(tmp_path)
+    assert sorted((fault.kind, fault.severity) for fault in faults) == [
+        ("actions", "warning"),
+        ("files", "error"),
+        ("tasks", "error"),
+        ("tasks", "error"),
+        ("values", "error"),
+    ]
+    (damaged,) = (fault for fault in faults if fault.kind == "files")
+    assert "file-000.parquet is not a readable parquet file" in damaged.found and damaged.remedy == "copy it again"
+
+
+@pytest.mark.parametrize("column", ["observation.images.top", "task_index", "observation.state", "next.reward", "source"])
+def test_a_column_that_a_file_lacks(tmp_path: Path, column: str) -> None:
     write(tmp_path, [random_episode(0)], [random_episode(1)])
-    (tmp_path / "data/chunk-000/file-001.parquet").write_bytes(b"not parquet")
-    (tmp_path / "videos/observation.images.top/chunk-000").mkdir(parents=True)
-    assert {(fault.kind, fault.severity) for fault in dataset_faults(tmp_path)} == {("files", "error")}
-    assert "file-001.parquet is not a readable parquet file" in report(tmp_path)
-    assert len(CHECKS) > 5
+    drop_column(tmp_path / "data/chunk-000/file-001.parquet", column)
+    (fault,) = [fault for fault in dataset_faults(tmp_path) if fault.severity == "error"]
+    assert f"file-001.parquet lacks the column {column}, has " in fault.found and fault.remedy == "copy or record it again"
+    with pytest.raises(ValueError, match=f"file-001.parquet lacks the column {column}"):
+        Dataset(tmp_path)
+
+
+def small_picture() -> bytes:
+    return encode_png(np.zeros((1, 5, 7, 3), np.uint8))[0]
+
+
+@pytest.mark.parametrize("row", [0, 5])
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (b"no picture", "the bytes of an image of observation.images.wrist are missing or not a PNG or JPEG"),
+        (None, "the bytes of an image of observation.images.wrist are missing"),
+        (small_picture(), r"an image of observation.images.wrist has 5 x 7 pixels \(height x width\), expected 8 x 8; correct"),
+    ],
+    ids=["broken", "missing", "of another size"],
+)
+def test_pictures_that_are_none(tmp_path: Path, row: int, picture: bytes | None, message: str) -> None:
+    write(tmp_path, [random_episode(0)], [random_episode(1)])
+    edit_column(tmp_path / "data/chunk-000/file-001.parquet", "observation.images.wrist", {row: {"bytes": picture, "path": None}})
+    dataset = Dataset(tmp_path)
+    with pytest.raises(ValueError, match=f"file-001.parquet: {message}"):
+        list(dataset.episodes())
+    assert len(list(Dataset(tmp_path, cameras=["top"]).episodes())) == 2, "nobody asked for that camera"
+    (fault,) = dataset_faults(tmp_path)
+    assert fault.severity == "error" and re.search(message, f"{fault.found}; {fault.remedy}")
+
+
+def test_a_video_that_is_missing_is_said_of_its_episode(tmp_path: Path) -> None:
+    write(tmp_path, [smooth_episode(0)], [smooth_episode(1)], storage="video", cameras={"top": (64, 64), "wrist": (64, 64)})
+    name = "videos/observation.images.wrist/chunk-000/file-001.mp4"
+    (tmp_path / name).unlink()
+    found = {fault.kind: fault.found for fault in dataset_faults(tmp_path)}
+    assert found["files"] == f"1 episodes are not whole: episode 1: its video {name} is missing"
+
+
+def test_a_video_file_without_a_video(tmp_path: Path) -> None:
+    write(tmp_path, [smooth_episode(0)], storage="video", cameras={"top": (64, 64), "wrist": (64, 64)})
+    path = tmp_path / "videos/observation.images.top/chunk-000/file-000.mp4"
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    with pytest.raises(ValueError, match="file-000.mp4 has no video stream; copy it again"):
+        list(Dataset(tmp_path).episodes())
+    assert [fault.found for fault in dataset_faults(tmp_path)] == [f"video file {path} has no video stream"]
 
 
 def test_no_dataset_and_another_version_are_one_line(tmp_path: Path) -> None:
@@ -127,6 +208,11 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", f"data={tmp_path}", "mend=true"]) == 0
     assert "nothing to mend" in capsys.readouterr().out
     assert write(tmp_path).num_episodes == 3
+
+
+def test_a_dataset_is_a_path(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "data=5"]) == 2
+    assert "data is 5, expected the folder of a dataset, data=ROOT; data=./5" in capsys.readouterr().err
 
 
 def test_mending_needs_a_dataset() -> None:

@@ -1,11 +1,14 @@
 """Datasets by others: what is fine is read, and what would teach something wrong in silence is refused or warned of."""
 
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from toy_datasets import (
@@ -134,6 +137,41 @@ def times(*values: float) -> Callable[[Path], object]:
             "values",
             "file-000.parquet: 1 of 4 rows of action are not finite in episode 1",
         ),
+        (
+            lambda root: foreign_dataset(root, **{"next.reward": [0, 0, 0, 0, NAN, float("inf"), 0]}),
+            "values",
+            "file-000.parquet: 2 of 4 rows of next.reward are not finite in episode 1",
+        ),
+        (
+            lambda root: foreign_dataset(root, success=[0, 1, NAN, 0, NAN, 0.5, 2]),
+            "values",
+            "2 of 4 rows of success are neither 0 nor 1 nor unknown .* in episode 1",
+        ),
+        (
+            lambda root: foreign_dataset(root, success=[0, 1, 0, 0, 2**40, 0, 1]),
+            "values",
+            "1 of 4 rows of success are neither 0 nor 1 nor unknown .* in episode 1",
+        ),
+        (
+            lambda root: foreign_dataset(root, **{"next.success": [0, 1, NAN, 0, NAN, float("inf"), 1]}),
+            "values",
+            "1 of 4 rows of next.success are neither 0 nor 1 nor unknown .* in episode 1",
+        ),
+        (
+            lambda root: foreign_dataset(root, progress=[0, 1, NAN, -0.1, 1.1, float("-inf"), 0.5]),
+            "values",
+            r"3 of 4 rows of progress are neither in \[0, 1\] nor unknown .* in episode 1",
+        ),
+        (
+            lambda root: foreign_dataset(root, frame_index=[0, 1, 2, 0, 2, 1, 3]),
+            "order",
+            "file-000.parquet: frame_index does not rise in the rows of episode 1; sort them",
+        ),
+        (
+            lambda root: foreign_dataset(root, frame_index=[0, 1, 2, 0, 1, 1, 2]),
+            "order",
+            "frame_index does not rise in the rows of episode 1",
+        ),
         (times(0, NAN, 0.4, 0.6), "values", "1 of 4 rows of timestamp are not finite in episode 1"),
         (times(0, 0.2, 0.6, 0.8), "time", "a time stamp of episode 1 is 200 ms, half a frame or more, from its place at 5 frames"),
         (times(0, 0.1, 0.2, 0.3), "time", "a time stamp of episode 1 is 300 ms"),
@@ -156,6 +194,30 @@ def test_what_would_teach_something_wrong_is_refused(
     assert errors(tmp_path).keys() == {kind}
     if kind != "tasks":
         assert "of episode 1" in str(raised.value) or "in episode 1" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("observation.state", [[0, 0]] * 3 + [[0], [0, 0, 0]] + [[0, 0]] * 2, "2 of . rows .* do not hold 2 values, one holds 1"),
+        ("action", [[0], [0]] + [[0, 0]] * 5, ". of . rows of column action do not hold 1 values, one holds 2"),
+        ("action", [None] + [0.0] * 6, "1 values of column action are missing, expected 1 per row"),
+        ("action", ["left"] * 7, "column action holds string, expected numbers"),
+        ("episode_index", ["0"] * 7, "column episode_index holds string, expected numbers"),
+        ("success", ["yes"] * 7, "column success holds string, expected numbers"),
+        ("progress", [[0.0, 1.0]] * 7, ". of . rows of column progress do not hold 1 values"),
+        ("observation.image", [b"png"] * 7, r"column observation.image holds binary, expected pictures {bytes, path}"),
+    ],
+)
+def test_columns_of_another_kind_are_one_line(tmp_path: Path, column: str, values: list[Any], message: str) -> None:
+    """Ragged rows too, even if they have as many numbers in all as they should."""
+    foreign_dataset(tmp_path, success=[0] * 7, progress=[0] * 7)
+    table = pq.read_table(tmp_path / DATA_FILE)
+    pq.write_table(table.set_column(table.column_names.index(column), column, pa.array(values)), tmp_path / DATA_FILE)
+    with pytest.raises(ValueError, match=f"file-000.parquet: {message}.*; (copy|record)") as raised:
+        read(tmp_path)
+    assert "\n" not in str(raised.value)
+    assert re.search(message, errors(tmp_path)["files"])
 
 
 def test_jitter_is_one_warning_with_its_size(tmp_path: Path) -> None:
@@ -213,6 +275,9 @@ def test_missing_or_damaged_video(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="file-000.mp4 is missing"):
         next(dataset.episodes())
     assert "is missing" in errors(tmp_path)["videos"]
+    with pytest.raises(FileNotFoundError, match="file-000.mp4 is missing"):
+        Dataset(tmp_path)
+    assert next(Dataset(tmp_path, cameras=["top"]).episodes()).images.keys() == {"top"}, "nobody asked for that camera"
 
 
 @pytest.mark.parametrize("size", [(63, 65), (64, 65), (17, 33)])

@@ -162,7 +162,7 @@ def second_row_only(path: Path) -> None:
         (
             lambda root: copy_rows(root / EPISODE_FILE, root / "data/chunk-000/file-007.parquet"),
             "1 files are counted nowhere and no journal names them: data/chunk-000/file-007.parquet",
-            "mkdir -p .*orphans && mv .*file-007.parquet",
+            "mkdir -p .*orphans/data/chunk-000 && mv -n .*file-007.parquet .*orphans/data/chunk-000/$",
         ),
         (
             lambda root: (root / "data/chunk-000/file-001.parquet.tmp").write_text("half of a flush"),
@@ -213,7 +213,7 @@ def test_counters_cannot_express_a_hole(tmp_path: Path) -> None:
     write(tmp_path, [random_episode(0)], [random_episode(1)], [random_episode(2)])
     (tmp_path / "data/chunk-000/file-001.parquet").unlink()
     before = files(tmp_path)
-    with pytest.raises(ValueError, match="episode 1 is not whole .*is missing.* while later ones are"):
+    with pytest.raises(ValueError, match="episode 1 is not whole .*is missing.*cannot leave it out; copy its files again"):
         mend_counters(tmp_path)
     assert files(tmp_path) == before
 
@@ -222,7 +222,7 @@ def test_counters_cannot_express_a_hole(tmp_path: Path) -> None:
 def test_a_journal_moves_only_files_that_a_recording_writes(tmp_path: Path, name: str) -> None:
     write(tmp_path, [random_episode(0)])
     fmt.write_json(tmp_path / journal.JOURNAL, {"total_episodes": 1, "files": [name]})
-    with pytest.raises(ValueError, match="which no recording writes; remove that journal"):
+    with pytest.raises(ValueError, match="which no recording writes; remove that journal, and see what worldsim doctor"):
         DatasetWriter(tmp_path, **SETTINGS)
 
 
