@@ -191,7 +191,7 @@ def run_demo(cfg: dict[str, Any]) -> None:
         raise ValueError(f"{run} was made with another configuration ({saved}); choose another folder (run=...) or delete it")
     saved.write_text(yaml.safe_dump(cfg, sort_keys=False))
     print(
-        f"worldsim demo, seed {cfg['seed']}, in {run}: about 20 minutes on 2 cores. Ctrl-C is safe, finished stages are kept.",
+        f"worldsim demo, seed {cfg['seed']}, in {run}: 20 to 40 minutes on 2 cores. Ctrl-C is safe, finished stages are kept.",
         flush=True,
     )
     began, clock = time.monotonic(), run / "loop.json"

@@ -11,6 +11,8 @@ from typing import Any
 from hydra.utils import get_object
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 CONFIG_FILE = "config.yaml"
 # What a trainer is told beyond how long to run, where, how often to look and what to call: this changes what is learned.
@@ -46,7 +48,8 @@ def find_checkpoint(run_dir: Path, *, ckpt_path: str | None, resume: bool) -> Pa
 
 
 def check_same_run(run_dir: Path, config: str) -> None:
-    """ValueError if a run would be resumed with another model, other data, another seed or a trainer that learns otherwise.
+    """ValueError if a run would be resumed with another model, other data, another seed or a trainer that learns otherwise,
+    or if nobody can tell because its configuration is damaged.
 
     It may be made longer or shorter, log and validate at other times, and call other callbacks. A parameter that the saved
     configuration does not know, because it is newer than that, is taken to have had its default.
@@ -58,8 +61,15 @@ def check_same_run(run_dir: Path, config: str) -> None:
     if not (run_dir / CONFIG_FILE).is_file():
         rank_zero_warn(f"{run_dir / CONFIG_FILE} is missing: nobody can tell whether this run had the same hyperparameters")
         return
-    then, now = OmegaConf.load(run_dir / CONFIG_FILE), OmegaConf.create(config)  # PyYAML alone would read 1e-05 as a word
-    different = [f"{name} is {a} there, {z} here" for name, a, z in differences(_learned(then), _learned(now))]
+    now = _learned(OmegaConf.create(config))  # PyYAML alone would read 1e-05 as a word
+    try:
+        then = _learned(OmegaConf.load(run_dir / CONFIG_FILE))
+    except (YAMLError, OmegaConfBaseException, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{run_dir / CONFIG_FILE} is damaged ({' '.join(str(error).split())[:200]}); resume=false starts afresh, "
+            f"ckpt_path=last goes on without comparing hyperparameters"
+        ) from error
+    different = [f"{name} is {a} there, {z} here" for name, a, z in differences(then, now)]
     if different:
         raise ValueError(
             f"resume=true would continue {run_dir} with other hyperparameters: {'; '.join(different)}; use the same ones, another "

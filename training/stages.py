@@ -11,6 +11,7 @@ import shlex
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,14 @@ STATUS_EVERY_S = 20
 # What the server imports: the commands, and what their configurations name.
 PRELOADED = [
     *("training.fit", "training.verbs", "training.data", "training.bc", "training.world_model", "training.reflector"),
-    *("training.analytic", "training.dreamed", "models.world.latent_flow", "worldsim.dream", "worldsim.sim.genesis"),
+    *(
+        "training.analytic",
+        "training.dreamed",
+        "training.evaluation",
+        "models.world.latent_flow",
+        "worldsim.dream",
+        "worldsim.sim.genesis",
+    ),
 ]
 
 
@@ -149,6 +157,9 @@ def _work(stage: Stage, run: Path, threads: int, environment: dict[str, str], be
             os.dup2(log.fileno(), stream.fileno())
     os.environ.clear()
     os.environ.update(environment)
+    warnings.resetwarnings()  # the server ignores those of its imports; what a stage warns of belongs into its log
+    for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):  # as Python does
+        warnings.simplefilter("ignore", category)
     torch.set_num_threads(threads)
     sys.argv = ["worldsim", *stage.arguments]
     if code := main(stage.arguments):

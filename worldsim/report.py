@@ -35,6 +35,7 @@ _FACTS = {
     "auc_imagined": ("AUC on imagined frames", "{:.3f}"),
     "f1": ("F1", "{:.3f}"),
     "threshold": ("Success threshold", "{:.3f}"),
+    "frame_threshold": ("Success threshold of single frames", "{:.3f}"),
     "ece": ("Expected calibration error", "{:.3f}"),
     "calibration_episodes": ("Episodes to calibrate on", "{:,.0f}"),
     "calibration_frames": ("Frames to calibrate on", "{:,.0f}"),

@@ -170,6 +170,17 @@ def test_a_run_is_not_resumed_as_another(tiny, tmp_path, overrides, message):
     run_fit(tiny("run", "trainer.precision=32-true", "ckpt_path=last", "trainer.max_steps=3", "+model.lr=0.3"))  # who asks for it
 
 
+@pytest.mark.parametrize("text", ["", "model: [", "- 1", "model: {}", "\x00", "trainer: 3\nmodel: 1\ndata: 1"])
+def test_a_run_whose_configuration_is_damaged_is_one_line(tiny, tmp_path, text):
+    run_fit(tiny("run"))
+    (tmp_path / "run" / "config.yaml").write_text(text)
+    with pytest.raises(
+        ValueError, match=r"config.yaml is damaged \(.*\); resume=false starts afresh, ckpt_path=last goes on"
+    ) as error:
+        run_fit(tiny("run", "resume=true", "trainer.max_steps=4"))
+    assert "\n" not in str(error.value)
+
+
 def test_a_resumed_run_may_be_longer_and_looked_at_in_other_ways(tiny, tmp_path):
     """A parameter that the old configuration does not know had its default."""
     run_fit(tiny("run"))

@@ -2,9 +2,11 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+from toy_datasets import edit_column
 
 from training.stages import Stage, execute
 
@@ -23,6 +25,19 @@ def test_stages_run_in_order_with_their_threads_and_this_environment(tmp_path: P
         assert 0 < done["wall_s"] < 120 and 100 < done["peak_rss_mb"] < 10_000
         assert (run / "stages" / "second" / "command.txt").read_text() == "worldsim doctor --help\n"
     assert list(execute(stages, tmp_path / "1", jobs=2)) == [], "finished stages are skipped"
+
+
+def test_what_a_stage_warns_of_is_in_its_log(tmp_path: Path, recorded: str) -> None:
+    """Actions that worlds would clamp, for instance: nobody else tells the user of a demo."""
+    table = next(Path(recorded).glob("data/*/*.parquet"))
+    shutil.copytree(recorded, tmp_path / "data")
+    edit_column(tmp_path / "data" / table.relative_to(recorded), "action", {0: [3.0, 0.0]})
+    settings = ("trainer.max_steps=1", "data.batch_size=2", "trainer.accelerator=cpu", f"run_dir={tmp_path / 'learn'}")
+    stage = Stage("learn", ("fit", "experiment=policy", f"data.roots=[{tmp_path / 'data'}]", *settings))
+    assert list(execute([stage], tmp_path, jobs=1)) == ["learn"]
+    assert "actions lie outside [-1, 1], to which worlds, servers and robots clamp them" in (
+        (tmp_path / "stages" / "learn" / "log.txt").read_text()
+    )
 
 
 def test_a_stage_that_fails_says_why_and_is_not_done(tmp_path: Path) -> None:
