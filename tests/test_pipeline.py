@@ -62,7 +62,9 @@ def test_summary_holds_everything(run: Path) -> None:
     assert 8 * 5 < summary["physics_steps"]["collect_demos"] <= 8 * 40
     # Two policies on 8 starts, twice with other noise, and two recordings of 40 steps in 8 environments.
     assert 2 * 8 * 40 < summary["physics_steps"]["evaluate"] <= 6 * 8 * 40
-    assert set(summary["imagination"]) >= {"agreement", "kappa", "false_success", "self_agreement", "always_success", "calibration"}
+    imagination = summary["imagination"]
+    assert set(imagination) >= {"rate", "error_points", "self_agreement", "always_success", "calibration"}
+    assert set(imagination["against_physics"]) >= {"agreement", "kappa", "false_success"}
     assert "threshold" in summary["reflector"]
     assert set(summary["judge"]) >= {"auc_real", "auc_imagined", "threshold"}
     assert set(summary["world_model"]) >= {"frames_per_s", "psnr_at_40", "block_error_m_at_40"}
@@ -164,8 +166,8 @@ def test_bench_of_algorithms_gives_each_cell_its_time_and_its_own_start(run: Pat
     assert set(rows) == set(names)
     assert [row["physics_steps"] > 0 for row in (rows[name] for name in names)] == [False, True]
     outcomes = json.loads((tmp_path / "evaluation_3" / "evaluation.json").read_text())["policies"]
-    assert rows["physics_ppo_flow_sde"]["before"]["rate"] == outcomes["baseline"]["rate"]
-    assert rows["grpo_diffusion"]["before"]["rate"] == outcomes["policy"]["rate"]
+    assert rows["physics_ppo_flow_sde"]["before"]["mean"] == outcomes["baseline"]["rate"]
+    assert rows["grpo_diffusion"]["before"]["mean"] == outcomes["policy"]["rate"]
     assert all(row["iterations"] >= 2 for row in rows.values())
     assert all(name in (tmp_path / "algorithms.md").read_text() for name in names)
     assert (tmp_path / "algorithms.png").stat().st_size > 1000
@@ -204,6 +206,7 @@ def test_bench_of_exploitation_follows_both_runs(run: Path, tmp_path: Path) -> N
                 "world.world_model={run}/world_model",
                 "world.reflector={run}/reflector",
                 "world.data=[{run}/nothing]",
+                "out={tmp}/rollout",
             ],
             "nothing",
         ),
@@ -219,6 +222,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     error = capsys.readouterr().err
     assert words in error
     assert "Traceback" not in error
+    assert not (tmp_path / "rollout").exists(), "what did not begin leaves nothing that a second try would have to agree with"
 
 
 def test_a_corrupt_checkpoint_is_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -138,6 +138,31 @@ def test_learners_leave_the_global_generator_alone(folders, tmp_path: Path) -> N
         fit(make(), starts(4), tmp_path / "run", 2, Watch())
 
 
+def test_nft_takes_the_mean_over_the_actions_that_were_executed(folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other ones have an advantage of no meaning."""
+    learner = NFTPostTraining(folders["policy"], arena(folders), Deterministic(), GRPO(2), spread=2.0, repeats=1)
+    batch, seen = starts(2), []
+    monkeypatch.setattr("training.nft.nft", lambda v, old, target, r, **_: seen.append(r) or v.sum())
+    obs = Observation({"front": batch["frames"][:, 1]}, batch["state"][:, 1], batch["instruction"])
+    valid = torch.tensor([[True, True, True, True], [True, False, False, False]])
+    empty = torch.zeros(2)
+    decisions = Decisions(
+        obs=obs,
+        features=learner.policy.encode(obs).detach(),
+        chain=torch.zeros(2, 2, 4, 2),
+        stochastic=empty,
+        logprob=empty,
+        valid=valid,
+        advantage=torch.tensor([[1.0, 0.0, 0.0, 1.0], [-1.0, 9.0, 9.0, 9.0]]),
+        returns=empty,
+        trajectory=torch.arange(2),
+        group=torch.arange(2),
+        generator=torch.Generator().manual_seed(0),
+    )
+    learner.policy_loss(decisions)
+    torch.testing.assert_close(seen[0], torch.tensor([0.625, 0.25]))
+
+
 @pytest.mark.parametrize("learner", [PPOPostTraining, PRDPPostTraining])
 def test_a_likelihood_needs_a_chain_that_has_one(folders, learner: type[PPOPostTraining]) -> None:
     with pytest.raises(ValueError, match=f"{learner.__name__} needs a chain that explores, got Deterministic; chain=flow_sde"):

@@ -122,6 +122,19 @@ class Snow(Effect):
         return noise.uniform("snow", *frames.shape[1:])
 
 
+def test_two_effects_of_one_kind_and_two_streams_have_noise_of_their_own(folders: dict[str, str]):
+    """The conditions belong to the start, whatever the stream of its noise."""
+    seen, drawn = {}, {}
+    for name, stream in (("first", 0), ("second", 0), ("first", 1)):
+        world = RandomizedWorld(dream(folders), {"light": SOMETHING["light"], name: Snow()})
+        obs, info = world.reset(seed=2, options={"stream": stream})
+        seen[name, stream], drawn[name, stream] = obs.images["front"].double(), info["randomization"]["light.exposure"]
+    assert len({tuple(values.tolist()) for values in drawn.values()}) == 1
+    for other in (("second", 0), ("first", 1)):
+        pair = torch.stack([seen["first", 0].flatten(), seen[other].flatten()])
+        assert abs(float(torch.corrcoef(pair)[0, 1])) < 0.1, other
+
+
 def test_watched_frames_have_the_noise_of_single_steps(folders: dict[str, str]):
     world = RandomizedWorld(dream(folders), {"snow": Snow()})
     world.reset(seed=2)

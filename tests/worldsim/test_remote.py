@@ -138,6 +138,7 @@ def test_the_verb_judges_a_server_as_it_judges_a_folder(
             entry = json.loads((tmp_path / "out" / "evaluation.json").read_text())["policies"]["policy"]
             assert entry.pop("folder") == name
             assert (entry.pop("weights_sha256", None) is None) == (name == server.url)
+            assert entry.pop("circumstances", None) == ("those of the server" if name == server.url else None)
             results.append(entry)
     assert results[0] == results[1]
     assert 0 < results[0]["rate"] < 1
