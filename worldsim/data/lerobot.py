@@ -29,8 +29,8 @@ from typing_extensions import Self
 
 from worldsim.data import journal
 from worldsim.data import lerobot_format as fmt
-from worldsim.data.contents import Contents
 from worldsim.data.columns import wrong_rows
+from worldsim.data.contents import Contents
 from worldsim.data.counters import check_counters
 from worldsim.data.lerobot_reader import NUM_THREADS, Dataset
 from worldsim.data.stats import NAMES, Stats, image_statistics, merge_statistics, statistics
