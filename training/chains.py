@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from typing import Literal, NamedTuple
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -49,15 +50,11 @@ class Chain(nn.Module, ABC):
         return chains.every_step(len(noise), num_steps, noise.seed.device)
 
     def sample(self, policy: Policy, features: Tensor, noise: Noise) -> Sample:
-        """Act once in every row; the noise of a row depends on nothing else in the batch, and a deterministic sampler
-        draws none but its start."""
+        """Act once in every row; the noise of a row depends on nothing else in the batch, and only stochastic steps draw any."""
         shape, stochastic = (policy.action_horizon, policy.action_dim), self.stochastic(noise, policy.num_steps)
-        start = noise.normal("policy", *shape)
-        eps = (
-            noise.normal("chain", policy.num_steps, *shape)
-            if stochastic.any()
-            else start[:, None].expand(-1, policy.num_steps, -1, -1)
-        )
+        start, number = noise.normal("policy", *shape), int(stochastic.sum(dim=1).max())
+        drawn = noise.normal("chain", number, *shape) if number else start[:, None]  # a step without noise multiplies it by zero
+        eps = drawn[torch.arange(len(start), device=start.device)[:, None], (stochastic.cumsum(dim=1) - 1).clamp(min=0)]
         path, logprob = chains.sample_chain(self.transition(policy, features), start, stochastic=stochastic, eps=eps)
         return Sample(path, logprob, stochastic)
 

@@ -182,8 +182,15 @@ class ReflectorData(TableData):
         self.success_share, self.max_shift, self.paraphrases = success_share, max_shift, paraphrases
 
     def setup(self, stage: str) -> None:
-        if unjudged := [root for root in self.roots if not any(Dataset(root).judged_share().values())]:
-            raise ValueError(f"nobody judged success or progress in {unjudged[0]}; leave it out of a reflector's data.roots")
+        judged = {root: Dataset(root).judged_share() for root in self.roots}
+        for root, shares in judged.items():
+            if not any(shares.values()):
+                raise ValueError(f"nobody judged success or progress in {root}; leave it out of a reflector's data.roots")
+            if partly := [f"{name} of {100 * share:.1f} %" for name, share in shares.items() if share < 1]:
+                warnings.warn(
+                    f"{root}: somebody judged {' and '.join(partly)} of the frames; the reflector learns from those alone",
+                    stacklevel=2,
+                )
         super().setup(stage)
         self.successes = (self.table.success == 1).nonzero().flatten()
         if len(self.successes) == 0:

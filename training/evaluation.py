@@ -155,8 +155,11 @@ def _letters(outcome: Outcomes) -> str:
 
 
 def _compared(policy: Player, models: Models, played: tuple[Outcomes, Outcomes | None], world: World, cfg: Config) -> Config:
-    """Dreams of the same starts against physics, and beside that what each of them agrees on with itself under other noise; "rate"
-    and its interval are of imagined success."""
+    """Dreams of the same starts against physics, and beside that what each of them agrees on with itself under other noise.
+
+    "rate" and its interval are of imagined success, "frames_per_s" of dreamed frames, with the policy that acts and the reflector
+    that judges in them.
+    """
     (real, again), settings = played, {name: cfg[name] for name in ("seed", "n_action_steps")}
     assert again is not None
     starts, size = real.starts.with_context(models[0].context), {"max_episode_steps": world.max_episode_steps}

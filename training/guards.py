@@ -321,7 +321,9 @@ class Guard(Callback):
     def _record(self, trainer: Trainer, shipped: int | None) -> None:
         if self.judge is not None:
             record: dict[str, Any] = {"verdicts": [asdict(verdict) for verdict in self.history], "shipped_iteration": shipped}
-            record |= {"spent": self.judge.spent, "circumstances": circumstances(str(trainer.precision), self.judge.num_envs)}
+            on_cpu = trainer.strategy.root_device.type == "cpu"  # where judges judge: a GPU's autocast does not reach them
+            conditions = circumstances(str(trainer.precision) if on_cpu else "32-true", self.judge.num_envs)
+            record |= {"spent": self.judge.spent, "circumstances": conditions}
             write_json(Path(trainer.default_root_dir) / "guard.json", record)
 
     def _stop(self, trainer: Trainer, pl_module: PostTraining, alarm: Alarm, message: str) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from models.renderers.baked import BakedField
 from models.renderers.nerfstudio import RadianceField
-from training.batches import Batch
+from training.batches import Batch, drawn_by_batch
 from training.data import StreamData
 from training.optim import decayed_adamw
 from worldsim import checkpoint
@@ -121,6 +121,7 @@ class NerfTraining(LightningModule):
         super().__init__()
         self.field, self.lr, self.depth_weight, self.voxel = field, lr, depth_weight, voxel
 
+    @drawn_by_batch
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         traced = self.field(batch["origins"], batch["directions"])
         color = (traced.color - batch["color"]).square().mean()

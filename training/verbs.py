@@ -141,8 +141,9 @@ def identify(cfg: Config) -> None:
     from worldsim.identification import identify as explain  # imports Genesis, which takes seconds
     from worldsim.identification import known_starts
 
-    world = instantiate(cfg["world"], _convert_="all")
     episodes = list(Dataset(Path(cfg["recording"])).episodes())
+    check_training(cfg["seed"], len(episodes))
+    world = instantiate(cfg["world"], _convert_="all")
     starts = known_starts(world, episodes, seed=cfg["seed"])
     found = explain(world, episodes, starts, seed=cfg["seed"], generations=cfg["generations"])
     write_json(Path(cfg["out"]), {"found": found, "episodes": len(episodes), "physics_steps": world.physics_steps})

@@ -64,7 +64,7 @@ class Starts(TensorBatch):
 
 @dataclass(frozen=True)
 class DreamState(TensorBatch):
-    """Everything that determines the future of b dreams."""
+    """Everything that determines the future of b dreams, but for the stream of noise, which a reset chooses."""
 
     model: TensorBatch
     frames: Float[Tensor, "b h w 3"]  # what the camera sees now, 0..1

@@ -17,6 +17,7 @@ from traced_scene import HIGH, LOW, photographed, rays, traced
 from models.renderers.baked import BakedField
 from models.renderers.nerfstudio import RadianceField
 from training import cli
+from training.nerf import NerfTraining
 from worldsim import checkpoint
 from worldsim.cameras import Intrinsics, look_at
 
@@ -61,6 +62,19 @@ def test_it_learns_the_scene_from_pictures(run: Path):
     assert quality["field"]["psnr_db"] > 21 and quality["field"]["depth_error_m"] < 0.008
     assert quality["baked"]["psnr_db"] > 17.5 and quality["baked"]["depth_error_m"] < 0.01
     assert cv2.imread(str(run / "views.png")).shape == (3 * 40, 3 * 40, 3), "truth, field and baked copy, three held-out views"
+
+
+def test_where_rays_are_sampled_depends_on_the_batch_alone(run: Path):
+    module = NerfTraining(checkpoint.load(run, RadianceField).train())
+    origins, directions = rays(look_at((0.5, -0.4, 0.4), (0, 0, 0.05)), Intrinsics.from_fov(45, width=8, height=8))
+    distance, _ = traced(origins, directions)
+    batch = {"origins": origins, "directions": directions, "color": torch.zeros(64, 3), "distance": distance.nan_to_num(posinf=0)}
+    losses = []
+    for chance, seed in ((0, 7), (1, 7), (0, 8)):
+        torch.manual_seed(chance)
+        losses.append(module.training_step({**batch, "seed": seed}, 0))
+        assert torch.equal(torch.get_rng_state(), torch.Generator().manual_seed(chance).get_state())
+    assert losses[0] == losses[1] != losses[2]
 
 
 def test_what_was_saved_renders_a_view_that_nobody_took(run: Path):

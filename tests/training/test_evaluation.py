@@ -51,6 +51,7 @@ WORLDS = {
     "push_block_randomized": [],
     "push_block_identified": ["world.file={identified}"],
     "push_block_nerf": ["world.fields=[{field}]"],
+    "push_block_nerf_randomized": ["world.world.fields=[{field}]"],
 }
 
 
@@ -86,9 +87,19 @@ def test_dreams_are_compared_with_every_world_of_a_table(
     }
     steps = 60 if name == "push_block_hard" else 40
     assert len(result["world_model"]["block_error_m_by_step"]) == steps
-    assert f"block_error_m_at_{steps // 2}" in result["world_model"] and f"psnr_at_{steps}" in result["world_model"]
+    for name, by_step in (("psnr", "psnr_by_step"), ("block_error_m", "block_error_m_by_step")):
+        for k in (4, steps // 2, steps):
+            assert result["world_model"][f"{name}_at_{k}"] == result["world_model"][by_step][k - 1], "after k steps"
     assert result["world_model"]["tracker_error_m"] < 0.03, "on real frames the tracker finds the block that the sentence names"
     assert (out / "media" / "policy_real_and_dream.mp4").stat().st_size > 1000
+
+
+# Worlds whose robot drives, small: what is refused is refused before anything is rendered.
+ROOMS = [
+    ("room", ["world.num_envs=2"], "DriveWorld"),
+    ("room_nerf", ["world.num_envs=2", "world.fields=[{field},{field},{field}]"], "NerfDriveWorld"),
+    ("room_nerf_randomized", ["world.world.num_envs=2", "world.world.fields=[{field},{field},{field}]"], "NerfDriveWorld"),
+]
 
 
 def outcomes(letters: str) -> torch.Tensor:
@@ -101,10 +112,11 @@ def dumped(value: Any) -> str:
 
 
 @pytest.mark.genesis
-def test_what_cannot_be_compared_is_refused_in_one_line(folders, recorded: str, tmp_path: Path, capsys) -> None:
+def test_what_cannot_be_compared_is_refused_in_one_line(folders, recorded: str, field: str, tmp_path: Path, capsys) -> None:
     models = [f"{key}={folders[key]}" for key in ("policy", "world_model", "reflector")]
     dream = [f"world.world_model={folders['world_model']}", f"world.reflector={folders['reflector']}", f"world.data=[{recorded}]"]
-    for world, kind in ((["world=room", "world.num_envs=2"], "DriveWorld"), (["world=dream", *dream], "DreamWorld")):
+    rooms = [([f"world={name}", *(part.format(field=field) for part in more)], kind) for name, more, kind in ROOMS]
+    for world, kind in (*rooms, (["world=dream", *dream], "DreamWorld")):
         assert cli.main(["evaluate", *models, *world, f"out={tmp_path}"]) == 2
         error = capsys.readouterr().err
         assert error.startswith(f"worldsim: dreams are compared with physics on a table with discs, got a {kind}")
@@ -201,6 +213,47 @@ def test_no_verb_steps_a_dream(folders: dict[str, str], recorded: str, tmp_path:
     assert measured == "".join("01"[int(episode.success[-1] == 1)] for episode in rolled) and len(set(measured)) == 2
     for one, other in zip(rolled, collected, strict=True):
         assert torch.equal(one.images["front"], other.images["front"]) and torch.equal(one.action, other.action)
+
+
+@pytest.mark.parametrize("fails", ["_compared", "_quality"])
+@pytest.mark.genesis
+def test_physics_is_written_before_a_comparison_or_a_picture_fails(
+    fails: str, folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        raise AttributeError("a world without a tracker")
+
+    monkeypatch.setattr(evaluation, fails, failing)
+    out, models = tmp_path / "out", [f"{key}={folders[key]}" for key in ("policy", "world_model", "reflector")]
+    with pytest.raises(AttributeError, match="without a tracker"):
+        cli.main(["evaluate", *models, "world=push_block", "world.num_envs=4", "episodes=4", f"out={out}"])
+    entry = json.loads((out / "evaluation.json").read_text())["policies"]["policy"]
+    assert len(entry["outcomes"]) == len(entry["outcomes_again"]) == 4
+    assert ("imagination" in entry) == (fails == "_quality"), "dreams are compared before pictures are made"
+
+
+@pytest.mark.parametrize("verb", ["rollout", "evaluate"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_policies_compute_in_the_precision_that_the_report_states(
+    verb: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed = set()
+
+    def encode(self: FlowVLA, obs: Any) -> torch.Tensor:
+        computed.add((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+        return torch.zeros(len(obs.state), self.feature_dim)
+
+    monkeypatch.setattr(FlowVLA, "encode", encode)
+    out = tmp_path / "out"
+    assert cli.main(known(verb, tmp_path, "+world.num_envs=4", "episodes=4", f"precision={precision}", f"out={out}")) == 0
+    assert computed == {torch.bfloat16 if precision == "bf16-mixed" else torch.float32}
+    report = json.loads((out / ("statistics.json" if verb == "rollout" else "evaluation.json")).read_text())
+    assert report["circumstances"] == {
+        "precision": precision,
+        "device": "cpu",
+        "num_envs": 4,
+        "threads": torch.get_num_threads(),
+    }
 
 
 @pytest.mark.parametrize("more", [[], ["repeat=true"]])

@@ -17,7 +17,7 @@ from training.algorithms.advantages import grpo, rloo
 from training.analytic import AnalyticPostTraining
 from training.batches import drawn_by_batch, generator_of
 from training.bc import BehaviourCloning
-from training.chains import Deterministic, Diffusion, FlowNoise, FlowSDE
+from training.chains import Deterministic, Diffusion, FlowNoise, FlowSDE, OneStepFlowSDE
 from training.critic import OwnEncoder
 from training.economy import SuccessBuffer
 from training.imagine import Continuation
@@ -27,6 +27,7 @@ from training.ppo import PPOPostTraining
 from training.prdp import PRDPPostTraining
 from worldsim import checkpoint
 from worldsim.interfaces import Policy
+from worldsim.noise import Noise
 from worldsim.types import Observation
 
 
@@ -163,6 +164,23 @@ def test_nft_takes_the_mean_over_the_actions_that_were_executed(folders, monkeyp
     torch.testing.assert_close(seen[0], torch.tensor([0.625, 0.25]))
 
 
+@pytest.mark.parametrize(("chain", "steps"), [(Deterministic(), 0), (OneStepFlowSDE(), 1), (FlowSDE(), 3)])
+def test_noise_that_would_be_multiplied_by_zero_is_not_drawn(folders, monkeypatch: pytest.MonkeyPatch, chain, steps: int) -> None:
+    """Of a chain of three steps: none, the one that explores, all; each stochastic step has noise of its own."""
+    policy, drawn = checkpoint.load(folders["policy"], Policy), {}
+    normal = Noise.normal
+
+    def noted(self: Noise, draw: str, *shape: int) -> Tensor:
+        drawn[draw] = normal(self, draw, *shape)
+        return drawn[draw]
+
+    monkeypatch.setattr(Noise, "normal", noted)
+    features = torch.zeros(3, policy.feature_dim)
+    path, _, stochastic = chain.sample(policy, features, Noise.rows(1, 3))
+    assert {name: values.shape[1] for name, values in drawn.items() if name != "policy"} == ({"chain": steps} if steps else {})
+    assert (stochastic.sum(dim=1) == steps).all() and path.shape[1] == 4
+
+
 @pytest.mark.parametrize("learner", [PPOPostTraining, PRDPPostTraining])
 def test_a_likelihood_needs_a_chain_that_has_one(folders, learner: type[PPOPostTraining]) -> None:
     with pytest.raises(ValueError, match=f"{learner.__name__} needs a chain that explores, got Deterministic; chain=flow_sde"):
@@ -184,10 +202,13 @@ def test_noisy_layers_draw_by_the_batch(folders) -> None:
     obs = Observation({"front": batch["frames"][:, 1]}, batch["state"][:, 1], batch["instruction"])
     action = torch.zeros(6, module.policy.action_horizon, module.policy.action_dim)
     cloned = {"obs": obs, "action": action, "valid": torch.ones(action.shape[:2], dtype=torch.bool)}
-    torch.manual_seed(0)
-    before = torch.get_rng_state()
-    first, again, other = (module.training_step({**cloned, "seed": seed}, 0).item() for seed in (1, 1, 2))
-    assert torch.equal(before, torch.get_rng_state())
-    assert first == again != other
-    dropped = [drawn_by_batch(lambda _, batch: torch.rand(3))(module, {"seed": seed}) for seed in (1, 1)]
-    assert torch.equal(*dropped) and not torch.equal(dropped[0], torch.rand(3, generator=generator_of({"seed": 1})))
+    losses, dropped = [], []
+    for chance, seed in ((0, 1), (5, 1), (0, 2)):
+        torch.manual_seed(chance)
+        before = torch.get_rng_state()
+        losses.append(module.training_step({**cloned, "seed": seed}, 0).item())
+        dropped.append(drawn_by_batch(lambda _, batch: torch.rand(3))(module, {"seed": seed}))
+        assert torch.equal(before, torch.get_rng_state())
+    assert losses[0] == losses[1] != losses[2]
+    assert torch.equal(dropped[0], dropped[1]) and not torch.equal(dropped[0], dropped[2])
+    assert not torch.equal(dropped[0], torch.rand(3, generator=generator_of({"seed": 1})))

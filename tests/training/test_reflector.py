@@ -207,7 +207,8 @@ def test_frames_without_labels_are_not_drawn_and_a_root_without_any_is_refused(t
     edit_column(tmp_path / "data" / DATA_FILE, "success", dict.fromkeys(range(4, 8)))
     edit_column(tmp_path / "data" / DATA_FILE, "progress", dict.fromkeys(range(4, 7), NAN))
     partly = ReflectorData(data.roots, batch_size=64, held_out=0.5, max_shift=0)
-    partly.setup("fit")
+    with pytest.warns(UserWarning, match=r"somebody judged success of 75.0 % and progress of 81.2 % of the frames; the reflector"):
+        partly.setup("fit")
     assert partly.judged.tolist() == [0, 1, 2, 3, 7]
     batch = partly.draw(torch.Generator().manual_seed(0))
     assert set(batch["frames"][:, 0, 0, 1].tolist()) == {0, 2, 4, 20, 3}

@@ -272,8 +272,8 @@ def test_another_stream_is_another_dream_of_the_same_start_if_the_model_is_stoch
     for stream, steps in ((0, 2), (1, 2), (0, 1), (1, 1)):
         model = world_model()
         model.sampling_steps = steps
-        world = DreamWorld(model, silent(), starts(), num_envs=3, max_episode_steps=7, stream=stream)
-        first, _ = world.reset(seed=4)
+        world = DreamWorld(model, silent(), starts(), num_envs=3, max_episode_steps=7)
+        first, _ = world.reset(seed=4, options={"stream": stream})
         frames.append((first.images["front"], world.step_chunk(torch.zeros(3, 4, 2)).obs.images["front"]))
     (a, b), (c, d), (e, f), (g, h) = frames
     assert torch.equal(a, c) and not torch.equal(b, d)

@@ -112,6 +112,8 @@ def test_the_best_judged_weights_are_shipped(folders, tmp_path: Path, capsys, ju
     record = read(tmp_path / "run" / "guard.json")
     assert [verdict["judged"] for verdict in record["verdicts"]] == list(judged)
     assert record["shipped_iteration"] == ships
+    expected = {"precision": "32-true", "device": "cpu", "num_envs": judge.num_envs, "threads": torch.get_num_threads()}
+    assert record["circumstances"] == expected
     assert (f"iteration {ships} are shipped" in capsys.readouterr().out) == (ships != iterations)
     # The judge saw what would have been shipped, of the iterations that it is said to have seen.
     for verdict, asked in zip(record["verdicts"], judge.asked, strict=True):
