@@ -5,7 +5,6 @@ imagination or (one cell) in the simulator itself. Cells are plain `worldsim fit
 """
 
 import json
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -209,12 +208,12 @@ def verdict(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         if row["physics_steps"] and row is not best:
             rate, most = row["points_per_minute"], 60 * row["gain"]["ci95"][1] / row["seconds"]
-            ratio = best["points_per_minute"] / rate if rate > 0 else math.inf
-            least = 60 * low / best["seconds"] / max(most, 1e-9)
-            lines.append(
-                f"{row['cell']} ({row['physics_steps']} steps of physics): {rate:+.1f} points per minute, {ratio:.1f} times "
-                f"less; at the unfavourable ends of both intervals {least:.1f} times."
-            )
+            line = f"{row['cell']} ({row['physics_steps']} steps of physics): {rate:+.1f} points per minute"
+            if rate > 0:  # of a loss there is no ratio
+                line += f", {best['points_per_minute'] / rate:.1f} times less"
+            if rate > 0 and low > 0:
+                line += f"; at the unfavourable ends of both intervals {60 * low / best['seconds'] / most:.1f} times"
+            lines.append(line + ".")
     return lines
 
 

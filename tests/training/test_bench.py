@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,3 +30,16 @@ def test_an_interval_is_over_seeds_and_each_seeds_own_over_its_starts(tmp_path: 
     assert all(gain["ci95"][1] - gain["ci95"][0] < 25 for gain in row["gain_per_seed"])
     (alone,) = bench.summarise({**config, "seeds": [1]})
     assert alone["gain"]["ci95"] == alone["gain_per_seed"][0]["ci95"], "one seed says nothing of others"
+
+
+def test_there_is_a_ratio_of_gains_only() -> None:
+    def row(cell: str, mean: float, low: float, steps: int) -> dict[str, Any]:
+        gain = {"mean": mean, "ci95": [low, 2 * mean - low]}
+        return {"cell": cell, "gain": gain, "points_per_minute": mean, "seconds": 60.0, "physics_steps": steps}
+
+    lost = bench.verdict([row("dream", 4.0, -9.0, 0), row("physics", -0.2, -8.0, 28_020)])
+    assert lost[1] == "physics (28020 steps of physics): -0.2 points per minute."
+    unsure = bench.verdict([row("dream", 4.0, -9.0, 0), row("physics", 2.0, 1.0, 28_020)])
+    assert unsure[1] == "physics (28020 steps of physics): +2.0 points per minute, 2.0 times less."
+    sure = bench.verdict([row("dream", 4.0, 3.0, 0), row("physics", 1.0, 0.5, 28_020)])
+    assert sure[1].endswith("4.0 times less; at the unfavourable ends of both intervals 2.0 times.")
