@@ -28,6 +28,10 @@ USER_ERRORS = (
     OmegaConfBaseException,
 )
 
+# Keys of verbs that name a file or folder, which Hydra reads as a number if they look like one.
+PATHS = {"root", "run", "run_dir", "out", "data", "recording", "bundle", "evaluation"}
+PATHS |= {"policy", "baseline", "world_model", "reflector", "judge"}
+
 # Import name of an optional dependency -> the extra that installs it.
 EXTRAS = {
     "onnx": "export",
@@ -120,6 +124,10 @@ def _run(args: list[str]) -> None:
         rest = [f"suite={rest[0]}", *rest[1:]]
     overrides, search_dir = _split(verb, rest)
     config = OmegaConf.to_container(compose_config(verb, overrides, search_dir), resolve=True, throw_on_missing=True)
+    assert isinstance(config, dict)
+    for key in PATHS & config.keys():
+        if isinstance(value := config[key], int | float):
+            raise UsageError(f"{key} is {value!r}, expected a path; {key}=./{value} is one of that name")
     gc.set_threshold(20_000)  # imports make objects to keep, and collecting among them takes time
     module, _, function = VERBS[verb].function.partition(":")
     getattr(import_module(module), function)(config)

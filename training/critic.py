@@ -33,8 +33,10 @@ class Critic(Configured):
     @classmethod
     def like(cls, reflector: Reflector, values: int = 1) -> "Critic":
         """A critic whose trunk starts as a copy of the reflector's: it knows already what success looks like."""
-        critic = cls(**{key: reflector.arguments[key] for key in ("features", "channels", "blocks", "image")}, values=values)
-        critic.trunk.load_state_dict(reflector.get_submodule("trunk").state_dict())
+        trunk = reflector.get_submodule("trunk")
+        assert isinstance(trunk, VisualTrunk)
+        critic = cls(**{key: trunk.arguments[key] for key in ("features", "channels", "blocks", "image")}, values=values)
+        critic.trunk.load_state_dict(trunk.state_dict())
         return critic
 
     def values(self, frames: Shaped[Tensor, "b h w 3"], instruction: Sequence[str]) -> Float[Tensor, "b v"]:

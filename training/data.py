@@ -91,7 +91,7 @@ class TableData(StreamData):
             self.mirror.check(self.table)
         self.instructions = sorted(set(self.table.instruction))
         if self.trainer is not None:
-            check_sizes(self.trainer.lightning_module, **self.table.sizes)
+            check_sizes(self.trainer.lightning_module, self.table.sizes)
 
     def unseen(self) -> FrameTable | None:
         """The episodes that training never sees, each once even where a dataset counts twice; None if there are none."""
@@ -252,7 +252,7 @@ class DemonstrationData(TableData):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if self.trainer is not None:
-            check_sizes(self.trainer.lightning_module, action_horizon=self.action_horizon)
+            check_sizes(self.trainer.lightning_module, {"action_horizon": self.action_horizon})
 
     def draw(self, generator: torch.Generator) -> Batch:
         rows = self.rows(self.table.acting_rows, generator)

@@ -69,7 +69,7 @@ class DreamedReflectorData(ReflectorData):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         model, generator = checkpoint.load(self.world_model, WorldModel).eval(), torch.Generator().manual_seed(self.seed)
-        check_sizes(model, **self.table.sizes)
+        check_sizes(model, self.table.sizes)
         with self.trainer.precision_plugin.forward_context() if self.trainer else nullcontext():
             self.dreamed, self.moments = self._dream(model, self.table, self.dreams, generator)
             self.held_out_dreamed, self.held_out_moments = self._dream(model, self.calibration, self.dreams // 8, generator)
@@ -138,7 +138,7 @@ class DreamThreshold(Callback):
         self.policy, self.world_model = checkpoint.load(policy, Policy), checkpoint.load(world_model, WorldModel)
         table = FrameTable.read([recording], self.world_model.camera)
         for model in (self.policy, self.world_model):
-            check_sizes(model, **table.sizes)
+            check_sizes(model, table.sizes)
         success, unknown = (set(table.episode[rows].tolist()) for rows in (table.success == 1, table.success.isnan()))
         judged = [number for number in range(len(table.instruction)) if number in success or number not in unknown]
         if not judged:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from hydra.utils import instantiate
+from torch import nn
 
 from worldsim import checkpoint, video
 from worldsim.bundle import sha256
@@ -22,6 +23,7 @@ from worldsim.evaluate import evaluate as play_episodes
 from worldsim.files import write_json
 from worldsim.interfaces import Policy, Reflector, World, WorldModel
 from worldsim.metrics import agreement, calibration, confusion, paired_difference, percent, success_rate
+from worldsim.sizes import check_sizes, world_sizes
 from worldsim.world_model_quality import check_measurable, dream_along, quality, record
 
 Config = dict[str, Any]
@@ -40,6 +42,9 @@ def evaluate(cfg: Config) -> None:
         world: World = instantiate(cfg["world"], _convert_="all")
         if dreams:
             check_measurable(world)
+        for model in (*policies.values(), *(part for models in dreams.values() for part in models)):
+            if isinstance(model, nn.Module):  # a server's policy checks what it gets
+                check_sizes(model, world_sizes(world), "the world has")
         result: Config = {
             "policies": {},
             **{name: cfg[name] for name in ("seed", "world", "n_action_steps")},

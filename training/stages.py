@@ -27,14 +27,8 @@ STATUS_EVERY_S = 20
 # What the server imports: the commands, and what their configurations name.
 PRELOADED = [
     *("training.fit", "training.verbs", "training.data", "training.bc", "training.world_model", "training.reflector"),
-    *(
-        "training.analytic",
-        "training.dreamed",
-        "training.evaluation",
-        "models.world.latent_flow",
-        "worldsim.dream",
-        "worldsim.sim.genesis",
-    ),
+    *("training.analytic", "training.dreamed", "training.evaluation"),
+    *("models.world.latent_flow", "worldsim.dream", "worldsim.sim.genesis"),
 ]
 
 

@@ -28,7 +28,7 @@ from worldsim.report import described, write_report
 from worldsim.robot.reliability import FEWEST, fit_reference
 from worldsim.seeds import check_training
 from worldsim.serving import TorchPolicy
-from worldsim.sizes import check_sizes
+from worldsim.sizes import check_sizes, world_sizes
 from worldsim.types import Observation
 
 Config = dict[str, Any]
@@ -63,6 +63,8 @@ def _store(
 ) -> None:
     """Record the starts seed, ..., seed + episodes - 1; what an interrupted recording has already is not played again."""
     check_training(seed, episodes)
+    if isinstance(actor, PolicyActor):
+        check_sizes(actor.policy, world_sizes(world), "the world has")
     images: Any = world.single_observation_space["images"]
     counter = root / "meta" / "physics_steps.json"
     before = json.loads(counter.read_text())["physics_steps"] if counter.is_file() else 0
@@ -179,9 +181,15 @@ def _earned(file: Path, folder: Path) -> Config:
 
 def _example(policy: Policy) -> Observation:
     generator = torch.Generator().manual_seed(0)
-    frames = torch.randint(0, 256, (1, 64, 64, 3), generator=generator, dtype=torch.uint8)
+    frames = torch.randint(0, 256, (1, *_image(policy), 3), generator=generator, dtype=torch.uint8)
     state = torch.randn(1, policy.arguments["state_dim"], generator=generator)
     return Observation({policy.arguments["camera"]: frames}, state, ("push the red block onto the green disc",))
+
+
+def _image(policy: Policy) -> tuple[int, int]:
+    """(height, width) of its pictures; of a policy that does not say them those of our own worlds."""
+    height, width = policy.arguments.get("image", (64, 64))
+    return height, width
 
 
 def _parts(policy: Policy, data: Dataset) -> Config:
@@ -190,8 +198,8 @@ def _parts(policy: Policy, data: Dataset) -> Config:
         raise ValueError(
             f"the policy looks through camera {policy.camera!r}, {data.root} has {sorted(data.cameras)}; give its own data"
         )
-    image = list(data.cameras[policy.camera])
-    check_sizes(policy, state_dim=len(data.state_names), action_dim=len(data.action_names), image=image)
+    sizes = {"state_dim": len(data.state_names), "action_dim": len(data.action_names), "image": list(data.cameras[policy.camera])}
+    check_sizes(policy, sizes)
     indices = np.unique(np.linspace(0, data.num_episodes - 1, 128).round().astype(int)).tolist()
     episodes = list(data.episodes(indices))
     frames = [(episode, i) for episode in episodes for i in range(len(episode.state))]
@@ -225,7 +233,7 @@ def serve(cfg: Config) -> None:
         served, max_batch = BundlePolicy(load_bundle(cfg["bundle"], threads=cfg["threads"]), seed=cfg["seed"]), 1
     else:
         policy = checkpoint.load(cfg["policy"], Policy)
-        served = TorchPolicy(policy, image=tuple(cfg["image"]), state_dim=policy.arguments["state_dim"], seed=cfg["seed"])
+        served = TorchPolicy(policy, image=_image(policy), state_dim=policy.arguments["state_dim"], seed=cfg["seed"])
         max_batch = cfg["max_batch"]
     api_key = None if cfg["api_key"] is None else str(cfg["api_key"])  # Hydra reads one of digits as a number
     options = {name: cfg[name] for name in ("host", "port", "max_message_bytes", "max_clients", "max_waiting", "max_wait_s")}

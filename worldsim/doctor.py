@@ -148,11 +148,8 @@ def examine(data: str | Path | None, *, mend: bool) -> None:
 
     Raises:
         FileNotFoundError: if there is no dataset.
-        ValueError: if something is wrong that must be mended first, after the report; if `data` is no path, as the number of
-            `data=5`; or if `mend` is given no dataset.
+        ValueError: if something is wrong that must be mended first, after the report; or if `mend` is given no dataset.
     """
-    if not isinstance(data, str | Path | None):
-        raise ValueError(f"data is {data!r}, expected the folder of a dataset, data=ROOT; data=./{data} is one of that name")
     if data is None and mend:
         raise ValueError("mend=true needs the dataset to mend: worldsim doctor data=ROOT mend=true")
     if data is None:

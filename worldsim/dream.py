@@ -154,7 +154,7 @@ class DreamWorld(World):
         judge = checkpoint.load(reflector, Reflector)
         table = FrameTable.read(data, model.camera)
         for part in (model, judge):
-            check_sizes(part, **table.sizes)
+            check_sizes(part, table.sizes)
         starts = Starts.first_frames(table, model.context)
         return cls(model, judge, starts, num_envs, max_episode_steps, fps, seed)
 

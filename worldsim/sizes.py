@@ -1,13 +1,18 @@
-"""Whether data have the sizes of the models that shall learn from them or dream of them: said in one line, and at the start.
+"""Whether models have the sizes of the data that they learn from or the world that they act in: said in one line, and at the start.
 
-Sizes stand in two places, a model's constructor and the data, because either may come from somebody else. A model says its own
-through the arguments that `Configured` records. Read `export.py` next.
+Sizes stand in two places, a model's constructor and the data or world, because either may come from somebody else. A model says its
+own through the arguments that `Configured` records. Read `export.py` next.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
 from worldsim.checkpoint import Configured
-from worldsim.interfaces import WorldModel
+from worldsim.interfaces import World, WorldModel
+
+Sizes = Mapping[str, int | list[int]]
 
 MEANING = {
     "state_dim": "numbers of state",
@@ -17,20 +22,28 @@ MEANING = {
 }
 
 
-def check_sizes(module: nn.Module, **sizes: int | list[int]) -> None:
-    """ValueError if a model inside `module` was built for another size than the data have.
+def world_sizes(world: World) -> Sizes:
+    """What a world shows and takes, as `FrameTable.sizes` says it of data."""
+    images: Any = world.single_observation_space["images"]
+    image = list(images[world.camera].shape[:2])
+    return {"state_dim": len(world.state_names), "action_dim": len(world.action_names), "image": image}
+
+
+def check_sizes(module: nn.Module, sizes: Sizes, there: str = "the data have") -> None:
+    """ValueError if a model inside `module` was built for another size than there is.
 
     Args:
         module: whose arguments of these names count, and those of every `Configured` inside it.
         sizes: state_dim, action_dim, action_horizon, and image as [height, width]; see `FrameTable.sizes`.
+        there: what has those sizes, as the message says it.
     """
     for model in module.modules():
         for name, size in sizes.items():
             built = model.arguments.get(name) if isinstance(model, Configured) else None
             if built is not None and built != size:
                 raise ValueError(
-                    f"the data have {size} {MEANING[name]}, {type(model).__name__} was built with {name}={built}; "
-                    f"set its {name} to {size}, or use other data"
+                    f"{there} {size} {MEANING[name]}, {type(model).__name__} was built with {name}={built}; "
+                    f"set its {name} to {size}, or use another one"
                 )
 
 

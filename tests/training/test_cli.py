@@ -146,3 +146,24 @@ def test_help_lists_verbs_and_keys(capsys):
     assert "experiment=<required>" in out
     assert "logger=default    one of: default, wandb" in out
     assert "seed_everything=0" in out
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        *(["doctor", "data=5"], ["export", "policy=5"], ["export", "policy=x", "data=2026"], ["identify", "recording=5"]),
+        *(
+            ["collect", "root=1e3"],
+            ["evaluate", "policy=x", "baseline=true"],
+            ["rollout", "policy=x", "out=7"],
+            ["report", "run=1"],
+        ),
+        ["fit", "experiment=policy", "run_dir=3"],
+    ],
+)
+def test_a_number_is_no_path(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Hydra reads it as one; a folder of that name is ./5."""
+    assert cli.main(argv) == 2
+    key, _, value = argv[-1].partition("=")
+    error = capsys.readouterr().err
+    assert error.startswith(f"worldsim: {key} is ") and f"expected a path; {key}=./" in error and error.count("\n") == 1

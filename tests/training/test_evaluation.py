@@ -129,7 +129,7 @@ def test_what_cannot_be_compared_is_refused_in_one_line(folders, recorded: str, 
 
 def known(name: str, tmp_path: Path, *more: str) -> list[str]:
     """Arguments of a verb that plays `KnownWorld` with a policy of its size."""
-    folder = checkpoint.save(FlowVLA(state_dim=2, action_dim=1, width=16, channels=8, blocks=1), tmp_path / "policy")
+    folder = checkpoint.save(FlowVLA(state_dim=2, action_dim=1, width=16, channels=8, blocks=1, image=(8, 8)), tmp_path / "policy")
     world = ["~world", "+world._target_=known_world.KnownWorld", "+world.p=0.8"]
     return [name, f"policy={folder}", *world, *more]
 

@@ -1,5 +1,6 @@
 """A run whose data do not have the model's sizes, or whose windows do not fit it, does not start."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from toy_datasets import random_episode, write
 from models.policies.flow_vla import FlowVLA
 from models.world.latent_flow import LatentFlowWorldModel
 from reflectors.instant import InstantReflector
+from training import cli
 from training.bc import BehaviourCloning
 from training.data import DemonstrationData, ReflectorData, TableData, WorldModelData
 from training.reflector import ReflectorTraining
@@ -97,6 +99,37 @@ def test_a_dream_from_data_of_other_sizes(recorded: str, tmp_path: Path) -> None
         DreamWorld.from_folders(str(world_model), str(reflector), [recorded])
 
 
+@pytest.mark.parametrize(
+    ("verb", "sizes", "message"),
+    [
+        ("rollout", {"state_dim": 3}, "the world has 4 numbers of state, FlowVLA was built with state_dim=3"),
+        (
+            "evaluate",
+            {"image": (48, 64)},
+            r"the world has \[64, 64\] pixels \(height, width\), FlowVLA was built with image=\[48, 64\]",
+        ),
+        ("collect", {"action_dim": 3}, "the world has 2 numbers of an action, FlowVLA was built with action_dim=3"),
+    ],
+)
+def test_a_policy_in_a_world_of_other_sizes(
+    verb: str, sizes: dict[str, Any], message: str, recorded: str, folders: dict[str, str], tmp_path: Path, capsys
+) -> None:
+    policy = checkpoint.save(FlowVLA(width=16, channels=8, blocks=1, **sizes), tmp_path / "policy")
+    dream = [f"world.world_model={folders['world_model']}", f"world.reflector={folders['reflector']}", f"world.data=[{recorded}]"]
+    own = {"collect": ["actor=policy", f"actor.folder={policy}", f"root={tmp_path / 'out'}"]}
+    who = own.get(verb, [f"policy={policy}", f"out={tmp_path / 'out'}"])
+    assert cli.main([verb, *who, "world=dream", *dream, "world.num_envs=2", "episodes=2"]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and error.count("\n") == 1
+
+
+def test_a_bundle_of_a_policy_with_other_pictures(tmp_path: Path) -> None:
+    """Without data the export makes up a picture of the policy's own size."""
+    pytest.importorskip("onnxruntime")
+    policy = checkpoint.save(FlowVLA(width=16, channels=8, blocks=1, image=(16, 24)), tmp_path / "policy")
+    assert cli.main(["export", f"policy={policy}", f"out={tmp_path / 'bundle'}"]) == 0
+
+
 def test_a_state_is_used_that_is_there() -> None:
     for used in ((4,), (0, -1)):
         with pytest.raises(ValueError, match=r"state_used must lie in 0\.\.3, as the state has 4 numbers, got"):
@@ -107,7 +140,7 @@ def test_what_fits_passes(recorded: str) -> None:
     data = WorldModelData([recorded])
     data.setup("fit")
     for module in (BehaviourCloning(FlowVLA()), WorldModelTraining(LatentFlowWorldModel()), ReflectorTraining(InstantReflector())):
-        check_sizes(module, **data.table.sizes)
+        check_sizes(module, data.table.sizes)
     check_window(WorldModelTraining(LatentFlowWorldModel(context=3, unroll=1)), 3, 4)
     check_window(BehaviourCloning(FlowVLA()), 9, 9)
 

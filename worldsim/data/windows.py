@@ -5,7 +5,7 @@ A 64x64 frame is 12 kB, so 40,000 frames of play fit in half a gigabyte and a ba
 """
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,7 +123,7 @@ class FrameTable:
         return {"action": self.action[rows.minimum(last)], "valid": rows < last}
 
     @property
-    def sizes(self) -> dict[str, int | list[int]]:
+    def sizes(self) -> Mapping[str, int | list[int]]:
         """What models are built for: state_dim, action_dim and image as [height, width]."""
         return {"state_dim": self.state.shape[1], "action_dim": self.action.shape[1], "image": list(self.frames.shape[1:3])}
 

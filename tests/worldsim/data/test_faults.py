@@ -210,11 +210,6 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert write(tmp_path).num_episodes == 3
 
 
-def test_a_dataset_is_a_path(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["doctor", "data=5"]) == 2
-    assert "data is 5, expected the folder of a dataset, data=ROOT; data=./5" in capsys.readouterr().err
-
-
 def test_mending_needs_a_dataset() -> None:
     with pytest.raises(ValueError, match="mend=true needs the dataset to mend"):
         doctor.examine(None, mend=True)
