@@ -19,7 +19,7 @@ from worldsim.collect import Actor, PolicyActor, collect
 from worldsim.device import autocast
 from worldsim.evaluate import evaluate
 from worldsim.interfaces import Policy
-from worldsim.metrics import agreement, success_rate
+from worldsim.metrics import agreement, paired_difference, percent, success_rate
 from worldsim.noise import Noise
 from worldsim.seeds import CHOOSING
 from worldsim.sim.genesis import GenesisWorld
@@ -69,8 +69,7 @@ if __name__ == "__main__":
             recorded[precision] = list(collect(worlds[MOST], PolicyActor(policy), episodes=number, seed=CHOOSING))
         print(f"\n{precision}, {number} starts from {CHOOSING}")
         for envs, outcome in success.items():
-            rate = success_rate(outcome)
-            print(f"  {envs} environments: {100 * rate['rate']:.1f} % [{100 * rate['ci95'][0]:.1f}, {100 * rate['ci95'][1]:.1f}]")
+            print(f"  {envs} environments: {percent(success_rate(outcome))}")
         told("  the same again", again, success[MOST])
         for envs in ENVS[:-1]:
             told(f"  {envs} and {MOST} environments", success[envs], success[MOST])
@@ -86,3 +85,5 @@ if __name__ == "__main__":
     first = [torch.tensor([bool(e.success[-1] == 1) for e in episodes]) for episodes in recorded.values()]
     print()
     told(f"32-true and bf16-mixed, {MOST} environments", *first)
+    gain = paired_difference(*first)
+    print(f"bf16-mixed - 32-true: {gain['points']:+.1f} points [{gain['ci95'][0]:+.1f}, {gain['ci95'][1]:+.1f}]")
