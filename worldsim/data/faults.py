@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from worldsim.data import lerobot_format as fmt
-from worldsim.data.columns import WRONG, pictures, wrong_rows
+from worldsim.data.columns import WRONG, clamped_actions, pictures, wrong_rows
 from worldsim.data.contents import Contents, EpisodeFiles, Fault
 from worldsim.data.counters import count_faults, mend_counters
 from worldsim.data.timing import in_order, nearest, timing
@@ -23,7 +23,6 @@ from worldsim.data.video import decode_images, frame_times
 
 NAMED = 3  # episodes that a fault names
 AGAIN = "record the episodes again, or delete them with LeRobot (lerobot-edit-dataset)"
-CLAMP = 1 + 1e-6  # what a float makes of 1 is not beyond it
 
 
 def dataset_faults(root: Path) -> list[Fault]:
@@ -130,16 +129,11 @@ def picture_faults(contents: Contents) -> Iterator[Fault]:
                 yield _fault_of("files", error)
 
 
-def clamped_actions(contents: Contents) -> Iterator[Fault]:
+def actions_beyond(contents: Contents) -> Iterator[Fault]:
     """Actions beyond [-1, 1]."""
     actions = [values for _, values in contents.values("action")]
-    if not actions:
-        return
-    share = (np.abs(np.concatenate(actions)) > CLAMP).mean(axis=0)
     names = fmt.dimension_names(contents.features["action"])
-    beyond = [f"{name} {100 * part:.1f} %" for name, part in zip(names, share, strict=True) if part]
-    if beyond:
-        found = f"actions lie outside [-1, 1], to which worlds, servers and robots clamp them: {', '.join(beyond)} of all steps"
+    if actions and (found := clamped_actions(names, np.concatenate(actions))):
         yield Fault("actions", "warning", found, "scale the dataset's actions, unless that is meant")
 
 
@@ -211,7 +205,7 @@ CHECKS: list[Callable[[Contents], Iterator[Fault]]] = [
     wrong_values,
     disorder,
     picture_faults,
-    clamped_actions,
+    actions_beyond,
     uneven_time,
     video_faults,
     task_changes,

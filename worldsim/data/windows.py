@@ -13,10 +13,9 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from worldsim.data.columns import clamped_actions
 from worldsim.data.lerobot import Dataset
 from worldsim.types import Episode
-
-NAMED = 5  # actions that a warning names
 
 
 @dataclass(frozen=True)
@@ -157,19 +156,8 @@ def _open(roots: str | Path | Sequence[str | Path], camera: str) -> list[Dataset
 
 def _warn_of_clamped_actions(data: Dataset, episodes: Sequence[Episode]) -> None:
     """Say which share of a dataset's actions is beyond [-1, 1], where worlds, servers and bundles clamp them."""
-    if not episodes:
-        return
-    beyond = (torch.cat([e.action for e in episodes]).abs() > 1 + 1e-6).float().mean(dim=0).tolist()
-    names = {name: share for name, share in zip(data.action_names, beyond, strict=True) if share}
-    if names:
-        worst = sorted(names.items(), key=lambda item: -item[1])
-        some = ", ".join(f"{name} {100 * share:.1f} %" for name, share in worst[:NAMED])
-        more = f" and {len(worst) - NAMED} more" if len(worst) > NAMED else ""
-        warnings.warn(
-            f"{data.root}: actions lie outside [-1, 1], to which worlds, servers and robots clamp them: {some}{more} of all steps; "
-            "scale the dataset's actions, unless that is meant",
-            stacklevel=3,
-        )
+    if episodes and (found := clamped_actions(data.action_names, torch.cat([e.action for e in episodes]).numpy())):
+        warnings.warn(f"{data.root}: {found}; scale the dataset's actions, unless that is meant", stacklevel=3)
 
 
 @dataclass(frozen=True)
