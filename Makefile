@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install -qq -c constraints.txt
 PACKAGES := worldsim models reflectors training
 define WARM_UP
-from worldsim.sim.genesis import GenesisWorld
+from worldsim.worlds.genesis.world import GenesisWorld
 world = GenesisWorld(num_envs=64)
 world.step_chunk(world.goals[:, :1])
 endef

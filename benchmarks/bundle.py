@@ -23,25 +23,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from training.cli import main as worldsim
-from worldsim import checkpoint
-from worldsim.evaluate import Player, evaluate
-from worldsim.interfaces import Policy
-from worldsim.metrics import paired_difference, success_rate
-from worldsim.remote import RemoteActor, RemotePolicies
+from training.app.cli import main as worldsim
+from worldsim.core import checkpoint
+from worldsim.core.interfaces import Policy
+from worldsim.core.seeds import CHOOSING
+from worldsim.deploy.serving import TorchPolicy
+from worldsim.measure.evaluate import Player, evaluate
+from worldsim.measure.metrics import paired_difference, success_rate
+from worldsim.measure.remote import RemoteActor, RemotePolicies
 from worldsim.robot.check import read_recorded
 from worldsim.robot.loop import percentiles
 from worldsim.robot.observation import IMAGE, NOISE, PROMPT, STATE
-from worldsim.seeds import CHOOSING
-from worldsim.serving import TorchPolicy
-from worldsim.sim.genesis import GenesisWorld
+from worldsim.worlds.genesis.world import GenesisWorld
 
 ROOT = Path(__file__).resolve().parents[1]
 SEED, SECONDS, THREADS, ENVS = CHOOSING, 4.0, 2, 64
 NEEDS = ("numpy", "onnxruntime", "tokenizers", "msgpack", "websockets")
 SERVE = """
 import sys
-from worldsim.bundle import load_bundle
+from worldsim.robot.bundle import load_bundle
 from worldsim.robot.served_bundle import BundlePolicy
 from worldsim.robot.server import Server
 assert "torch" not in sys.modules

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from hydra.utils import instantiate
 
-from training.cli import compose_config
-from worldsim import checkpoint
-from worldsim.evaluate import evaluate
-from worldsim.files import write_json
-from worldsim.interfaces import Policy
-from worldsim.metrics import paired_difference, psnr, success_rate
-from worldsim.sim.drive import DriveWorld, NerfDriveWorld
+from training.app.cli import compose_config
+from worldsim.core import checkpoint
+from worldsim.core.files import write_json
+from worldsim.core.interfaces import Policy
+from worldsim.measure.evaluate import evaluate
+from worldsim.measure.metrics import paired_difference, psnr, success_rate
+from worldsim.worlds.genesis.drive import DriveWorld, NerfDriveWorld
 
 OUT = Path("runs/nerf_policies")
 EPISODES, SEED, DEMONSTRATIONS, HANDFUL = 512, 940_000_000, 384, 32
@@ -35,7 +35,7 @@ ROOMS, UNSEEN = ("room_oak", "room_slate", "room_brick"), "room"
 def stage(target: Path, *command: str) -> None:
     """Run a verb of worldsim that makes `target`, unless that is there."""
     if not target.exists():
-        subprocess.run([sys.executable, "-W", "ignore", "-m", "training.cli", *command], check=True)
+        subprocess.run([sys.executable, "-W", "ignore", "-m", "training.app.cli", *command], check=True)
 
 
 def field(scene: str, capture: str, experiment: str, name: str) -> None:

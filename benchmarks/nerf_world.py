@@ -19,14 +19,14 @@ import numpy as np
 import torch
 
 from models.renderers.baked import BakedField
-from worldsim import checkpoint
-from worldsim.cameras import Intrinsics, look_at, orbit
-from worldsim.compositing import composite
-from worldsim.metrics import psnr
-from worldsim.renderer import Renderer
-from worldsim.sim.capture import photograph
-from worldsim.sim.genesis import GenesisWorld
-from worldsim.sim.nerf import SOFTNESS, NerfWorld
+from worldsim.core import checkpoint
+from worldsim.core.renderer import Renderer
+from worldsim.geometry.cameras import Intrinsics, look_at, orbit
+from worldsim.geometry.compositing import composite
+from worldsim.measure.metrics import psnr
+from worldsim.worlds.genesis.capture import photograph
+from worldsim.worlds.genesis.nerf import SOFTNESS, NerfWorld
+from worldsim.worlds.genesis.world import GenesisWorld
 
 STATES, SEED, CHUNKS, MOVING = 100, 980_000_000, 10, 256
 SCENES = {"push_block": ("runs/nerf", "0.1"), "push_block_gate": ("runs/nerf_gate", "0.2")}  # field, and height of its box [m]
@@ -40,7 +40,7 @@ def learn(scene: str, run: str, high: str) -> None:
             f"collect world=push_block world.scene={scene} capture=orbit root={data}",
             f"fit experiment=nerf data.root={data} model.field.high=[0.45,0.45,{high}] run_dir={run}",
         ):
-            subprocess.run([sys.executable, "-W", "ignore", "-m", "training.cli", *command.split()], check=True)
+            subprocess.run([sys.executable, "-W", "ignore", "-m", "training.app.cli", *command.split()], check=True)
     quality = json.loads((Path(run) / "nerf.json").read_text())
     for name in ("field", "baked"):
         level, error = (quality[name][key] for key in ("psnr_db", "depth_error_m"))

@@ -11,12 +11,12 @@ import time
 import torch
 
 from models.policies.flow_vla import FlowVLA
-from training.algorithms.chain import chain_logprob, replay
-from training.algorithms.losses import ppo_clip
-from training.chains import FlowSDE, OneStepFlowSDE
-from worldsim.device import precision
-from worldsim.noise import Noise
-from worldsim.types import Observation
+from training.rl.chains import FlowSDE, OneStepFlowSDE
+from training.rl.math.denoising import chain_logprob, replay
+from training.rl.math.losses import ppo_clip
+from worldsim.core.noise import Noise
+from worldsim.core.precision import precision
+from worldsim.core.types import Observation
 
 BATCH, REPEATS, K = 256, 20, 4
 

@@ -14,17 +14,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from worldsim.bundle import Bundle, load_bundle
-from worldsim.metrics import success_rate
+from worldsim.core.seeds import CHOOSING
+from worldsim.measure.metrics import success_rate
 from worldsim.robot.autonomy import Autonomy
+from worldsim.robot.bundle import Bundle, load_bundle
 from worldsim.robot.chunks import Blending, Execution, Guide, OpenLoop, RealTimeChunking, TemporalEnsembling
 from worldsim.robot.drivers import Driver, RobotObservation
 from worldsim.robot.limits import limits_of
 from worldsim.robot.loop import PATIENCE, ControlLoop
 from worldsim.robot.reliability import THRESHOLDS, read_reference
 from worldsim.robot.safety import Safety
-from worldsim.seeds import CHOOSING
-from worldsim.sim.genesis import GenesisWorld
+from worldsim.worlds.genesis.world import GenesisWorld
 
 FIRST_SEED = CHOOSING
 

@@ -20,7 +20,7 @@ import torch
 from websockets.asyncio.client import connect
 
 from models.policies.flow_vla import FlowVLA
-from worldsim import checkpoint
+from worldsim.core import checkpoint
 from worldsim.robot.protocol import pack, unpack
 
 WARM_UP_S = 10.0  # torch keeps kernels for each size of a batch that it meets
@@ -70,7 +70,7 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         what = f"bundle={options.bundle}" if options.bundle else f"policy={options.policy or checkpoint.save(FlowVLA(), folder)}"
-        command = [sys.executable, "-W", "ignore", "-m", "training.cli", "serve", what, "port=0"]
+        command = [sys.executable, "-W", "ignore", "-m", "training.app.cli", "serve", what, "port=0"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         try:

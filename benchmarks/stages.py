@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from training.stages import Stage, execute
+from training.app.stages import Stage, execute
 
 
 def command(run: Path, out: Path) -> tuple[str, ...]:
@@ -30,7 +30,7 @@ if __name__ == "__main__":
         list(execute([Stage("first", ("doctor", "--help"))], Path(scratch), jobs=2))  # starts the server
         for i in range(rounds):
             began = time.monotonic()
-            verb = [sys.executable, "-W", "ignore", "-m", "training.cli", *command(run, Path(scratch) / f"process_{i}")]
+            verb = [sys.executable, "-W", "ignore", "-m", "training.app.cli", *command(run, Path(scratch) / f"process_{i}")]
             subprocess.run(verb, env=environment, check=True, capture_output=True)
             seconds["new process"].append(time.monotonic() - began)
             began = time.monotonic()

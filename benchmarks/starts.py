@@ -14,16 +14,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from worldsim import checkpoint
-from worldsim.collect import Actor, PolicyActor, collect
-from worldsim.device import autocast
-from worldsim.evaluate import evaluate
-from worldsim.interfaces import Policy
-from worldsim.metrics import agreement, paired_difference, percent, success_rate
-from worldsim.noise import Noise
-from worldsim.seeds import CHOOSING
-from worldsim.sim.genesis import GenesisWorld
-from worldsim.types import Episode, Observation
+from worldsim.core import checkpoint
+from worldsim.core.interfaces import Policy
+from worldsim.core.noise import Noise
+from worldsim.core.precision import autocast
+from worldsim.core.seeds import CHOOSING
+from worldsim.core.types import Episode, Observation
+from worldsim.measure.collect import Actor, PolicyActor, collect
+from worldsim.measure.evaluate import evaluate
+from worldsim.measure.metrics import agreement, paired_difference, percent, success_rate
+from worldsim.worlds.genesis.world import GenesisWorld
 
 ENVS, MOST = (16, 64, 128), 128
 

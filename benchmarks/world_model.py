@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DModel
 
 from models.world.latent_flow import LatentUNet
-from worldsim.device import precision
+from worldsim.core.precision import precision
 
 BATCH, REPEATS = 48, 5
 

@@ -1,7 +1,7 @@
 """Calibration of a success probability on held-out episodes: pure functions of logits and labels.
 
 A threshold means something only if p = 0.8 is right four times in five, and a figure only if the frames that it is of did not
-choose the threshold. Read `worldsim/dream.py` for the k-of-n stop."""
+choose the threshold. Read `worldsim/worlds/dream.py` for the k-of-n stop."""
 
 import torch
 import torch.nn.functional as F

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from worldsim.blocks import VisualTrunk, mlp
-from worldsim.interfaces import Reflector
-from worldsim.types import Reflection
+from worldsim.core.interfaces import Reflector
+from worldsim.core.types import Reflection
+from worldsim.nn.layers import VisualTrunk, mlp
 
 
 class InstantReflector(Reflector):

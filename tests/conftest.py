@@ -8,9 +8,9 @@ import torch
 from models.policies.flow_vla import FlowVLA
 from models.world.latent_flow import LatentFlowWorldModel
 from reflectors.instant import InstantReflector
-from worldsim import checkpoint
+from worldsim.core import checkpoint
+from worldsim.core.types import Episode
 from worldsim.data.lerobot import DatasetWriter
-from worldsim.types import Episode
 
 
 @pytest.fixture

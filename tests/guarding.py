@@ -10,20 +10,18 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from training.advantage import GAE
-from training.analytic import AnalyticPostTraining
-from training.arena import DreamArena
-from training.chains import FlowSDE
-from training.guards import (
-    Guard,
-)
-from training.judges import Judge, Verdict
-from training.post_training import PostTraining
-from training.ppo import PPOPostTraining
-from worldsim import checkpoint
+from training.guards.guard import Guard
+from training.guards.held_out import HeldOut, Verdict
+from training.rl.analytic import AnalyticPostTraining
+from training.rl.arena import DreamArena
+from training.rl.chains import FlowSDE
+from training.rl.estimators import GAE
+from training.rl.post_training import PostTraining
+from training.rl.ppo import PPOPostTraining
+from worldsim.core import checkpoint
+from worldsim.core.interfaces import Policy, Reflector, WorldModel
 from worldsim.data.windows import FrameTable
-from worldsim.dream import DreamWorld, Starts
-from worldsim.interfaces import Policy, Reflector, WorldModel
+from worldsim.worlds.dream import DreamWorld, Starts
 
 SENTENCES = ("push the red block onto the green disc", "push the red block onto the blue disc")
 EPISODES, CHUNK = 8, 4
@@ -64,7 +62,7 @@ class Scripted(PostTraining):
         return torch.optim.Adam(self.policy.parameters(), lr=1e-3)
 
 
-class ScriptedJudge(Judge):
+class ScriptedJudge(HeldOut):
     """Says what it is told to: (imagined, judged) of each check. Notes under which circumstances it was asked."""
 
     def __init__(self, *rates: tuple[float, float], cost: int = 0):

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from worldsim.collect import Actor
-from worldsim.interfaces import ChunkResult, World
-from worldsim.noise import Noise
-from worldsim.types import Judgement, Observation, TensorBatch
+from worldsim.core.interfaces import ChunkResult, World
+from worldsim.core.noise import Noise
+from worldsim.core.types import Judgement, Observation, TensorBatch
+from worldsim.measure.collect import Actor
 
 LIMIT = 40
 

@@ -6,7 +6,7 @@ import torch
 from lightning import Callback, Trainer
 from torch.utils.data import DataLoader
 
-from training.arena import DreamArena
+from training.rl.arena import DreamArena
 
 SENTENCES = ("push the red block onto the green disc", "push the red block onto the blue disc")
 

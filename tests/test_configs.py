@@ -10,9 +10,9 @@ from hydra.utils import get_object
 from lightning import Trainer
 from omegaconf import OmegaConf
 
-from training.cli import CONFIG_DIR, VERBS, compose_config
-from training.data import StreamData
-from training.fit import parameters, run_fit
+from training.app.cli import CONFIG_DIR, VERBS, compose_config
+from training.app.fit import parameters, run_fit
+from training.supervised.data import StreamData
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("*.yaml"))
 ALGORITHMS = [
@@ -45,7 +45,7 @@ def targets(node: Any):
 def check(config: Any) -> None:
     found = list(targets(OmegaConf.to_container(config, resolve=False)))
     for target, arguments in found:
-        if target.startswith(("worldsim.sim.genesis", "worldsim.sim.nerf", "worldsim.sim.drive")):
+        if target.startswith(("worldsim.worlds.genesis.world", "worldsim.worlds.genesis.nerf", "worldsim.worlds.genesis.drive")):
             continue  # importing it starts the simulator; test_genesis.py builds it
         known = accepted(get_object(target))
         unknown = [name for name in arguments if name not in known]
@@ -132,14 +132,14 @@ def test_a_learner_is_built_as_its_yaml_says(build: Callable[..., Any], file: Pa
     [
         (
             "+model.chain.noise_lvl=0.3",
-            "model: training.chains.FlowSDE: Option 'noise_lvl' is not accepted. Did you mean 'noise_level'?",
+            "model: training.rl.chains.FlowSDE: Option 'noise_lvl' is not accepted. Did you mean 'noise_level'?",
         ),
         (
             "+model.advantage.critic.per_actions=true",
-            "training.critic.OwnEncoder: Option 'per_actions' is not accepted. Did you mean 'per_action'?",
+            "training.rl.critics.OwnEncoder: Option 'per_actions' is not accepted. Did you mean 'per_action'?",
         ),
-        ("+model.epoch=3", "training.ppo.PPOPostTraining: Option 'epoch' is not accepted. Did you mean 'epochs'?"),
-        ("+model.clip_hi=0.3", "training.ppo.PPOPostTraining: Option 'clip_hi' is not accepted. Did you mean 'clip_high'?"),
+        ("+model.epoch=3", "training.rl.ppo.PPOPostTraining: Option 'epoch' is not accepted. Did you mean 'epochs'?"),
+        ("+model.clip_hi=0.3", "training.rl.ppo.PPOPostTraining: Option 'clip_hi' is not accepted. Did you mean 'clip_high'?"),
     ],
 )
 def test_a_misspelt_option_is_refused_in_one_line(build: Callable[..., Any], override: str, words: str) -> None:

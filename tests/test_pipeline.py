@@ -10,10 +10,11 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
-from training import bench, cli
-from worldsim import checkpoint
+from training.app import cli
+from training.studies import algorithms as bench
+from worldsim.core import checkpoint
+from worldsim.core.interfaces import Policy
 from worldsim.data.lerobot import Dataset
-from worldsim.interfaces import Policy
 
 SIZES = {
     "envs": 8,

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from toy_robot import LIMITS, SIZE, walk
 
-from worldsim.bundle import DESCRIPTION, FORMAT_VERSION, GRAPHS, GUIDED, TOKENIZER, description_sha256, load_bundle, sha256
+from worldsim.robot.bundle import DESCRIPTION, FORMAT_VERSION, GRAPHS, GUIDED, TOKENIZER, description_sha256, load_bundle, sha256
 from worldsim.robot.check import Recorded, write_recorded
 from worldsim.robot.reliability import fit_reference, write_reference
 

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from worldsim.core.types import Episode
 from worldsim.data import lerobot_format as fmt
 from worldsim.data.lerobot import Dataset, DatasetWriter
 from worldsim.data.video import encode_png
-from worldsim.types import Episode
 
 SETTINGS: dict[str, Any] = {
     "fps": 10,

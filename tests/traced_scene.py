@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import torch
 
-from worldsim.cameras import Intrinsics, orbit, write_transforms
+from worldsim.geometry.cameras import Intrinsics, orbit, write_transforms
 
 CENTRE, RADIUS, FLOOR = torch.tensor([0.05, 0.0, 0.1]), 0.1, 0.0
 LOW, HIGH = (-0.4, -0.4, -0.04), (0.4, 0.4, 0.28)

@@ -1,12 +1,12 @@
 """Stock Lightning CLI syntax over a saved run: ``python -m training fit --config runs/X/config.yaml --trainer.max_steps 10``.
 
 It exists so that a run is reproducible without Hydra. The repetition is written to ``runs/X/again``, so that the run itself stays
-as it is. `fit.py` holds the parser, `cli.py` the Hydra front door.
+as it is. `training/app/fit.py` holds the parser, `training/app/cli.py` the Hydra front door.
 """
 
 from typing import Any
 
-from training.fit import FitCLI
+from training.app.fit import FitCLI
 
 
 class RepeatCLI(FitCLI):

@@ -2,7 +2,7 @@
 
 After Diffusion Policy (arXiv:2303.04137). It predicts the variance-preserving v of Salimans and Ho (arXiv:2202.00512)
 and offers a flow velocity computed from it, so that every sampler, learner and exporter of a flow policy takes it too. Read
-`training/algorithms/diffusion.py` next.
+`training/rl/math/diffusion.py` next.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from models.policies.flow_vla import FlowVLA
-from worldsim.flow import expand_time
+from worldsim.core.flow import expand_time
 
 
 class DiffusionVLA(FlowVLA):

@@ -1,16 +1,17 @@
 """`FlowVLA`: a small vision-language-action policy that generates action chunks by flow matching.
 
 Pixels, proprioception and an instruction go in; a velocity field over chunks of actions comes out. It has the interface of
-the large flow VLAs (pi0, SmolVLA) at a thousandth of the size. Read `training/bc.py` next: it learns from demonstrations.
+the large flow VLAs (pi0, SmolVLA) at a thousandth of the size. Read `training/supervised/bc.py` next: it learns from
+demonstrations.
 """
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from worldsim.blocks import VisualTrunk, mlp, time_embedding
-from worldsim.interfaces import Policy
-from worldsim.types import Observation
+from worldsim.core.interfaces import Policy
+from worldsim.core.types import Observation
+from worldsim.nn.layers import VisualTrunk, mlp, time_embedding
 
 
 class FlowVLA(Policy):
@@ -81,7 +82,7 @@ class FlowVLA(Policy):
     def encode_tokens(
         self, image: Shaped[Tensor, "b h w 3"], state: Float[Tensor, "b s"], tokens: Int[Tensor, "b n"]
     ) -> Float[Tensor, "b f"]:
-        """`encode` of tensors alone, with the instruction `tokenize`d: what `worldsim.export` traces."""
+        """`encode` of tensors alone, with the instruction `tokenize`d: what `worldsim.deploy.export` traces."""
         return self._join(self.trunk.see(image, self.trunk.text.pool(tokens)), state)
 
     def expert_parameters(self) -> list[nn.Parameter]:

@@ -1,7 +1,8 @@
 """`BakedField`: a radiance field as a dense grid of density and colour, fast enough to render moving cameras on a CPU.
 
 A NeRF's network costs milliseconds per thousand rays; a grid costs one `grid_sample`. Bake once, render from anywhere inside; what
-is lost is view-dependent colour and detail below a voxel. Read `worldsim/compositing.py` next: it puts bodies into the picture.
+is lost is view-dependent colour and detail below a voxel. Read `worldsim/geometry/compositing.py` next: it puts bodies into the
+picture.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from worldsim.renderer import Look, Renderer
+from worldsim.core.renderer import Look, Renderer
 
 OPAQUE = 7.0  # optical depth at which a thousandth of the light is left
 Query = Callable[[Float[Tensor, "n 3"]], tuple[Float[Tensor, " n"], Float[Tensor, "n 3"]]]

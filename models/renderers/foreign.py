@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from models.renderers.nerfstudio import RadianceField
 from models.renderers.splats import Splats
-from worldsim import checkpoint
-from worldsim.alignment import ALIGNMENT, Similarity
-from worldsim.renderer import Look, Renderer
+from worldsim.core import checkpoint
+from worldsim.core.renderer import Look, Renderer
+from worldsim.geometry.alignment import ALIGNMENT, Similarity
 
 SPLATFACTO = ("means", "scales", "quats", "opacities", "features_dc", "features_rest")
 SH_CONSTANT = 0.28209479177387814  # the spherical harmonic of degree 0
@@ -66,7 +66,7 @@ class Nerfacto(Renderer):
 
 
 def convert(run: Path, out: Path) -> Path:
-    """Write a run of `ns-train` nerfacto, splatfacto or worldsim-nerf as a folder that `worldsim.checkpoint.load` reads.
+    """Write a run of `ns-train` nerfacto, splatfacto or worldsim-nerf as a folder that `worldsim.core.checkpoint.load` reads.
 
     `alignment.json` in it leads from nerfstudio's units to the coordinates of the capture.
 

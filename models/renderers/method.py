@@ -19,7 +19,7 @@ from nerfstudio.plugins.types import MethodSpecification
 from torch import Tensor
 
 from models.renderers.nerfstudio import RadianceField
-from worldsim.metrics import psnr
+from worldsim.measure.metrics import psnr
 
 
 @dataclass

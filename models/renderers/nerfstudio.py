@@ -1,8 +1,8 @@
 """`RadianceField`: a NeRF of a captured scene inside a box, built from nerfstudio's fields, samplers and losses. Extra `nerf`.
 
 It is built from its arguments alone, so that rendering needs neither training images nor a downloaded network, and
-`worldsim.checkpoint` loads it without unpickling. Read `baked.py` next: it makes a copy that is fast on a CPU; `training/nerf.py`
-trains it.
+`worldsim.core.checkpoint` loads it without unpickling. Read `baked.py` next: it makes a copy that is fast on a CPU;
+`training/supervised/nerf.py` trains it.
 """
 
 import math
@@ -21,7 +21,7 @@ from nerfstudio.model_components.renderers import DepthRenderer
 from torch import Tensor
 
 from models.renderers.baked import box_distances
-from worldsim.renderer import Look, Renderer
+from worldsim.core.renderer import Look, Renderer
 
 Triple = tuple[float, float, float]
 

@@ -10,7 +10,7 @@ from gsplat.cuda._torch_impl import _quat_to_rotmat, _spherical_harmonics  # its
 from jaxtyping import Float
 from torch import Tensor
 
-from worldsim.renderer import Look, Renderer
+from worldsim.core.renderer import Look, Renderer
 
 FAINTEST, STRONGEST = 1 / 255, 0.999  # opacities in a pixel that count, and that are possible (arXiv:2308.04079, appendix C)
 PAIRS_AT_ONCE = 2**24  # rays times splats

@@ -2,7 +2,7 @@
 
 Frames become 16x16 latents by principal components of 4x4 patches (fitted in a second), and a small U-Net
 conditioned on actions, proprioception and two context frames predicts the next chunk of latents by flow matching. Trained
-on its own predictions as well (self-forcing), one sampling step is enough. Read `worldsim/dream.py` next.
+on its own predictions as well (self-forcing), one sampling step is enough. Read `worldsim/worlds/dream.py` next.
 """
 
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from einops import rearrange
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from worldsim.blocks import ResidualBlock, mlp, time_embedding
-from worldsim.flow import expand_time, interpolate, time_grid
-from worldsim.interfaces import WorldModel
-from worldsim.noise import Noise
-from worldsim.types import TensorBatch, float_image
+from worldsim.core.flow import expand_time, interpolate, time_grid
+from worldsim.core.interfaces import WorldModel
+from worldsim.core.noise import Noise
+from worldsim.core.types import TensorBatch, float_image
+from worldsim.nn.layers import ResidualBlock, mlp, time_embedding
 
 
 class PatchCodec(nn.Module):

@@ -39,8 +39,8 @@ except RuntimeError:  # torchvision's binary does not match a CPU torch; declari
 from lerobot.datasets import lerobot_dataset
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
+from worldsim.core.types import Episode
 from worldsim.data.lerobot import Dataset, DatasetWriter
-from worldsim.types import Episode
 
 SIZE, FPS = 64, 10
 

@@ -7,7 +7,7 @@ import torch
 from traced_scene import CENTRE, FLOOR, HIGH, LOW, RADIUS, ball_and_floor, rays, traced
 
 from models.renderers.baked import BakedField
-from worldsim.cameras import Intrinsics, look_at
+from worldsim.geometry.cameras import Intrinsics, look_at
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,12 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from models.policies.diffusion_vla import DiffusionVLA
-from training.algorithms.chain import every_step, sample_chain
-from training.chains import Diffusion
-from worldsim import checkpoint
-from worldsim.export import export_policy
-from worldsim.flow import sample_ode
-from worldsim.types import Observation
+from training.rl.chains import Diffusion
+from training.rl.math.denoising import every_step, sample_chain
+from worldsim.core import checkpoint
+from worldsim.core.flow import sample_ode
+from worldsim.core.types import Observation
+from worldsim.deploy.export import export_policy
 
 
 def observation(b: int) -> Observation:

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from models.policies.flow_vla import FlowVLA
-from worldsim.flow import matching_loss, sample_ode
-from worldsim.types import Observation
+from worldsim.core.flow import matching_loss, sample_ode
+from worldsim.core.types import Observation
 
 
 def observation(b: int, seed: int = 0, camera: str = "front") -> Observation:

@@ -15,10 +15,10 @@ pytest.importorskip("nerfstudio", reason="needs the extra nerf")
 from nerfstudio.models.nerfacto import NerfactoModelConfig
 
 from models.renderers.foreign import Nerfacto, convert, read_config
-from training.cli import main
-from worldsim import checkpoint
-from worldsim.alignment import Similarity
-from worldsim.renderer import Renderer
+from training.app.cli import main
+from worldsim.core import checkpoint
+from worldsim.core.renderer import Renderer
+from worldsim.geometry.alignment import Similarity
 
 pytestmark = pytest.mark.nerf
 

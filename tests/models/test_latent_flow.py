@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from models.world.latent_flow import LatentFlowWorldModel, PatchCodec
-from worldsim.metrics import psnr
-from worldsim.noise import Noise
+from worldsim.core.noise import Noise
+from worldsim.measure.metrics import psnr
 
 SIZE = 8  # side of the toy's square
 

@@ -16,10 +16,10 @@ from traced_scene import HIGH, LOW, photographed, rays, traced
 
 from models.renderers.baked import BakedField
 from models.renderers.nerfstudio import RadianceField
-from training import cli
-from training.nerf import NerfTraining
-from worldsim import checkpoint
-from worldsim.cameras import Intrinsics, look_at
+from training.app import cli
+from training.supervised.nerf import NerfTraining
+from worldsim.core import checkpoint
+from worldsim.geometry.cameras import Intrinsics, look_at
 
 pytestmark = pytest.mark.nerf
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from models.renderers.foreign import convert
 from models.renderers.splats import Splats
-from worldsim import checkpoint
-from worldsim.cameras import FLIP, Intrinsics, look_at
-from worldsim.metrics import psnr
+from worldsim.core import checkpoint
+from worldsim.geometry.cameras import FLIP, Intrinsics, look_at
+from worldsim.measure.metrics import psnr
 
 pytestmark = pytest.mark.nerf
 SH = 0.28209479177387814

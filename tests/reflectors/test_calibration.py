@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from reflectors.calibration import calibration_half, fit_platt
-from worldsim.metrics import expected_calibration_error
+from worldsim.measure.metrics import expected_calibration_error
 
 
 def synthetic(scale: float, bias: float, n: int = 20_000) -> tuple[torch.Tensor, torch.Tensor]:

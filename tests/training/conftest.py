@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from reflectors.instant import InstantReflector
-from worldsim import checkpoint
+from worldsim.core import checkpoint
 
 
 @pytest.fixture

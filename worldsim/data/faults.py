@@ -1,7 +1,7 @@
 """`worldsim doctor data=ROOT`: what is wrong with a dataset, in numbers, and what to do about it.
 
 Reading stops at the first fault that would teach something wrong; this looks at everything, counted or not, and lists all of it. A
-check is a function from what the files hold to faults: write one, and add it to `CHECKS`. Read `worldsim/doctor.py` next.
+check is a function from what the files hold to faults: write one, and add it to `CHECKS`. Read `worldsim/report/doctor.py` next.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from worldsim.core.types import Episode
 from worldsim.data import journal
 from worldsim.data import lerobot_format as fmt
 from worldsim.data.columns import wrong_rows
@@ -35,7 +36,6 @@ from worldsim.data.counters import check_counters
 from worldsim.data.lerobot_reader import NUM_THREADS, Dataset
 from worldsim.data.stats import NAMES, Stats, image_statistics, merge_statistics, statistics
 from worldsim.data.video import MIN_SIDE, encode_png, write_video
-from worldsim.types import Episode
 
 __all__ = ["Dataset", "DatasetWriter"]
 

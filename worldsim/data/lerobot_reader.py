@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from worldsim.cores import cores
+from worldsim.core.cores import cores
+from worldsim.core.types import Episode
 from worldsim.data import lerobot_format as fmt
 from worldsim.data.columns import WRONG, label, pictures, vectors, wrong_rows
 from worldsim.data.contents import Contents, EpisodeFiles, counter_faults
@@ -24,7 +25,6 @@ from worldsim.data.journal import NEW_FILES
 from worldsim.data.stats import NAMES, Stats, merge_statistics, statistics
 from worldsim.data.timing import in_order, timing
 from worldsim.data.video import decode_images, read_video
-from worldsim.types import Episode
 
 NUM_THREADS = min(4, cores())
 

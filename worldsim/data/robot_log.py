@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from worldsim.core.types import Episode
 from worldsim.data.lerobot import DatasetWriter
 from worldsim.robot.recording import FORMAT_VERSION, META, ROWS, stream_dtype, stream_file
-from worldsim.types import Episode
 
 
 def convert_robot_log(log: Path, root: Path, *, robot_type: str, storage: Literal["image", "video"] = "image") -> int:

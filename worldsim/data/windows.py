@@ -1,7 +1,7 @@
 """Episodes as one flat table of frames in memory, and the windows that the learners draw from it.
 
 A 64x64 frame is 12 kB, so 40,000 frames of play fit in half a gigabyte and a batch is one indexing operation. Read
-`training/data.py` next: it draws batches from here.
+`training/supervised/data.py` next: it draws batches from here.
 """
 
 import warnings
@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from worldsim.core.types import Episode
 from worldsim.data.columns import clamped_actions
 from worldsim.data.lerobot import Dataset
-from worldsim.types import Episode
 
 
 @dataclass(frozen=True)

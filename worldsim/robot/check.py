@@ -1,7 +1,7 @@
 """Is this bundle whole, does it act here as it did where it was trained, and how fast: `python -m worldsim.robot.check BUNDLE`.
 
 A copy may be damaged, and another processor or runtime may round differently, so a robot checks before it moves. Read
-`worldsim/bundle.py` for what a bundle is and `worldsim/export.py` for who wrote the recorded observations.
+`worldsim/robot/bundle.py` for what a bundle is and `worldsim/deploy/export.py` for who wrote the recorded observations.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from worldsim.bundle import Bundle, load_bundle
+from worldsim.robot.bundle import Bundle, load_bundle
 from worldsim.robot.loop import percentiles
 
 OBSERVATIONS = "observations"

@@ -184,8 +184,8 @@ class RealTimeChunking(Blending):
 
     Inference is told what the present plan does from the observed step on, with `prefix_weights`: the actions that will be
     executed before the new chunk arrives count fully, later ones less and less. Every denoising step is drawn towards them
-    (`worldsim.flow.sample_guided`), so the new chunk is one that the policy could have chosen and that continues the motion. It
-    is then executed as it is. The policy must take a `Guide`.
+    (`worldsim.core.flow.sample_guided`), so the new chunk is one that the policy could have chosen and that continues the motion.
+    It is then executed as it is. The policy must take a `Guide`.
     """
 
     def guide(self, step: int, delay: int) -> Guide | None:

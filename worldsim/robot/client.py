@@ -1,7 +1,8 @@
 """The client of a policy server, openpi's or our own: an observation goes out, a chunk of actions comes back, in bounded time.
 
 A robot must know when it cannot have an answer, so every call ends within `timeout_s`, with an answer or with a ConnectionError; a
-broken connection is opened again within that time. Read `server.py` for the other side and `worldsim/remote.py` for evaluations.
+broken connection is opened again within that time. Read `server.py` for the other side and `worldsim/measure/remote.py` for
+evaluations.
 """
 
 import contextlib

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from worldsim.bundle import Bundle, load_bundle
 from worldsim.robot.autonomy import Autonomy, Verdict
+from worldsim.robot.bundle import Bundle, load_bundle
 from worldsim.robot.chunks import Blending, Execution, Guide, OpenLoop, RealTimeChunking, TemporalEnsembling
 from worldsim.robot.drivers import Driver, DriverError, DryRun, RobotObservation
 from worldsim.robot.limits import limits_of, read_limits, require_limits

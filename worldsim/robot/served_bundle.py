@@ -1,14 +1,14 @@
 """A robot bundle as the policy of a `Server`: observations of openpi's clients in, chunks of actions out.
 
 A bundle's graph has a fixed batch of one, so observations are answered one by one; a server of one should have `max_batch=1`.
-Read `server.py` next, and `worldsim/serving.py` for a policy that has not been exported and answers a batch at once.
+Read `server.py` next, and `worldsim/deploy/serving.py` for a policy that has not been exported and answers a batch at once.
 """
 
 from typing import Any
 
 import numpy as np
 
-from worldsim.bundle import Bundle
+from worldsim.robot.bundle import Bundle
 from worldsim.robot.observation import Sizes
 
 
@@ -16,7 +16,7 @@ class BundlePolicy:
     """Acts with a bundle.
 
     Args:
-        bundle: from `worldsim.bundle.load_bundle`.
+        bundle: from `worldsim.robot.bundle.load_bundle`.
         seed: of the noise of observations that bring none.
 
     Attributes:

@@ -7,9 +7,9 @@ import torch
 from guarding import EPISODES, SENTENCES, starts
 
 from reflectors.instant import InstantReflector
-from worldsim import checkpoint
+from worldsim.core import checkpoint
+from worldsim.core.types import Episode
 from worldsim.data.lerobot import DatasetWriter
-from worldsim.types import Episode
 
 
 @pytest.fixture

@@ -10,23 +10,23 @@ from lightning import Callback
 
 from models.world.latent_flow import LatentFlowWorldModel
 from reflectors.instant import InstantReflector
-from training.advantage import GRPO
-from training.chains import Deterministic, Diffusion, FlowNoise, FlowSDE, OneStepFlowSDE
-from training.guards import (
+from training.guards.alarms import (
     Alarm,
     EntropyCollapse,
     FewUsable,
     GapTooWide,
-    Guard,
     JudgeFalls,
     KLExplosion,
     NotFinite,
     RatioExplosion,
     SpreadCollapse,
 )
-from training.judges import SecondReflector
-from worldsim import checkpoint
-from worldsim.noise import Noise
+from training.guards.guard import Guard
+from training.guards.held_out import SecondReflector
+from training.rl.chains import Deterministic, Diffusion, FlowNoise, FlowSDE, OneStepFlowSDE
+from training.rl.estimators import GRPO
+from worldsim.core import checkpoint
+from worldsim.core.noise import Noise
 
 # Alarms in runs of the real learners --------------------------------------------------------------------------------------
 

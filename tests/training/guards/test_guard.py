@@ -9,21 +9,12 @@ from guarding import CHUNK, Recorder, Scripted, ScriptedJudge, analytic, dream, 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 
-from training.fit import LastCheckpoint
-from training.guards import (
-    Alarm,
-    FewUsable,
-    GapTooWide,
-    Guard,
-    JudgeFalls,
-    KLExplosion,
-    NotFinite,
-    RatioExplosion,
-    SpreadCollapse,
-)
-from training.judges import PhysicsCheck, SecondReflector
-from worldsim import checkpoint
-from worldsim.interfaces import Policy, Reflector
+from training.app.fit import LastCheckpoint
+from training.guards.alarms import Alarm, FewUsable, GapTooWide, JudgeFalls, KLExplosion, NotFinite, RatioExplosion, SpreadCollapse
+from training.guards.guard import Guard
+from training.guards.held_out import PhysicsCheck, SecondReflector
+from worldsim.core import checkpoint
+from worldsim.core.interfaces import Policy, Reflector
 
 
 def test_a_healthy_run_is_the_same_with_and_without_a_guard(folders: dict[str, str], data: list[str], tmp_path: Path) -> None:

@@ -23,16 +23,14 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from reflectors.instant import InstantReflector
-from training.cli import compose_config
-from training.fit import run_fit
-from training.guards import (
-    Guard,
-    JudgeFalls,
-)
-from training.judges import PhysicsCheck, SecondReflector, Verdict
-from worldsim import checkpoint
-from worldsim.interfaces import Policy, Reflector
-from worldsim.seeds import GUARDING, REPORTING
+from training.app.cli import compose_config
+from training.app.fit import run_fit
+from training.guards.alarms import JudgeFalls
+from training.guards.guard import Guard
+from training.guards.held_out import PhysicsCheck, SecondReflector, Verdict
+from worldsim.core import checkpoint
+from worldsim.core.interfaces import Policy, Reflector
+from worldsim.core.seeds import GUARDING, REPORTING
 
 # Judges -----------------------------------------------------------------------------------------------------------------------
 
@@ -152,7 +150,7 @@ def test_a_guard_shows_all_its_numbers(guard: str) -> None:
         parameters = inspect.signature(get_object(node["_target_"])).parameters
         numbers = {name: p.default for name, p in parameters.items() if type(p.default) in (int, float)}
         written = {name: value for name, value in node.items() if name in numbers}
-        if node["_target_"] != "training.guards.Guard":
+        if node["_target_"] != "training.guards.guard.Guard":
             assert written == numbers, node
         else:
             assert numbers["margin"] == written.get("margin", numbers["margin"])
@@ -166,7 +164,7 @@ def test_a_guard_shows_all_its_numbers(guard: str) -> None:
 def test_every_experiment_of_post_training_is_guarded() -> None:
     for name in ("post_train", "post_train_ppo", "post_train_grpo", "post_train_nft", "post_train_prdp"):
         config = compose_config("fit", [f"experiment={name}"])
-        assert config.trainer.callbacks.guard._target_ == "training.guards.Guard"
+        assert config.trainer.callbacks.guard._target_ == "training.guards.guard.Guard"
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from toy_datasets import edit_column, edit_info, files, random_episode, write
 
-from training import cli
+from training.app import cli
 from worldsim.data import lerobot_format as fmt
 from worldsim.data.counters import mend_counters
 from worldsim.data.faults import dataset_faults

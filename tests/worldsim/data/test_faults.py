@@ -21,11 +21,11 @@ from toy_datasets import (
     write,
 )
 
-from training import cli
-from worldsim import doctor
+from training.app import cli
 from worldsim.data.faults import dataset_faults, print_faults
 from worldsim.data.lerobot import Dataset, DatasetWriter
 from worldsim.data.video import encode_png
+from worldsim.report import doctor
 
 
 def report(root: Path, *, mend: bool = False) -> str:

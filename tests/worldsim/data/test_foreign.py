@@ -22,10 +22,10 @@ from toy_datasets import (
     write,
 )
 
+from worldsim.core.types import Episode
 from worldsim.data import lerobot_format as fmt
 from worldsim.data.faults import dataset_faults
 from worldsim.data.lerobot import Dataset
-from worldsim.types import Episode
 
 NAN = float("nan")
 

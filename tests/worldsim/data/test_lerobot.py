@@ -13,10 +13,10 @@ import pytest
 import torch
 from toy_datasets import DATA_FILE, EPISODE_FILE, SETTINGS, drop_column, edit_info, random_episode, smooth_episode, write
 
+from worldsim.core.types import Episode
 from worldsim.data import lerobot_format as fmt
 from worldsim.data.lerobot import Dataset, DatasetWriter
 from worldsim.data.stats import image_statistics, merge_statistics, statistics
-from worldsim.types import Episode
 
 
 def assert_equal(got: Episode, expected: Episode, *, images: bool = True) -> None:

@@ -11,7 +11,7 @@ import pytest
 from toy_bundle import sign
 from toy_robot import ROOT
 
-from worldsim.bundle import description_sha256, load_bundle, sha256
+from worldsim.robot.bundle import description_sha256, load_bundle, sha256
 from worldsim.robot.check import latency_ms, main, read_recorded, replay
 from worldsim.robot.reliability import read_reference
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from toy_robot import LIMITS, ROOT, make_limits
 
-from worldsim.bundle import DESCRIPTION, load_bundle
+from worldsim.robot.bundle import DESCRIPTION, load_bundle
 from worldsim.robot.drivers import RobotObservation
 from worldsim.robot.limits import require_limits
 from worldsim.robot.run import bundle_policy, main

@@ -8,7 +8,7 @@ import pytest
 from openpi import OpenpiClient
 from tokenizers import Tokenizer
 
-from worldsim.bundle import Bundle
+from worldsim.robot.bundle import Bundle
 from worldsim.robot.served_bundle import BundlePolicy
 from worldsim.robot.server import Server
 

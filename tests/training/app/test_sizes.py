@@ -1,0 +1,157 @@
+"""A run whose data do not have the model's sizes, or whose windows do not fit it, does not start."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import LightningModule, Trainer
+from toy_datasets import random_episode, write
+
+from models.policies.flow_vla import FlowVLA
+from models.world.latent_flow import LatentFlowWorldModel
+from reflectors.instant import InstantReflector
+from training.app import cli
+from training.supervised.bc import BehaviourCloning
+from training.supervised.data import DemonstrationData, ReflectorData, TableData, WorldModelData
+from training.supervised.reflector import ReflectorTraining
+from training.supervised.world_model import WorldModelTraining
+from worldsim.core import checkpoint
+from worldsim.core.sizes import check_sizes, check_window
+from worldsim.data.windows import FrameTable, Mirror
+from worldsim.worlds.dream import DreamWorld
+
+
+def fit(module: LightningModule, data: TableData, run: Path | None = None) -> None:
+    """As `worldsim fit` does, into the folder `run` if it ends well."""
+    quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
+    Trainer(max_steps=1, accelerator="cpu", default_root_dir=run, **quiet).fit(module, datamodule=data)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            lambda: FlowVLA(state_dim=3),
+            "the data have 4 numbers of state, FlowVLA was built with state_dim=3; set its state_dim to 4",
+        ),
+        (lambda: FlowVLA(action_horizon=8), "the data have 4 actions in a chunk, FlowVLA was built with action_horizon=8"),
+        (lambda: FlowVLA(action_dim=7), "the data have 2 numbers of an action, FlowVLA was built with action_dim=7"),
+        (lambda: LatentFlowWorldModel(state_dim=3), "the data have 4 numbers of state, LatentFlowWorldModel was built with"),
+        (lambda: LatentFlowWorldModel(action_dim=1), "the data have 2 numbers of an action, LatentFlowWorldModel was built"),
+        (
+            lambda: LatentFlowWorldModel(image=(48, 64)),
+            r"the data have \[64, 64\] pixels \(height, width\), LatentFlowWorldModel was built with image=\[48, 64\]",
+        ),
+        (lambda: LatentFlowWorldModel(context=4), "data.context is 2, LatentFlowWorldModel has context 4: .*; set data.context=4"),
+        (
+            lambda: LatentFlowWorldModel(unroll=3),
+            "data.horizon is 8, LatentFlowWorldModel takes unroll 3 x action_horizon 4; set data.horizon=12",
+        ),
+        (lambda: LatentFlowWorldModel(unroll=1), "takes unroll 1 x action_horizon 4; set data.horizon=4"),
+    ],
+)
+def test_data_of_other_sizes(model: Any, message: str, recorded: str) -> None:
+    built = model()
+    is_policy = isinstance(built, FlowVLA)
+    module = BehaviourCloning(built) if is_policy else WorldModelTraining(built)
+    with pytest.raises(ValueError, match=message) as error:
+        fit(module, DemonstrationData([recorded]) if is_policy else WorldModelData([recorded]))
+    assert "\n" not in str(error.value)
+
+
+def test_pictures_of_another_size(tmp_path: Path) -> None:
+    write(tmp_path, [random_episode(i) for i in range(3)])
+    message = r"the data have \[16, 24\] pixels .*, {} was built with image=\[64, 64\]; set its image to \[16, 24\]"
+    with pytest.raises(ValueError, match=message.format("FlowVLA")):
+        fit(BehaviourCloning(FlowVLA(camera="top", state_dim=3)), DemonstrationData([str(tmp_path)], "top"))
+    with pytest.raises(ValueError, match=message.format("InstantReflector")):
+        fit(ReflectorTraining(InstantReflector()), ReflectorData([str(tmp_path)], "top"))
+    fit(
+        BehaviourCloning(FlowVLA(camera="top", state_dim=3, image=(16, 24))),
+        DemonstrationData([str(tmp_path)], "top"),
+        tmp_path / "run",
+    )
+    fit(ReflectorTraining(InstantReflector(image=(16, 24))), ReflectorData([str(tmp_path)], "top"), tmp_path / "run")
+
+
+def test_datasets_that_are_not_alike(tmp_path: Path, recorded: str) -> None:
+    episode = replace(random_episode(0), images={"front": torch.zeros(6, 64, 64, 3, dtype=torch.uint8)})
+    write(tmp_path, [episode], cameras={"front": (64, 64)})
+    with pytest.raises(ValueError, match=r"has 3 numbers of state, .* has 4; learn from datasets that are alike"):
+        FrameTable.read([recorded, tmp_path], "front")
+
+
+def test_a_mirror_has_a_factor_for_each_dimension(recorded: str) -> None:
+    for mirror in (Mirror((1.0,), (1.0, -1.0)), Mirror((1.0, -1.0, 1.0, -1.0), (1.0,))):  # one factor would fit all of them
+        with pytest.raises(ValueError, match=r"mirror\.\w+ has 1 factors, the data have \d numbers"):
+            WorldModelData([recorded], mirror=mirror).setup("fit")
+
+
+def test_a_dream_from_data_of_other_sizes(recorded: str, tmp_path: Path) -> None:
+    world_model = checkpoint.save(
+        LatentFlowWorldModel(action_dim=3, latent_channels=3, channels=(8, 8), layers=(1, 1)), tmp_path / "w"
+    )
+    reflector = checkpoint.save(InstantReflector(features=8, channels=8, blocks=1), tmp_path / "r")
+    with pytest.raises(ValueError, match="the data have 2 numbers of an action, LatentFlowWorldModel was built with action_dim=3"):
+        DreamWorld.from_folders(str(world_model), str(reflector), [recorded])
+
+
+@pytest.mark.parametrize(
+    ("verb", "sizes", "message"),
+    [
+        ("rollout", {"state_dim": 3}, "the world has 4 numbers of state, FlowVLA was built with state_dim=3"),
+        (
+            "evaluate",
+            {"image": (48, 64)},
+            r"the world has \[64, 64\] pixels \(height, width\), FlowVLA was built with image=\[48, 64\]",
+        ),
+        ("collect", {"action_dim": 3}, "the world has 2 numbers of an action, FlowVLA was built with action_dim=3"),
+    ],
+)
+def test_a_policy_in_a_world_of_other_sizes(
+    verb: str, sizes: dict[str, Any], message: str, recorded: str, folders: dict[str, str], tmp_path: Path, capsys
+) -> None:
+    policy = checkpoint.save(FlowVLA(width=16, channels=8, blocks=1, **sizes), tmp_path / "policy")
+    dream = [f"world.world_model={folders['world_model']}", f"world.reflector={folders['reflector']}", f"world.data=[{recorded}]"]
+    own = {"collect": ["actor=policy", f"actor.folder={policy}", f"root={tmp_path / 'out'}"]}
+    who = own.get(verb, [f"policy={policy}", f"out={tmp_path / 'out'}"])
+    assert cli.main([verb, *who, "world=dream", *dream, "world.num_envs=2", "episodes=2"]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and error.count("\n") == 1
+
+
+def test_a_bundle_of_a_policy_with_other_pictures(tmp_path: Path) -> None:
+    """Without data the export makes up a picture of the policy's own size."""
+    pytest.importorskip("onnxruntime")
+    policy = checkpoint.save(FlowVLA(width=16, channels=8, blocks=1, image=(16, 24)), tmp_path / "policy")
+    assert cli.main(["export", f"policy={policy}", f"out={tmp_path / 'bundle'}"]) == 0
+
+
+def test_a_state_is_used_that_is_there() -> None:
+    for used in ((4,), (0, -1)):
+        with pytest.raises(ValueError, match=r"state_used must lie in 0\.\.3, as the state has 4 numbers, got"):
+            FlowVLA(state_used=used)
+
+
+def test_what_fits_passes(recorded: str) -> None:
+    data = WorldModelData([recorded])
+    data.setup("fit")
+    for module in (BehaviourCloning(FlowVLA()), WorldModelTraining(LatentFlowWorldModel()), ReflectorTraining(InstantReflector())):
+        check_sizes(module, data.table.sizes)
+    check_window(WorldModelTraining(LatentFlowWorldModel(context=3, unroll=1)), 3, 4)
+    check_window(BehaviourCloning(FlowVLA()), 9, 9)
+
+
+def test_a_world_model_that_does_not_unroll_takes_whole_chunks() -> None:
+    class Chunked(LatentFlowWorldModel):
+        """One whose windows may be of any length."""
+
+        def __init__(self) -> None:
+            super().__init__()
+
+    check_window(Chunked(), 2, 12)
+    with pytest.raises(ValueError, match="takes a multiple of action_horizon 4; set data.horizon=8"):
+        check_window(Chunked(), 2, 9)

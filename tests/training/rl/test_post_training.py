@@ -1,0 +1,270 @@
+"""Post-training on tiny models: the ratio is 1 before the first update, and each learner changes the policy and nothing else."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from learners import arena, fit, starts
+
+from reflectors.instant import InstantReflector
+from training.rl.analytic import AnalyticPostTraining
+from training.rl.arena import DreamArena
+from training.rl.chains import Chain, Deterministic, Diffusion, FlowNoise, FlowSDE, OneStepFlowSDE
+from training.rl.critics import OwnEncoder, SharedFeatures, ValueHead
+from training.rl.estimators import GAE, GRPO, RLOO, Advantage, Assessment
+from training.rl.imagine import Continuation
+from training.rl.math.denoising import chain_logprob, replay
+from training.rl.nft import NFTPostTraining
+from training.rl.ppo import PPOPostTraining
+from training.rl.prdp import PRDPPostTraining
+from training.rl.rollout import collect_rollout
+from training.rl.sampling import BetaStarts, DynamicSampling, EarlyStop, SuccessBuffer
+from worldsim.core import checkpoint
+from worldsim.core.flow import interpolate, velocity_target
+from worldsim.core.interfaces import Policy
+from worldsim.core.noise import Noise
+from worldsim.core.types import Observation, Rollout
+
+CHAINS = {
+    "flow_sde": FlowSDE,
+    "hybrid": OneStepFlowSDE,
+    "flow_noise": FlowNoise,
+    "diffusion": Diffusion,
+}
+
+
+def play(folders: dict[str, str], chain: Chain, advantage: Advantage, **more) -> tuple[Policy, Rollout]:
+    policy = checkpoint.load(folders["policy"], Policy)
+    chain.build(policy)
+    place = arena(folders)
+    advantage.build(policy, place.reflector)
+    world, obs, group = place.begin(starts(6), advantage.group_size, torch.Generator().manual_seed(0))
+    return policy, collect_rollout(policy, chain, advantage, world, obs, chunks=3, group=group, seed=0, **more)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_ratio_is_one_before_the_first_update(folders: dict[str, str], name: str) -> None:
+    """The real policy and world: log-probabilities recomputed in minibatches equal those of the rollout (float32 rounding)."""
+    chain = CHAINS[name]()
+    policy, rollout = play(folders, chain, GAE())
+    rows = (torch.tensor([4, 0, 2]), torch.tensor([1, 0, 2]))
+    sentences = tuple(rollout.instruction[i] for i in rows[0].tolist())
+    features = policy.encode(Observation({"front": rollout.images[rows]}, rollout.state[rows], sentences))
+    stochastic = rollout.stochastic[rows]
+    logprob = chain_logprob(
+        replay(chain.transition(policy, features), rollout.chain[rows], stochastic=stochastic), rollout.chain[rows]
+    )
+    ratio = (logprob - rollout.logprob[rows]).sum(-1).exp()
+    torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=0, atol=5e-4)
+    assert (stochastic.sum(1) == (1 if name == "hybrid" else 3)).all()
+
+
+@pytest.mark.parametrize("per_action", [False, True])
+@pytest.mark.parametrize("head", [OwnEncoder, SharedFeatures])
+def test_critics_value_decisions_or_actions(folders: dict[str, str], head: type[ValueHead], per_action: bool) -> None:
+    advantage = GAE(critic=head(per_action=per_action))
+    _, rollout = play(folders, FlowSDE(), advantage)
+    assert rollout.value.shape == (6, 3, 4 if per_action else 1)
+    assert rollout.value[rollout.decided].std() > 0
+    assessed = advantage.assess(rollout)
+    assert assessed.advantage.shape == rollout.value.shape
+    # With lambda 1 and gamma 1 the targets are the rewards to come and the final value, whatever the values in between.
+    advantage.gamma = advantage.lam = 1.0
+    target = advantage.assess(rollout).target
+    expected = rollout.reward.sum((1, 2)) + torch.where(rollout.terminated.any(2).any(1), 0, rollout.final_value)
+    torch.testing.assert_close(target[:, 0, 0], expected, rtol=0, atol=1e-5)
+
+
+def test_finished_dreams_are_dropped_without_changing_the_others(folders: dict[str, str]) -> None:
+    """Some dreams end at once; the others play on in a smaller world and see the same frames."""
+    reflector = checkpoint.load(folders["reflector"], InstantReflector)
+    _, whole = play(folders, FlowSDE(), GAE())
+    judged = reflector.judge(whole.images[:, 1], whole.instruction).p_success
+    reflector.threshold.fill_(float(judged.median()))  # half of them end
+    checkpoint.save(reflector, Path(folders["reflector"]))
+    torch.manual_seed(1)
+    _, plain = play(folders, OneStepFlowSDE(), GAE())
+    torch.manual_seed(1)
+    _, dropped = play(folders, OneStepFlowSDE(), GAE(), early_stop=EarlyStop(drop_share=0.1))
+    assert 0 < plain.decided[:, 1].float().mean() < 1
+    assert torch.equal(plain.valid[:, : dropped.valid.shape[1]], dropped.valid)
+    still = dropped.decided[:, 1]
+    assert torch.equal(plain.images[:, 1][still], dropped.images[:, 1][still])
+    assert (dropped.images[:, 1][~still] == 0).all()
+    # What was dropped after the first decision changes neither the noise nor the way of those that went on.
+    last = dropped.decided[:, 2]
+    assert last.any() and torch.equal(plain.stochastic[last], dropped.stochastic[last])
+    torch.testing.assert_close(plain.chain[last], dropped.chain[last], rtol=0, atol=1e-4)
+
+
+def test_a_truncated_dream_is_worth_what_its_last_frame_is(folders: dict[str, str]) -> None:
+    """Time is up after the first decision; the next episode begins with another frame, whose value is of no account."""
+    policy, chain, advantage, place = checkpoint.load(folders["policy"], Policy), FlowSDE(), GAE(), arena(folders)
+    advantage.build(policy, place.reflector)
+    advantage.eval()
+    world, obs, group = place.begin(starts(6), 1, torch.Generator().manual_seed(0))
+    world.max_episode_steps = 4
+    state = world.snapshot()
+    rollout = collect_rollout(policy, chain, advantage, world, obs, chunks=2, group=group, seed=0)
+    assert rollout.valid.shape == (6, 1, 4) and rollout.valid.all() and not rollout.terminated.any()
+    world.restore(state)
+    seen = world.step_chunk(rollout.chain[:, 0, -1].clamp(-1, 1)).final_obs
+    expected = advantage.value(seen.images["front"], seen.instruction, policy.encode(seen))[:, 0]
+    torch.testing.assert_close(rollout.final_value, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_hopeless_dreams_are_truncated_with_their_value(folders: dict[str, str]) -> None:
+    _, rollout = play(folders, FlowSDE(), GAE(), early_stop=EarlyStop(value_below=1e9, patience=2))
+    assert rollout.decided[:, :2].all()
+    assert rollout.reward.shape[1] == 2  # nothing is played after everyone was given up
+    assert not rollout.terminated.any()
+    assert (rollout.final_value != 0).all()
+
+
+LEARNERS = [
+    *[(PPOPostTraining, chain, "gae") for chain in CHAINS],
+    (PPOPostTraining, "flow_sde", "grpo"),
+    (PPOPostTraining, "flow_noise", "rloo"),
+    (PPOPostTraining, "hybrid", "gae_per_action"),
+    (PPOPostTraining, "flow_sde", "gae_shared"),
+    (PRDPPostTraining, "diffusion", "rloo"),
+    (NFTPostTraining, "deterministic", "gae"),
+]
+ADVANTAGES = {
+    "gae": lambda: GAE(warmup=1),
+    "gae_per_action": lambda: GAE(OwnEncoder(per_action=True), warmup=0),
+    "gae_shared": lambda: GAE(SharedFeatures(), warmup=0),
+    "grpo": lambda: GRPO(2),
+    "rloo": lambda: RLOO(2),
+}
+
+
+@pytest.mark.parametrize(("module", "chain", "advantage"), LEARNERS)
+def test_learner_moves_the_policy_and_nothing_else(folders, tmp_path: Path, module, chain: str, advantage: str) -> None:
+    chosen = {**CHAINS, "deterministic": Deterministic}[chain]()
+    learner = module(folders["policy"], arena(folders), chosen, ADVANTAGES[advantage](), chunks=2, minibatch=4)
+    check_learner(learner, learner.arena.world_model, learner.arena.reflector, folders, tmp_path)
+
+
+@pytest.mark.parametrize("module", [PPOPostTraining, NFTPostTraining])
+def test_expert_only_leaves_the_encoder_alone(folders: dict[str, str], tmp_path: Path, module) -> None:
+    """Nothing of the encoder moves, and while it is frozen the kept features are those of the reference and of a fresh pass."""
+    learner = module(folders["policy"], arena(folders), FlowSDE(), GAE(warmup=0), chunks=2, minibatch=4, expert_only=True)
+    _, rollout = play(folders, FlowSDE(), GAE())
+    obs = Observation({"front": rollout.images[:, 0]}, rollout.state[:, 0], rollout.instruction)
+    torch.testing.assert_close(rollout.features[:, 0], learner.reference.encode(obs), rtol=0, atol=1e-5)
+    check_learner(learner, learner.arena.world_model, learner.arena.reflector, folders, tmp_path)
+    before, after = (checkpoint.load(folder, Policy).state_dict() for folder in (folders["policy"], tmp_path / "run"))
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"expert_in", "expert"}
+
+
+def test_a_policy_without_an_expert_of_its_own_says_so(folders: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="FlowVLA does not tell its action expert apart; set model.expert_only=false"):
+        Policy.expert_parameters(checkpoint.load(folders["policy"], Policy))
+
+
+class OddAndEven(GRPO):
+    """Pairs of dreams from one start; by decree the first of each is the better one."""
+
+    def assess(self, rollout: Rollout) -> Assessment:
+        self.seen = rollout
+        better = 1.0 - 2.0 * (torch.arange(len(rollout.group)) % 2)
+        rollout.reward.zero_()[:, 0, 0] = better  # what PRDP compares
+        advantage = better[:, None, None].expand(*rollout.decided.shape, 1)
+        return Assessment(advantage, torch.zeros_like(advantage))
+
+
+@pytest.mark.parametrize(
+    ("module", "chain"),
+    [(PPOPostTraining, FlowSDE), (PPOPostTraining, FlowNoise), (PRDPPostTraining, Diffusion), (NFTPostTraining, Deterministic)],
+)
+def test_what_turned_out_better_becomes_likelier(folders: dict[str, str], tmp_path: Path, module, chain: type[Chain]) -> None:
+    """By the chain's log-probability, or without one by a likelihood bound, the cloning loss with equal noise."""
+    advantage = OddAndEven(2)
+    more = {"chunks": 2, "epochs": 6, "lr": 3e-3, "anchor": 0.0, "ema_decay": 0.0}
+    learner = module(folders["policy"], arena(folders), chain(), advantage, **more)
+    before = checkpoint.load(folders["policy"], Policy)
+    fit(learner, starts(6), tmp_path / "run", iterations=1)
+    after, rollout = checkpoint.load(tmp_path / "run", Policy), advantage.seen
+    rows = rollout.decided.nonzero(as_tuple=True)
+    sentences = tuple(rollout.instruction[i] for i in rows[0].tolist())
+    obs = Observation({"front": rollout.images[rows]}, rollout.state[rows], sentences)
+
+    @torch.no_grad()
+    def likelihood(policy: Policy) -> torch.Tensor:
+        features, path, stochastic = policy.encode(obs), rollout.chain[rows], rollout.stochastic[rows]
+        if stochastic.any():
+            return chain_logprob(replay(learner.chain.transition(policy, features), path, stochastic=stochastic), path).sum((1, 2))
+        noise, action = torch.randn(200, 1, 4, 2, generator=torch.Generator().manual_seed(0)), path[:, -1].clamp(-1, 1)
+        t = torch.linspace(0.05, 1, 200)
+        errors = [
+            policy.velocity(features, interpolate(action, x.expand_as(action), u.expand(len(action))), u.expand(len(action)))
+            - velocity_target(action, x.expand_as(action))
+            for x, u in zip(noise, t, strict=True)
+        ]
+        return -torch.stack(errors).square().mean((0, 2, 3))
+
+    change = likelihood(after) - likelihood(before)
+    first = rows[0] % 2 == 0
+    assert change[first].mean() > change[~first].mean()
+
+
+def test_economy_objects_work_together(folders: dict[str, str], tmp_path: Path) -> None:
+    learner = PPOPostTraining(
+        folders["policy"],
+        arena(folders),
+        FlowSDE(),
+        GRPO(2),
+        chunks=2,
+        minibatch=4,
+        kl=0.1,
+        entropy=0.01,
+        sampling=DynamicSampling(attempts=2),
+        early_stop=EarlyStop(),
+        starts=BetaStarts(pool=10, keep=0.5),
+        buffer=SuccessBuffer(capacity=8, batch=4),
+    )
+    batch = {**starts(8), "start": torch.arange(8)}
+    check_learner(learner, learner.arena.world_model, learner.arena.reflector, folders, tmp_path, batch)
+    assert learner.starts is not None
+    assert (learner.starts.successes + learner.starts.failures).sum() > 0
+
+
+def test_analytic_learner_moves_the_policy_and_nothing_else(folders: dict[str, str], tmp_path: Path) -> None:
+    learner = AnalyticPostTraining(**folders, critic_warmup=1, continuation=Continuation(0.5, 4))
+    check_learner(learner, learner.world_model, learner.reflector, folders, tmp_path)
+
+
+def check_learner(learner, world_model, reflector, folders, tmp_path: Path, batch: dict | None = None) -> None:
+    frozen = {name: value.clone() for name, value in world_model.state_dict().items()}
+    judge = {name: value.clone() for name, value in reflector.state_dict().items()}
+    trainer = fit(learner, starts(4) if batch is None else batch, tmp_path / "run", iterations=3)
+    before, after = (checkpoint.load(folder, Policy).state_dict() for folder in (folders["policy"], tmp_path / "run"))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert all(torch.isfinite(value).all() for value in after.values())
+    assert all(torch.isfinite(value) for value in trainer.callback_metrics.values())
+    assert all(torch.equal(frozen[name], value) for name, value in world_model.state_dict().items())
+    assert all(torch.equal(judge[name], value) for name, value in reflector.state_dict().items())
+
+
+def test_prdp_needs_groups(folders: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="choose advantage=grpo or advantage=rloo"):
+        PRDPPostTraining(folders["policy"], arena(folders), FlowSDE(), GAE())
+
+
+def test_analytic_gradients_raise_the_imagined_return(folders: dict[str, str], tmp_path: Path) -> None:
+    """On a fixed batch with a reflector that likes a brighter picture, the objective must rise."""
+    learner = AnalyticPostTraining(**folders, critic_warmup=0, lr=3e-3, anchor=0.0, gamma=0.0, exploration=0.0, chunks=1)
+    batch = starts(8)
+    noise = Noise.rows(3, 8)
+    before = learner._dream(batch, noise).reward.mean()
+    fit(learner, batch, tmp_path / "run", iterations=40)
+    learner.policy.load_state_dict(checkpoint.load(tmp_path / "run", Policy).state_dict())
+    after = learner._dream(batch, noise).reward.mean()
+    assert after > before
+
+
+def test_missing_model_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no exported model in .*nowhere"):
+        DreamArena(world_model=str(tmp_path / "nowhere"), reflector="y")

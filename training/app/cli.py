@@ -1,0 +1,273 @@
+"""The `worldsim` command: ``worldsim <verb> key=value ...``, composed by Hydra from ``configs/<verb>.yaml``.
+
+Hydra alone reads the command line; each verb is a function of the resolved configuration, imported only when it is called.
+A user's mistake ends in one line on stderr and exit code 2; `fit.py` shows how a configuration becomes a training run.
+"""
+
+import gc
+import re
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
+
+USER_ERRORS = (
+    ValueError,
+    OSError,  # no such file, no room, no right to write, no connection
+    HydraException,
+    OmegaConfBaseException,
+)
+
+# Keys of verbs that name a file or folder, which Hydra reads as a number if they look like one.
+PATHS = {"root", "run", "run_dir", "out", "data", "recording", "bundle", "evaluation"}
+PATHS |= {"policy", "baseline", "world_model", "reflector", "judge"}
+
+# Import name of an optional dependency -> the extra that installs it.
+EXTRAS = {
+    "onnx": "export",
+    "onnxruntime": "export",
+    "onnxscript": "export",
+    "nerfstudio": "nerf",
+    "gsplat": "nerf",
+    "transformers": "vlm",
+    "metaworld": "metaworld",
+    "websockets": "robot",
+    "msgpack": "robot",
+    "ray": "ray",
+}
+
+
+class Verb(NamedTuple):
+    """A verb: its function as "module:name", one line of help and an example."""
+
+    function: str
+    help: str
+    example: str
+
+
+VERBS = {
+    "collect": Verb("training.app.verbs:collect", "record demonstrations as a LeRobot v3 dataset", "world=push_block episodes=50"),
+    "fit": Verb("training.app.fit:fit", "train one module with Lightning", "experiment=world_model trainer.max_steps=2000"),
+    "convert": Verb(
+        "training.app.verbs:convert", "make a scene trained with ns-train one that worlds show", "run=outputs/kitchen/nerfacto/1"
+    ),
+    "rollout": Verb("training.app.verbs:rollout", "imagine episodes: video, dataset, statistics", "policy=runs/policy world=dream"),
+    "evaluate": Verb(
+        "training.app.evaluate:evaluate", "measure success with confidence intervals", "policy=runs/policy world=push_block"
+    ),
+    "identify": Verb("training.app.verbs:identify", "find a robot's camera, delay and dynamics", "recording=data/robot seed=0"),
+    "export": Verb("training.app.verbs:export", "write a robot bundle and check its parity", "policy=runs/policy format=onnx"),
+    "serve": Verb(
+        "training.app.verbs:serve", "answer robots over a websocket, in openpi's protocol", "bundle=runs/bundle port=8000"
+    ),
+    "report": Verb("training.app.verbs:report", "write one self-contained HTML page about a run", "run=runs/demo"),
+    "demo": Verb("training.studies.demo:run_demo", "all of the above on the embedded default", ""),
+    "bench": Verb("training.studies.algorithms:bench", "compare learners, or show what guards are for", "algorithms seconds=60"),
+    "doctor": Verb(
+        "training.app.verbs:doctor", "say what this machine can run, or what is wrong with a dataset", "data=data/demos"
+    ),
+}
+
+
+class UsageError(ValueError):
+    """The command line itself is wrong; the message is for the user."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb.
+
+    Args:
+        argv: arguments after the program's name; `sys.argv[1:]` if None.
+
+    Returns:
+        The exit code: 0 success, 2 a user's mistake, 130 interrupted. Errors that are not the user's propagate.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    try:
+        _run([arg for arg in args if arg != "--debug"])
+    except KeyboardInterrupt:
+        return _fail("interrupted", code=130, debug=debug)
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns an interrupt into exit(1)
+            return _fail("interrupted", code=130, debug=debug)
+        if not error.code:
+            return 0
+        return _fail(f"stopped: {error.code}", code=2, debug=debug)
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        return _fail(f"{error.name} is not installed; run: pip install -c constraints.txt -e '.[{extra}]'", code=2, debug=debug)
+    except USER_ERRORS as error:
+        return _fail(_describe(error), code=2, debug=debug)
+    return 0
+
+
+def _run(args: list[str]) -> None:
+    if not args or args[0] in ("-h", "--help"):
+        print(_usage())
+        return
+    verb, *rest = args
+    if verb not in VERBS:
+        raise UsageError(f"unknown verb '{verb}'; one of {', '.join(VERBS)}{_suggest(verb, VERBS)}")
+    if "-h" in rest or "--help" in rest:
+        print(_verb_usage(verb))
+        return
+    if verb == "bench" and rest and "=" not in rest[0]:  # worldsim bench algorithms
+        rest = [f"suite={rest[0]}", *rest[1:]]
+    overrides, search_dir = _split(verb, rest)
+    config = OmegaConf.to_container(compose_config(verb, overrides, search_dir), resolve=True, throw_on_missing=True)
+    assert isinstance(config, dict)
+    for key in PATHS & config.keys():
+        if isinstance(value := config[key], int | float):
+            raise UsageError(f"{key} is {value!r}, expected a path; {key}=./{value} is one of that name")
+    gc.set_threshold(20_000)  # imports make objects to keep, and collecting among them takes time
+    module, _, function = VERBS[verb].function.partition(":")
+    getattr(import_module(module), function)(config)
+
+
+def compose_config(verb: str, overrides: Sequence[str] = (), search_dir: str | None = None) -> DictConfig:
+    """The configuration of a verb: ``configs/<verb>.yaml`` with Hydra overrides.
+
+    Args:
+        verb: name of the primary configuration.
+        overrides: Hydra overrides, ``key=value``.
+        search_dir: a further folder of config groups, such as one's own ``experiment/``.
+
+    Raises:
+        UsageError: if an override names no key or option; it suggests the nearest.
+        HydraException: if the configuration cannot be composed for another reason.
+    """
+    extra = [f"hydra.searchpath=[file://{Path(search_dir).resolve()}]"] if search_dir else []
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        try:
+            return compose(verb, overrides=[*overrides, *extra])
+        except MissingConfigException as error:
+            if not error.options:
+                raise
+            group, _, option = str(error.missing_cfg_file).rpartition("/")
+            options = ", ".join(error.options)
+            raise UsageError(f"no '{option}' in {group}; one of {options}{_suggest(option, error.options)}") from error
+        except ConfigCompositionException as error:
+            match = re.search(r"Could not override '([^']+)'", str(error))
+            if match is None:
+                raise
+            key = match.group(1)
+            others = [override for override in overrides if key not in override.partition("=")[0]]
+            known = _known_keys(verb, [*others, *extra])
+            raise UsageError(f"no key '{key}' in the configuration of {verb}{_suggest(key, known)}") from error
+
+
+def _known_keys(verb: str, overrides: list[str]) -> list[str]:
+    try:
+        config = compose(verb, overrides=overrides, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException):  # a second mistake; suggest from the first one's file alone
+        return _top_level(verb)
+    groups = [key for key in config.hydra.runtime.choices if not str(key).startswith("hydra/")]
+    with_hydra = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(with_hydra, dict)
+    return groups + [key for key in _dotted(with_hydra) if not key.startswith("hydra")]
+
+
+def _dotted(node: dict[Any, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")
+
+
+def _split(verb: str, args: list[str]) -> tuple[list[str], str | None]:
+    """Hydra overrides and the value of ``--config-dir``."""
+    overrides: list[str] = []
+    search_dir = None
+    rest = iter(args)
+    for arg in rest:
+        if arg == "--config-dir":
+            search_dir = next(rest, None)
+            if search_dir is None or not Path(search_dir).is_dir():
+                raise UsageError(f"--config-dir needs an existing folder, got {search_dir!r}")
+        elif arg.startswith("-"):
+            raise UsageError(f"unknown flag '{arg}'; options are written key=value, see 'worldsim {verb} --help'")
+        elif "=" not in arg and not arg.startswith("~"):
+            raise UsageError(f"expected key=value, got '{arg}'; see 'worldsim {verb} --help'")
+        else:
+            overrides.append(arg)
+    return overrides, search_dir
+
+
+def _suggest(word: str, known: Sequence[str] | dict[str, Any]) -> str:
+    close = get_close_matches(word, list(known), n=1)
+    return f". Did you mean '{close[0]}'?" if close else ""
+
+
+def _describe(error: BaseException) -> str:
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        return f"{' '.join(str(error).splitlines()[0].split())} {_describe(error.__cause__)}"
+    missing = re.search(r"Missing mandatory value: (\S+)", str(error))
+    if isinstance(error, OmegaConfBaseException) and missing:
+        return f"{missing.group(1)} has no value; pass {missing.group(1)}=..."
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _fail(message: str, *, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"worldsim: {message}", file=sys.stderr)
+    return code
+
+
+def _usage() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items())
+    return f"usage: worldsim <verb> [key=value ...]\n\n{verbs}\n\n'worldsim <verb> --help' lists a verb's keys."
+
+
+def _verb_usage(verb: str) -> str:
+    entry = VERBS[verb]
+    lines = [f"usage: worldsim {verb} [key=value ...] [--config-dir DIR] [--debug]", "", f"  {entry.help}"]
+    lines += ["", f"example: worldsim {verb} {entry.example}".rstrip(), "", "keys:"]
+    raw = _load(verb)
+    for group, choice in _groups(raw):
+        options = ", ".join(sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml")))
+        lines.append(f"  {group}={'<required>' if choice == '???' else choice}    one of: {options}")
+    for key, value in raw.items():
+        if key != "defaults":
+            text = "<required>" if value == "???" else "..." if isinstance(value, (dict, list)) else value
+            lines.append(f"  {key}={'null' if text is None else text}")
+    return "\n".join(lines)
+
+
+def _load(verb: str) -> dict[str, Any]:
+    path = CONFIG_DIR / f"{verb}.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; worldsim runs from a checkout, installed with pip install -e")
+    raw = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    assert isinstance(raw, dict)
+    return {str(key): value for key, value in raw.items()}
+
+
+def _groups(raw: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for entry in raw.get("defaults", []):
+        if isinstance(entry, dict):
+            for group, choice in entry.items():
+                yield re.sub(r"^(override |optional )+", "", str(group)).partition("@")[0].strip("/"), choice
+
+
+def _top_level(verb: str) -> list[str]:
+    raw = _load(verb)
+    return [group for group, _ in _groups(raw)] + [key for key in raw if key != "defaults"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""Post-training by analytic gradients: differentiate the return of a short dream with respect to the policy.
+
+SHAC (Xu et al. 2022, arXiv:2204.07137) with a learned video world model and a reflector in place of a differentiable simulator.
+No physics runs: dreams start from recorded frames. Read `imagine.py` for the dream and `ppo.py` for the learner that needs no
+gradient of the world."""
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.rl.chains import Chain, Deterministic
+from training.rl.critics import Critic
+from training.rl.imagine import Continuation, Dream, Moment, imagine
+from training.rl.math.returns import action_penalty, discounted_return, td_lambda_targets
+from training.rl.post_training import PostTraining
+from training.supervised.batches import Batch, drawn_by_batch, seed_of
+from training.supervised.optim import decayed_adamw
+from worldsim.core import checkpoint
+from worldsim.core.flow import sample_ode
+from worldsim.core.interfaces import Reflector, WorldModel
+from worldsim.core.noise import Noise
+
+
+class AnalyticPostTraining(PostTraining):
+    """Maximise J = sum_i gamma^i prod_j (1 - p_j) r_i + bootstrap over h-chunk dreams, with a BC anchor; ships the EMA.
+
+    Args:
+        policy: folder of the policy to improve (also the anchor).
+        world_model, reflector: folders; both stay frozen.
+        chunks: h, length of a dream in chunks.
+        gamma: discount per chunk.
+        lam: TD(lambda) of the critic's targets.
+        lr: peak learning rate of the policy, decaying linearly to a tenth.
+        critic_lr: learning rate of the critic.
+        critic_warmup: iterations at the beginning of the run in which only the critic learns.
+        critic_updates: critic updates per iteration.
+        critic_rate: step of the target critic's moving average.
+        anchor: weight of |a - a_BC|^2, both sampled from the same noise.
+        penalty: weight of actions outside [-1, 1].
+        exploration: standard deviation of the noise on the actions of half of the dreams.
+        progress_weight: scale of the progress reward.
+        judged: frames of a chunk that the reflector looks at.
+        clip: largest gradient norm.
+        ema_decay: of the shipped policy.
+        critics: number of critics, the least of whose estimates counts (clipped double Q, arXiv:1802.09477).
+        rivals: folders of world models from other seeds; the least promising one counts, see `imagine`.
+        chain: the sampler that acts in dreams; null is the ODE. A noisy chain explores with its reparameterised noise.
+        continuation: goes on with some dreams where they ended; null starts all of them from data.
+    """
+
+    def __init__(
+        self,
+        policy: str,
+        world_model: str,
+        reflector: str,
+        chunks: int = 2,
+        gamma: float = 0.95,
+        lam: float = 0.95,
+        lr: float = 3e-4,
+        critic_lr: float = 5e-4,
+        critic_warmup: int = 15,
+        critic_updates: int = 2,
+        critic_rate: float = 0.05,
+        anchor: float = 0.02,
+        penalty: float = 0.1,
+        exploration: float = 0.5,
+        progress_weight: float = 2.0,
+        judged: tuple[int, ...] = (1, 3),
+        clip: float = 0.5,
+        ema_decay: float = 0.95,
+        critics: int = 1,
+        rivals: tuple[str, ...] = (),
+        chain: Chain | None = None,
+        continuation: Continuation | None = None,
+    ):
+        super().__init__(policy, ema_decay)
+        self.save_hyperparameters(ignore=["continuation", "chain"])
+        self.continuation, self.chain = continuation, Deterministic() if chain is None else chain
+        self.chain.build(self.policy)
+        self.policy.train()
+        self.settings: Any = self.hparams
+        self.world_model: WorldModel = checkpoint.load(world_model, WorldModel).requires_grad_(False)
+        self.reflector: Reflector = checkpoint.load(reflector, Reflector).requires_grad_(False)
+        self.rivals = nn.ModuleList(checkpoint.load(folder, WorldModel).requires_grad_(False) for folder in rivals)
+        self.critics = nn.ModuleList(Critic.like(self.reflector) for _ in range(critics))
+        self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
+
+    @drawn_by_batch
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        h = self.settings
+        policy_optimizer, critic_optimizer = self.optimizers()  # type: ignore[misc]
+        noise = Noise.rows(seed_of(batch), len(batch["instruction"]), self.device)
+        dream = self._dream(batch, noise)
+        if self.continuation is not None:
+            self.continuation.end(dream, noise)
+        value = self._target_values(dream, dream.end.instruction)
+        objective = discounted_return(dream.reward, dream.p_success, value[:, -1], gamma=h.gamma)
+        gap = (dream.actions - self._reference_actions(dream)).square().mean()
+        loss = -objective.mean() + h.anchor * gap + h.penalty * action_penalty(dream.actions)
+        if self.iteration > h.critic_warmup:
+            policy_optimizer.zero_grad()
+            self.manual_backward(loss)
+            norm = nn.utils.clip_grad_norm_(self.policy.parameters(), h.clip)
+            policy_optimizer.step()
+            self.ema.step(self.policy.parameters())
+            self.tell({"gradient_norm": norm})
+        self.lr_schedulers().step()  # type: ignore[union-attr]
+        critic_loss = self._fit_critic(dream, value, dream.end.instruction, critic_optimizer)
+        scalars = {"objective": objective.mean(), "reward": dream.reward.sum(1).mean(), "p_success": dream.p_success.amax(1).mean()}
+        self.tell(scalars, prog_bar=True)
+        self.tell({"anchor_gap": gap, "critic_loss": critic_loss, "value": value.mean()})
+        self.log_spread(dream.obs[0], noise)
+
+    def _dream(self, batch: Batch, noise: Noise) -> Dream:
+        start = Moment.of(self.world_model, batch)
+        if self.continuation is not None:
+            start = self.continuation.begin(start)
+        b = len(start.instruction)
+        noisy = (torch.arange(b, device=self.device) % 2 * self.settings.exploration)[:, None, None]
+        return imagine(
+            self.policy,
+            self.world_model,
+            self.reflector,
+            start,
+            chain=self.chain,
+            chunks=self.settings.chunks,
+            exploration=noisy,
+            progress_weight=self.settings.progress_weight,
+            judged=self.settings.judged,
+            rivals=self.rivals,  # type: ignore[arg-type]
+            noise=noise,
+        )
+
+    def _target_values(self, dream: Dream, instruction: tuple[str, ...]) -> Tensor:
+        """Target critic after each chunk, [b, h]; only the last keeps its gradient, which the return needs."""
+        last = self._least_value(dream.frames[:, -1], instruction)
+        if dream.frames.shape[1] == 2:
+            return last[:, None]
+        with torch.no_grad():
+            inner = dream.frames[:, 1:-1]
+            repeated = tuple(s for s in instruction for _ in range(inner.shape[1]))
+            values = self._least_value(inner.flatten(0, 1), repeated).unflatten(0, inner.shape[:2])
+        return torch.cat([values, last[:, None]], dim=1)
+
+    def _least_value(self, frames: Tensor, instruction: tuple[str, ...]) -> Tensor:
+        return torch.stack([critic(frames, instruction) for critic in self.target_critics]).amin(dim=0)
+
+    @torch.no_grad()
+    def _reference_actions(self, dream: Dream) -> Tensor:
+        actions = []
+        for i, obs in enumerate(dream.obs):
+            features = self.reference.encode(obs)
+            velocity = self.reference.velocity
+            actions.append(
+                sample_ode(lambda x, t, f=features, v=velocity: v(f, x, t), dream.noise[:, i], num_steps=self.reference.num_steps)
+            )
+        return torch.stack(actions, dim=1)
+
+    def _fit_critic(self, dream: Dream, value: Tensor, instruction: tuple[str, ...], optimizer: Any) -> Tensor:
+        h = self.settings
+        target = td_lambda_targets(dream.reward.detach(), dream.p_success.detach(), value.detach(), gamma=h.gamma, lam=h.lam)
+        frames = dream.frames[:, :-1].detach()
+        repeated = tuple(s for s in instruction for _ in range(frames.shape[1]))
+        loss = target.new_zeros(())
+        for _ in range(h.critic_updates):
+            losses = [F.huber_loss(critic(frames.flatten(0, 1), repeated), target.flatten()) for critic in self.critics]
+            loss = torch.stack(losses).sum()
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            nn.utils.clip_grad_norm_(self.critics.parameters(), 1.0)
+            optimizer.step()
+        with torch.no_grad():
+            for slow, fast in zip(self.target_critics.parameters(), self.critics.parameters(), strict=True):
+                slow.lerp_(fast, h.critic_rate)
+        return loss.detach()
+
+    def configure_optimizers(self) -> Any:
+        h = self.settings
+        iterations = int(self.trainer.estimated_stepping_batches)
+        optimizer, schedule = decayed_adamw(
+            [*self.policy.parameters(), *self.chain.parameters()], lr=h.lr, total_steps=iterations, floor=0.1
+        )
+        return [optimizer, torch.optim.AdamW(self.critics.parameters(), lr=h.critic_lr, fused=True)], [schedule]

@@ -1,0 +1,77 @@
+"""Where a learner plays: in a learned world, or for comparison in physics (`arena=...` on the command line)."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from training.supervised.batches import Batch
+from worldsim.core import checkpoint
+from worldsim.core.interfaces import Reflector, World, WorldModel
+from worldsim.core.seeds import CHOOSING
+from worldsim.core.types import Observation
+from worldsim.worlds.dream import DreamWorld, Starts
+
+
+class Arena(nn.Module, ABC):
+    """Gives a learner worlds to play in.
+
+    Attributes:
+        reflector: whose trunk a critic may start from; None in physics.
+    """
+
+    reflector: Reflector | None
+
+    @abstractmethod
+    def begin(self, batch: Batch, group_size: int, generator: torch.Generator) -> tuple[World, Observation, Tensor]:
+        """A world of ``len(batch) * group_size`` episodes, its first observation, and each episode's group [b].
+
+        The episodes of a group are neighbours and share start state and instruction.
+        """
+
+
+class DreamArena(Arena):
+    """Dreams of a frozen world model, judged by a frozen reflector, from the recorded moments of the batch.
+
+    Args:
+        world_model, reflector: folders of exported models.
+    """
+
+    reflector: Reflector
+
+    def __init__(self, world_model: str, reflector: str):
+        super().__init__()
+        self.world_model: WorldModel = checkpoint.load(world_model, WorldModel).requires_grad_(False).eval()
+        self.reflector = checkpoint.load(reflector, Reflector).requires_grad_(False).eval()
+
+    def begin(self, batch: Batch, group_size: int, generator: torch.Generator) -> tuple[World, Observation, Tensor]:
+        n = len(batch["instruction"])
+        starts = Starts(batch["frames"], batch["state"], tuple(batch["instruction"]))  # the loader turns tuples into lists
+        world = DreamWorld(self.world_model, self.reflector, starts, num_envs=n * group_size)
+        group = torch.arange(n).repeat_interleave(group_size)
+        obs, _ = world.reset(seed=int(torch.randint(2**31, (), generator=generator)), options={"start": group})
+        return world, obs, group
+
+
+class PhysicsArena(Arena):
+    """The simulator itself, from random starts; of the batch only the size counts. Every control step is counted.
+
+    Args:
+        world: with batch size * group size environments.
+    """
+
+    def __init__(self, world: World):
+        super().__init__()
+        self.world, self.reflector = world, None
+
+    def begin(self, batch: Batch, group_size: int, generator: torch.Generator) -> tuple[World, Observation, Tensor]:
+        n = len(batch["instruction"])
+        if n * group_size != self.world.num_envs:
+            raise ValueError(
+                f"the physics world has {self.world.num_envs} environments, the learner needs data.batch_size * group_size = "
+                f"{n} * {group_size}; set arena.world.num_envs={n * group_size}"
+            )
+        group = torch.arange(n).repeat_interleave(group_size)
+        seeds = torch.randint(CHOOSING, (n,), generator=generator)[group]
+        obs, _ = self.world.reset(seed=seeds.tolist())
+        return self.world, obs, group

@@ -1,0 +1,203 @@
+"""A short differentiable dream: policy -> world model -> reflector, chunk after chunk, with the gradient of the reward.
+
+`analytic.py` differentiates it; nothing here steps an environment."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from training.rl.chains import Chain
+from training.supervised.batches import Batch
+from worldsim.core.interfaces import Policy, Reflector, WorldModel
+from worldsim.core.noise import Noise
+from worldsim.core.types import Observation, TensorBatch, cat_rows, float_image, where_rows
+
+
+@dataclass(frozen=True)
+class Moment(TensorBatch):
+    """Where b dreams are: the world model's state, the latest frames and proprioception, oldest first, and the wish.
+
+    Frames are floats in 0..1 when recorded and may leave that range when dreamed.
+    """
+
+    model: TensorBatch
+    frames: Float[Tensor, "b context h w 3"]
+    states: Float[Tensor, "b context s"]
+    instruction: tuple[str, ...]
+
+    @classmethod
+    def of(cls, world_model: WorldModel, batch: Batch) -> "Moment":
+        """The recorded moments of a batch of `StartData`."""
+        frames = float_image(batch["frames"])
+        instruction = tuple(batch["instruction"])  # the loader turns tuples into lists
+        return cls(world_model.init(frames, batch["state"]), frames, batch["state"], instruction)
+
+
+@dataclass(frozen=True)
+class Dream:
+    """A dream of h chunks; time runs along the second axis.
+
+    Attributes:
+        actions: as the sampler gave them, not clamped, [b, h, ah, ad].
+        frames: the frame before each chunk and the last one, [b, h+1, height, width, 3].
+        obs: the observation before each chunk.
+        noise: x_1 of each chunk, [b, h, ah, ad].
+        reward: of each chunk, [b, h].
+        p_success: largest success probability within each chunk, [b, h].
+        end: where the dreams are after the last chunk, without gradient.
+    """
+
+    actions: Tensor
+    frames: Tensor
+    obs: list[Observation]
+    noise: Tensor
+    reward: Tensor
+    p_success: Tensor
+    end: Moment
+
+
+def imagine(
+    policy: Policy,
+    world_model: WorldModel,
+    reflector: Reflector,
+    start: Moment,
+    *,
+    chain: Chain,
+    chunks: int,
+    exploration: Float[Tensor, "b 1 1"],
+    progress_weight: float,
+    judged: Sequence[int],
+    noise: Noise,
+    rivals: Sequence[WorldModel] = (),
+) -> Dream:
+    """Dream `chunks` chunks; the reward of each is progress_weight * (progress gained) + (largest success probability).
+
+    The gradient flows reward <- reflector <- world model <- action <- sampler, and through the world model's state from chunk to
+    chunk; the policy's own observations are cut off, so that it learns to act and not to shape what it sees.
+
+    Args:
+        policy: the only one whose parameters should require gradients.
+        world_model: frozen.
+        reflector: frozen.
+        start: where the dreams begin.
+        chain: the sampler, differentiated by reparameterisation: `Deterministic`, or a noisy one.
+        chunks: h.
+        exploration: standard deviation of noise on the executed actions, per dream.
+        progress_weight: scale of the progress reward.
+        judged: which frames of a chunk the reflector looks at; must include the last.
+        noise: one row per dream; its steps are the chunks.
+        rivals: world models trained from other seeds. Each predicts every chunk too, from the same latest frames, and the least of
+            their rewards and success probabilities counts: where models disagree, a dream promises nothing (pessimism as in MOReL,
+            arXiv:2005.05951).
+    """
+    instruction, recent, felt = start.instruction, start.frames, start.states
+    frame, proprioception = recent[:, -1].clamp(0, 1), felt[:, -1]
+    b = len(instruction)
+    progress = reflector.judge(frame, instruction).progress.detach()
+
+    def judge(predicted: Tensor) -> tuple[Tensor, Tensor]:
+        """Largest success probability and the last progress of a chunk's frames."""
+        seen = predicted[:, list(judged)].clamp(0, 1)
+        reflection = reflector.judge(seen.flatten(0, 1), tuple(s for s in instruction for _ in judged))
+        p_success, reached = (x.unflatten(0, (b, len(judged))) for x in (reflection.p_success, reflection.progress))
+        return p_success.amax(dim=1), reached[:, -1]
+
+    state, actions, frames, observations, noises, rewards, successes = start.model, [], [frame], [], [], [], []
+    for number in range(chunks):
+        now = noise.at(number)
+        obs = Observation({world_model.camera: frame.detach()}, proprioception.detach().float(), instruction)
+        features = policy.encode(obs)
+        path = chain.sample(policy, features, now).path
+        action = path[:, -1]
+        jitter = now.normal("action", *action.shape[1:]) if exploration.any() else torch.zeros_like(action)
+        executed = (action + exploration * jitter).clamp(-1, 1)
+        others = [rival.step(rival.init(recent, felt), executed, replace(now, stream=i + 1))[1] for i, rival in enumerate(rivals)]
+        state, predicted, proprioceptions = world_model.step(state, executed, now)
+        verdicts = [judge(frames_of_one) for frames_of_one in (predicted, *others)]
+        p_success, least = (torch.stack(values).amin(dim=0) for values in zip(*verdicts, strict=True))
+        rewards.append(progress_weight * (least - progress) + p_success)
+        context = recent.shape[1]
+        recent = torch.cat([recent, predicted], dim=1)[:, -context:]
+        felt = torch.cat([felt, proprioceptions], dim=1)[:, -context:]
+        frame, proprioception = recent[:, -1].clamp(0, 1), felt[:, -1]
+        observations.append(obs)
+        for values, value in ((actions, action), (frames, frame), (noises, path[:, 0]), (successes, p_success)):
+            values.append(value)
+        progress = verdicts[0][1]
+    return Dream(
+        actions=torch.stack(actions, dim=1),
+        frames=torch.stack(frames, dim=1),
+        obs=observations,
+        noise=torch.stack(noises, dim=1),
+        reward=torch.stack(rewards, dim=1),
+        p_success=torch.stack(successes, dim=1),
+        end=Moment(state, recent, felt.float(), instruction).detach(),
+    )
+
+
+class Continuation(nn.Module):
+    """Goes on with some dreams where the last iteration left them, so that the policy also learns where it gets to itself.
+
+    Starts recorded by others show states that others reach; a policy that pushes past its goal must learn to come back. SHAC
+    (arXiv:2204.07137) goes on in its simulator the same way. A dream ends by success, drawn with the reflector's probability, or
+    after `max_chunks`, before the world model has drifted too far.
+
+    Args:
+        share: share of each batch that goes on.
+        max_chunks: longest dream.
+    """
+
+    def __init__(self, share: float = 0.5, max_chunks: int = 10):
+        super().__init__()
+        if not 0 < share <= 1:
+            raise ValueError(f"share must be in (0, 1], got {share}; null starts every dream from data")
+        self.share, self.max_chunks = share, max_chunks
+        self.moment: Moment | None = None
+        self._restored: dict[str, Any] | None = None  # `moment` from a checkpoint, until a fresh one tells its types
+        self.chunks = torch.zeros(0, dtype=torch.long)  # length of each dream so far; 0 where it has ended
+
+    def begin(self, fresh: Moment) -> Moment:
+        """`fresh` with its first rows replaced by dreams that go on."""
+        if self._restored is not None:
+            self.moment, self._restored = _rebuilt(fresh, self._restored), None
+            self.chunks = self.chunks.to(fresh.frames.device)
+        if self.moment is None:
+            return fresh
+        rows = len(self.moment.instruction)
+        return cat_rows(where_rows(self.chunks > 0, self.moment, fresh[:rows]), fresh[rows:])
+
+    def end(self, dream: Dream, noise: Noise) -> None:
+        """Remember where the first rows are now; `noise` is that of the dream."""
+        rows = round(self.share * len(dream.reward))
+        p_stay = (1 - dream.p_success[:rows].detach()).prod(dim=1).clamp(0, 1)
+        old = self.chunks if self.moment is not None else torch.zeros(rows, dtype=torch.long)
+        length = old.to(p_stay.device) + dream.reward.shape[1]
+        stays = (noise.uniform("continuation")[:rows] < p_stay) & (length < self.max_chunks)
+        self.moment, self.chunks = dream.end[:rows], torch.where(stays, length, 0)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Where the dreams are, as plain values, for exact resumption."""
+        return {"moment": self._restored if self.moment is None else _plain(self.moment), "chunks": self.chunks}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Go on with the dreams of an interrupted run."""
+        self.moment, self._restored, self.chunks = None, state["moment"], state["chunks"]
+
+
+def _plain(value: Any) -> Any:
+    """Nested dictionaries, lists and tensors, which `torch.load(weights_only=True)` reads."""
+    if isinstance(value, TensorBatch):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}  # type: ignore[arg-type]
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _rebuilt(example: Any, plain: Any) -> Any:
+    """What `_plain` took apart, with the types and the device of `example`."""
+    if isinstance(example, TensorBatch):
+        parts = {name: _rebuilt(getattr(example, name), value) for name, value in plain.items()}
+        return replace(example, **parts)  # type: ignore[type-var]
+    return tuple(plain) if isinstance(example, tuple) else plain.to(example.device)

@@ -1,0 +1,94 @@
+"""What every post-training learner is: a policy that improves, its frozen starting point, and a moving average that is shipped.
+
+`analytic.py` differentiates through dreams, `rollout_learner.py` learns from rollouts; `training/guards/guard.py` watches both.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+from lightning import LightningModule
+from torch import Tensor
+
+from worldsim.core import checkpoint
+from worldsim.core.flow import sample_ode
+from worldsim.core.interfaces import Policy
+from worldsim.core.noise import Noise
+from worldsim.core.types import Observation
+
+
+class PostTraining(LightningModule):
+    """Base of the learners.
+
+    Args:
+        policy: folder of the policy to improve (also the reference).
+        ema_decay: of the average that is shipped; 0 ships the last iterate.
+    """
+
+    def __init__(self, policy: str, ema_decay: float):
+        super().__init__()
+        self.automatic_optimization = False
+        self.policy: Policy = checkpoint.load(policy, Policy)
+        self.reference: Policy = checkpoint.load(policy, Policy).requires_grad_(False)
+        self.ema = EMAModel(self.policy.parameters(), decay=ema_decay, foreach=True)
+        self.told: dict[str, Tensor] = {}
+
+    @property
+    def iteration(self) -> int:
+        """Iterations begun, this one included, over all epochs and those before a resumption: what a warm-up counts."""
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+
+    def tell(self, metrics: dict[str, Tensor], **options: Any) -> None:
+        """Log scalars of this iteration, as "train/<name>"; `told` holds them until the next one for guards to look at."""
+        named = {f"train/{name}": value.detach() for name, value in metrics.items()}
+        self.told |= named
+        self.log_dict(named, **options)
+
+    def log_spread(self, obs: Observation, noise: Noise) -> None:
+        """Log how far apart the shipped sampler's actions lie under two draws of noise, root of the mean square, at most 16 rows.
+
+        It is what is left of a policy's chance, whatever the chain that explores.
+        """
+        rows = slice(min(16, len(noise)))
+        with torch.no_grad():
+            features = self.policy.encode(obs[rows])
+            shape = (self.policy.action_horizon, self.policy.action_dim)
+            starts = (replace(noise[rows], stream=stream).normal("policy", *shape) for stream in (1, 2))
+            one, other = (
+                sample_ode(lambda x, t: self.policy.velocity(features, x, t), start, num_steps=self.policy.num_steps)
+                for start in starts
+            )
+        self.tell({"action_spread": (one - other).square().mean().sqrt()})
+
+    def on_fit_start(self) -> None:
+        """The average lives where the policy does."""
+        self.ema.to(self.device)
+
+    def shipped(self) -> dict[str, Tensor]:
+        """Weights of the policy that would be shipped now: the moving average, detached copies."""
+        self.ema.store(self.policy.parameters())
+        self.ema.copy_to(self.policy.parameters())
+        weights = {name: value.detach().clone() for name, value in self.policy.state_dict().items()}
+        self.ema.restore(self.policy.parameters())
+        return weights
+
+    def roll_back(self, weights: dict[str, Tensor]) -> None:
+        """Go back to weights that `shipped` gave, average and optimiser memory included."""
+        self.policy.load_state_dict(weights)
+        with torch.no_grad():
+            for shadow, parameter in zip(self.ema.shadow_params, self.policy.parameters(), strict=True):
+                shadow.copy_(parameter)
+        for optimizer in self.trainer.optimizers:
+            optimizer.state.clear()
+
+    def on_train_end(self) -> None:
+        """Ship the averaged policy."""
+        self.policy.load_state_dict(self.shipped())
+        checkpoint.save(self.policy, self.trainer.default_root_dir)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["ema"] = self.ema.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.ema.load_state_dict(checkpoint["ema"])

@@ -1,0 +1,88 @@
+"""Collect what policy-gradient learners eat: trajectories of decisions with their denoising chains and log-probabilities.
+
+Read `chains.py` and `estimators.py` for what goes in, and `sampling.py` for how rollouts are saved."""
+
+import torch
+from torch import Tensor
+
+from training.rl.chains import Chain
+from training.rl.estimators import Advantage
+from training.rl.math.advantages import first_success_mask
+from training.rl.sampling import EarlyStop
+from worldsim.core.interfaces import ChunkResult, Policy, World
+from worldsim.core.noise import Noise
+from worldsim.core.types import Observation, Rollout
+from worldsim.worlds.dream import DreamWorld
+
+
+@torch.no_grad()
+def collect_rollout(
+    policy: Policy,
+    chain: Chain,
+    advantage: Advantage,
+    world: World,
+    obs: Observation,
+    *,
+    chunks: int,
+    group: Tensor,
+    seed: int,
+    early_stop: EarlyStop | None = None,
+) -> Rollout:
+    """Play `chunks` decisions in every environment; what follows an episode's end is marked invalid.
+
+    Args:
+        policy: acts through `chain`.
+        chain: how it explores.
+        advantage: whose critic, if it has one, values every observation.
+        world: just reset.
+        obs: its observation.
+        chunks: t, decisions per trajectory.
+        group: number of each environment's start, [b].
+        seed: of all noise; a trajectory's depends on its row and the number of the decision, never on which others still play.
+        early_stop: in a dream: leaves finished and hopeless environments out of the computation. A hopeless one is truncated, so
+            its last value stands for the rest.
+    """
+    b, camera, noise = world.num_envs, next(iter(obs.images)), Noise.rows(seed, world.num_envs)
+    instruction, rows = obs.instruction, torch.arange(b)
+    final_value, ended = torch.zeros(b), torch.zeros(b, dtype=torch.bool)
+    log: dict[str, list[Tensor]] = {}
+
+    def store(**values: Tensor) -> None:
+        """Append each value in the rows that are played, zeros elsewhere."""
+        for name, value in values.items():
+            whole = value.new_zeros(b, *value.shape[1:])
+            whole[rows] = value
+            log.setdefault(name, []).append(whole)
+
+    def critic(seen: Observation) -> Tensor:
+        return advantage.value(seen.images[camera], seen.instruction, policy.encode(seen))
+
+    for t in range(chunks):
+        features = policy.encode(obs)
+        steps, logprob, stochastic = chain.sample(policy, features, noise[rows].at(t))
+        value = advantage.value(obs.images[camera], obs.instruction, features)
+        result: ChunkResult = world.step_chunk(steps[:, -1].clamp(-1, 1))
+        store(images=obs.images[camera], state=obs.state, features=features, chain=steps, value=value)
+        store(stochastic=stochastic, logprob=logprob)
+        store(reward=result.reward, terminated=result.terminated, done=result.terminated | result.truncated)
+        store(played=~ended[rows])
+        stops = result.done if early_stop is None else result.done | early_stop.hopeless(value[:, 0], t)
+        stops = (stops | (t + 1 == chunks)) & ~ended[rows]
+        if stops.any():
+            final_value[rows] = torch.where(stops, critic(result.final_obs)[:, 0], final_value[rows])
+        ended[rows] |= stops
+        obs = result.obs
+        if ended.all():
+            break
+        if early_stop is not None and early_stop.worth_dropping(ended[rows]):
+            if not isinstance(world, DreamWorld):
+                raise ValueError(f"early_stop drops environments, which a {type(world).__name__} cannot; set model.early_stop=null")
+            keep = ~ended[rows]
+            world, obs, rows = world.take(keep), obs[keep], rows[keep]
+
+    stacked = {name: torch.stack(values, dim=1) for name, values in log.items()}
+    played, done = stacked.pop("played"), stacked.pop("done")
+    valid = first_success_mask(done.flatten(1)).view_as(done) & played[..., None]
+    stacked["reward"] = stacked["reward"] * valid
+    stacked["terminated"] = stacked["terminated"] & valid
+    return Rollout(**stacked, valid=valid, instruction=instruction, group=group, final_value=final_value)

@@ -1,0 +1,283 @@
+"""Post-training from rollouts: dreams are played and assessed, then minibatches of their decisions update the policy.
+
+What all learners without a gradient of the world share: where they play (`arena.py`), how they explore (`chains.py`), how decisions
+are assessed (`estimators.py`) and which dreams are worth playing (`sampling.py`). `ppo.py`, `prdp.py` and `nft.py` each add one
+loss.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from training.rl.arena import Arena
+from training.rl.chains import Chain
+from training.rl.estimators import Advantage, Assessment
+from training.rl.post_training import PostTraining
+from training.rl.rollout import collect_rollout
+from training.rl.sampling import BetaStarts, DynamicSampling, EarlyStop, SuccessBuffer
+from training.supervised.batches import Batch, generator_of, seed_of
+from training.supervised.optim import decayed_adamw
+from worldsim.core.interfaces import Policy
+from worldsim.core.noise import Noise
+from worldsim.core.types import Observation, Rollout, cat_rows
+
+
+class Decisions(NamedTuple):
+    """n decisions of a rollout: what was seen, the policy's features there, and what was done."""
+
+    obs: Observation
+    features: Tensor  # [n, f], with gradient
+    chain: Tensor  # [n, k1, ah, ad]
+    stochastic: Tensor  # [n, k]
+    logprob: Tensor  # [n, k, ah], of the policy that acted
+    valid: Tensor  # [n, ah]
+    advantage: Tensor  # [n, v]
+    returns: Tensor  # [n], undiscounted reward of the whole trajectory
+    trajectory: Tensor  # [n], row in the rollout
+    group: Tensor  # [n]
+    generator: torch.Generator  # of what a loss draws
+
+
+class RolloutLearner(PostTraining, ABC):
+    """Rollouts, then epochs of minibatch updates on them. Subclasses choose the loss.
+
+    One batch of `StartData` gives the candidate starts of one iteration; each is played `advantage.group_size` times.
+
+    Args:
+        policy: folder of the policy to improve (also the anchor).
+        arena: where it plays.
+        chain: how it explores.
+        advantage: how decisions are assessed.
+        chunks: decisions per episode.
+        epochs: passes over a rollout.
+        minibatch: decisions per update.
+        lr: peak learning rate of the policy (and of the chain's own parameters).
+        anchor: weight of the squared distance to the starting policy's velocity at pure noise.
+        clip: largest gradient norm.
+        ema_decay: of the policy that is shipped; 0 ships the last iterate.
+        expert_only: the policy's encoder is frozen and each observation is encoded once, when it is seen (pi_RL trains pi0 like
+            this); updates then cost as much as the action expert alone.
+        sampling, early_stop, starts, buffer: rollout economy, each null if not wanted.
+
+    Attributes:
+        needs_logprob: the loss needs the log-probability of what was done, and so a chain that explores.
+    """
+
+    needs_logprob = True
+
+    def __init__(
+        self,
+        policy: str,
+        arena: Arena,
+        chain: Chain,
+        advantage: Advantage,
+        chunks: int = 8,
+        epochs: int = 2,
+        minibatch: int = 256,
+        lr: float = 2e-4,
+        anchor: float = 0.02,
+        clip: float = 0.5,
+        ema_decay: float = 0.9,
+        expert_only: bool = False,
+        sampling: DynamicSampling | None = None,
+        early_stop: EarlyStop | None = None,
+        starts: BetaStarts | None = None,
+        buffer: SuccessBuffer | None = None,
+    ):
+        super().__init__(policy, ema_decay)
+        if self.needs_logprob and not chain.explores:
+            raise ValueError(f"{type(self).__name__} needs a chain that explores, got {type(chain).__name__}; chain=flow_sde does")
+        self.arena, self.chain, self.advantage = arena, chain, advantage
+        self.chain.build(self.policy)
+        self.advantage.build(self.policy, arena.reflector)
+        self.chunks, self.epochs, self.minibatch, self.lr = chunks, epochs, minibatch, lr
+        self.anchor, self.clip, self.expert_only = anchor, clip, expert_only
+        self.sampling, self.early_stop, self.starts, self.buffer = sampling, early_stop, starts, buffer
+
+    @property
+    def actor(self) -> Policy:
+        """The policy that plays."""
+        return self.policy
+
+    @abstractmethod
+    def policy_loss(self, decisions: Decisions) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a minibatch and scalars to log."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        # Dropout-free evaluation mode throughout: the log-probability of an unchanged policy must not change.
+        self.eval()
+        generator, seed = generator_of(batch), seed_of(batch)
+        rollout, usable = self.imagine({key: value for key, value in batch.items() if key != "seed"}, generator)
+        assessment = self.advantage.assess(rollout)
+        if self.buffer is not None:
+            self.buffer.add(rollout)
+        totals: dict[str, list[Tensor]] = {}
+        for rows in self.minibatches(rollout, generator):
+            logs = self._update(rollout, rows, assessment, generator)
+            for name, value in logs.items():
+                totals.setdefault(name, []).append(value.detach())
+        self.lr_schedulers().step()  # type: ignore[union-attr]
+        self.tell({name: torch.stack(values).mean() for name, values in totals.items()})
+        first = Observation({self.policy.camera: rollout.images[:, 0]}, rollout.state[:, 0], rollout.instruction)
+        self.log_spread(first, Noise.rows(seed, len(rollout.group)))
+        scalars = {
+            "return": rollout.returns.mean(),
+            "imagined_success": rollout.terminated.any(2).any(1).float().mean(),
+            "usable_fraction": usable,
+        }
+        self.tell(scalars, prog_bar=True)
+
+    def imagine(self, batch: Batch, generator: torch.Generator) -> tuple[Rollout, Tensor]:
+        """The rollout of one iteration, and the share of its decisions that carry a gradient.
+
+        With `DynamicSampling` the batch is played part by part until one part's worth of trajectories is usable.
+        """
+        attempts = 1 if self.sampling is None else self.sampling.attempts
+        n = len(batch["instruction"])
+        if n % attempts:
+            raise ValueError(f"data.batch_size={n} must be a multiple of sampling.attempts={attempts}")
+        part, kept, played = n // attempts, [], 0
+        for first in range(0, n, part):
+            rollout = self._play({key: value[first : first + part] for key, value in batch.items()}, generator)
+            usable = DynamicSampling.usable(rollout) if self.advantage.group_size > 1 else torch.ones_like(rollout.group) > 0
+            played += len(usable)
+            kept.append(rollout if self.sampling is None else rollout[usable])
+            found = sum(len(some.group) for some in kept)
+            if found >= part * self.advantage.group_size:
+                break
+        if found == 0:  # the last rollout, whose advantages vanish: the run goes on, and an alarm may count this
+            return rollout, torch.zeros(())
+        share = usable.float().mean() if self.sampling is None else torch.tensor(found / played)
+        return kept[0] if len(kept) == 1 else join(kept), share
+
+    def _play(self, batch: Batch, generator: torch.Generator) -> Rollout:
+        if self.starts is not None:
+            if "start" not in batch:
+                pool = len(self.starts.successes)
+                raise ValueError(f"model.starts.pool={pool} needs a pool of starts in the data; set data.pool={pool}")
+            chosen = self.starts.choose(batch["start"], generator)
+            batch = {key: _take(value, chosen) for key, value in batch.items()}
+        world, obs, group = self.arena.begin(batch, self.advantage.group_size, generator)
+        rollout = collect_rollout(
+            self.actor,
+            self.chain,
+            self.advantage,
+            world,
+            obs,
+            chunks=self.chunks,
+            group=group,
+            seed=int(torch.randint(2**62, (), generator=generator)),
+            early_stop=self.early_stop,
+        )
+        if self.starts is not None:
+            self.starts.update(batch["start"][group], rollout.terminated.any(2).any(1))
+        return rollout
+
+    def minibatches(self, rollout: Rollout, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Trajectory and time of the decisions of each update: shuffled decisions, of groups whose dreams did not all end alike.
+
+        Those carry no gradient, and in a mean they would only shrink that of the others.
+        """
+        rows, columns = self.counted(rollout).nonzero(as_tuple=True)
+        for _ in range(self.epochs):
+            order = torch.randperm(len(rows), generator=generator)
+            for first in range(0, len(order), self.minibatch):
+                part = order[first : first + self.minibatch]
+                yield rows[part], columns[part]
+
+    def counted(self, rollout: Rollout) -> Bool[Tensor, "b t"]:
+        """Decisions that updates look at."""
+        if self.advantage.group_size == 1:
+            return rollout.decided
+        return rollout.decided & DynamicSampling.usable(rollout)[:, None]
+
+    def _update(
+        self, rollout: Rollout, rows: tuple[Tensor, Tensor], assessment: Assessment, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        optimizer, *critic_optimizer = self.optimizers() if self.advantage.lr else [self.optimizers()]  # type: ignore[misc]
+        frames, state = rollout.images[rows], rollout.state[rows]
+        sentences = tuple(rollout.instruction[i] for i in rows[0].tolist())
+        obs = Observation({self.policy.camera: frames}, state, sentences)
+        features = rollout.features[rows] if self.expert_only else self.policy.encode(obs)
+        logs = {}
+        estimate = self.advantage.value(frames, sentences, features.detach())
+        executed = rollout.valid[rows] if estimate.shape[-1] > 1 else rollout.decided[rows][..., None]
+        critic_loss = self.advantage.loss(estimate, assessment.target[rows], rollout.value[rows], mask=executed)
+        if critic_loss is not None:
+            self._step(critic_loss, critic_optimizer[0], list(self.advantage.parameters()), 1.0)
+            logs["critic_loss"] = critic_loss
+        if self.iteration <= self.advantage.warmup:
+            return logs
+        decisions = Decisions(
+            obs,
+            features,
+            rollout.chain[rows],
+            rollout.stochastic[rows],
+            rollout.logprob[rows],
+            rollout.valid[rows],
+            assessment.advantage[rows],
+            rollout.returns[rows[0]],
+            rows[0],
+            rollout.group[rows[0]],
+            generator,
+        )
+        loss, metrics = self.policy_loss(decisions)
+        gap = self._anchor_gap(decisions)
+        total = loss + self.anchor * gap
+        imitation = None if self.buffer is None else self.buffer.loss(self.policy, self.policy.camera, generator)
+        if imitation is not None:
+            total, logs["imitation_loss"] = total + imitation, imitation
+        self._step(total, optimizer, self.learned_parameters(), self.clip)
+        self.ema.step(self.policy.parameters())
+        return {**logs, "policy_loss": loss, "anchor_gap": gap, **metrics}
+
+    def learned_parameters(self) -> list[nn.Parameter]:
+        """What the policy's optimiser moves."""
+        policy = self.policy.expert_parameters() if self.expert_only else list(self.policy.parameters())
+        return [*policy, *self.chain.parameters()]
+
+    def reference_features(self, decisions: Decisions) -> Tensor:
+        """Features of the starting policy; its encoder is the policy's own as long as that is frozen."""
+        with torch.no_grad():
+            return decisions.features if self.expert_only else self.reference.encode(decisions.obs)
+
+    def _anchor_gap(self, decisions: Decisions) -> Tensor:
+        reference = self.reference_features(decisions)
+        noise = decisions.chain[:, 0]
+        t = torch.ones(len(noise))
+        return (self.policy.velocity(decisions.features, noise, t) - self.reference.velocity(reference, noise, t)).square().mean()
+
+    def _step(self, loss: Tensor, optimizer: Any, parameters: list[nn.Parameter], clip: float) -> None:
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        nn.utils.clip_grad_norm_(parameters, clip)
+        optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        iterations = int(self.trainer.estimated_stepping_batches)
+        optimizer, schedule = decayed_adamw(self.learned_parameters(), lr=self.lr, total_steps=iterations, floor=0.1)
+        if not self.advantage.lr:
+            return [optimizer], [schedule]
+        return [optimizer, torch.optim.AdamW(self.advantage.parameters(), lr=self.advantage.lr, fused=True)], [schedule]
+
+
+def join(parts: list[Rollout]) -> Rollout:
+    """Rollouts one after the other, padded with invalid decisions to one length; groups stay apart."""
+    length, whole = max(part.reward.shape[1] for part in parts), parts[0]
+    for i, part in enumerate(parts):
+        missing = length - part.reward.shape[1]
+        long = {name: value for name, value in vars(part).items() if isinstance(value, Tensor) and value.ndim > 1}
+        padded = {name: torch.cat([x, x.new_zeros(len(x), missing, *x.shape[2:])], dim=1) for name, x in long.items()}
+        offset = int(whole.group.max()) + 1 if i and len(whole.group) else 0
+        part = replace(part, **padded, group=part.group + offset)
+        whole = cat_rows(whole, part) if i else part
+    return whole
+
+
+def _take(values: Any, rows: Tensor) -> Any:
+    return values[rows] if isinstance(values, Tensor) else [values[i] for i in rows.tolist()]

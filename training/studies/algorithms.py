@@ -1,0 +1,264 @@
+"""`worldsim bench algorithms`: every learner, chain and advantage on one task, for the same wall-clock time, measured in physics.
+
+All cells of a seed start from one behaviour-cloned policy and one learned world; each gets the same seconds on the same threads, in
+imagination or (one cell) in the simulator itself. Cells are plain `worldsim fit` commands; see `configs/suite/algorithms.yaml`.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from training.app.stages import Stage, execute
+from training.studies.exploitation import run_exploitation
+from training.studies.rehearsal import run_rehearsal
+from worldsim.core.cores import cores
+from worldsim.core.files import write_json
+from worldsim.core.seeds import check_choosing
+from worldsim.measure.metrics import paired_difference, seeds_interval, success_rate
+from worldsim.report.page import described
+
+matplotlib.use("agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+
+class Pace(Callback):
+    """Writes iterations and seconds of a run, or of what a resumed one still had to do, to `<default_root_dir>/pace.json`; the
+    first iteration, which compiles kernels and fills caches, costs no seconds."""
+
+    def __init__(self) -> None:
+        self.ends_s: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Look at the clock."""
+        self.ends_s.append(time.monotonic())
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file."""
+        pace = {"iterations": len(self.ends_s), "seconds": self.ends_s[-1] - self.ends_s[0] if self.ends_s else 0.0}
+        write_json(Path(trainer.default_root_dir) / "pace.json", pace)
+
+
+def bench(cfg: dict[str, Any]) -> None:
+    """The verb: run the suite that was asked for."""
+    {"algorithms": run_algorithms, "exploitation": run_exploitation, "rehearsal": run_rehearsal}[cfg["suite"]](cfg)
+
+
+def run_algorithms(cfg: dict[str, Any]) -> None:
+    """Calibrate the cells, train them, evaluate them on the same held-out starts, and write table, plot and JSON.
+
+    Raises:
+        ValueError: if a stage failed, a cell's calibration saw fewer than two iterations, or the starts are not those that choose.
+    """
+    check_choosing(cfg["evaluation_seed"], cfg["episodes"])
+    out = Path(cfg["out"])
+    out.mkdir(parents=True, exist_ok=True)
+    jobs = cfg["jobs"]
+    bases = [base(cfg, seed) for seed in cfg["seeds"]]
+    _run([stage for stages in bases for stage in stages], out, jobs)
+    _run([calibration(cfg, cell) for cell in cfg["cells"]], out, jobs)
+    iterations = {cell: _iterations(cfg, cell) for cell in cfg["cells"]}
+    _run([training(cfg, cell, seed, iterations[cell]) for seed in cfg["seeds"] for cell in cfg["cells"]], out, jobs)
+    _run([evaluation(cfg, seed) for seed in cfg["seeds"]], out, jobs)
+    rows = summarise(cfg)
+    about = {"circumstances": _evaluation(cfg, cfg["seeds"][0])["circumstances"]}
+    write_json(out / "algorithms.json", {"seconds": cfg["seconds"], "seeds": cfg["seeds"], **about, "rows": rows})
+    (out / "algorithms.md").write_text(table(cfg, rows))
+    plot(cfg, rows, out / "algorithms.png")
+    print(f"{out / 'algorithms.md'}: {len(rows)} cells, best learner per minute: {rows[0]['cell']}")
+
+
+def base(cfg: dict[str, Any], seed: int) -> list[Stage]:
+    """What a seed needs besides its demo run: a behaviour-cloned diffusion policy on the same demonstrations."""
+    run = cfg["runs"][seed]
+    command = (
+        *("fit", "experiment=policy", "name=diffusion", f"run_dir={cfg['out']}/diffusion_{seed}", f"data.roots=[{run}/data/demos]"),
+        "model.policy._target_=models.policies.diffusion_vla.DiffusionVLA",
+        *(f"seed_everything={seed}", f"data.seed={seed}", "resume=true", f"trainer.max_steps={cfg['policy_steps']}"),
+    )
+    return [Stage(f"diffusion_{seed}", command)]
+
+
+def learner_command(cfg: dict[str, Any], cell: str, seed: int, folder: str, *more: str) -> tuple[str, ...]:
+    """The `worldsim fit` command of one cell."""
+    run, overrides = cfg["runs"][seed], cfg["cells"][cell]
+    models = f"{run}/{cfg['world_model']}", f"{run}/{cfg['reflector']}"
+    if any(part == "experiment=post_train" for part in overrides):
+        where = (f"model.world_model={models[0]}", f"model.reflector={models[1]}")
+    elif any(part == "arena=physics" for part in overrides):
+        where = ()
+    else:
+        where = (f"model.arena.world_model={models[0]}", f"model.arena.reflector={models[1]}")
+    roots = ",".join(f"{run}/data/{name}" for name in cfg["data"])
+    return (
+        *("fit", *overrides, f"name={cell}", f"run_dir={folder}", f"model.policy={policy(cfg, cell, seed)}", *where),
+        *(f"data.roots=[{roots}]", f"seed_everything={seed}", f"data.seed={seed}"),
+        *("+trainer.callbacks.pace._target_=training.studies.algorithms.Pace", *more),
+    )
+
+
+def policy(cfg: dict[str, Any], cell: str, seed: int) -> str:
+    """The starting policy of a cell: of the diffusion family where the cell is named after it."""
+    return f"{cfg['out']}/diffusion_{seed}" if cell in cfg["diffusion_cells"] else f"{cfg['runs'][seed]}/policy"
+
+
+def calibration(cfg: dict[str, Any], cell: str) -> Stage:
+    """A few seconds of a cell, to know how many iterations fit into the time."""
+    limit = f"+trainer.max_time={{seconds: {cfg['calibration_seconds']}}}"
+    folder = f"{cfg['out']}/pace/{cell}"
+    return Stage(f"pace_{cell}", learner_command(cfg, cell, cfg["seeds"][0], folder, limit, "trainer.limit_train_batches=100000"))
+
+
+def training(cfg: dict[str, Any], cell: str, seed: int, iterations: int) -> Stage:
+    """One cell for the given number of iterations."""
+    folder = f"{cfg['out']}/{cell}_{seed}"
+    return Stage(
+        f"{cell}_{seed}", learner_command(cfg, cell, seed, folder, f"trainer.limit_train_batches={iterations}", "resume=true")
+    )
+
+
+def evaluation(cfg: dict[str, Any], seed: int) -> Stage:
+    """All policies of a seed on the same held-out starts."""
+    others = [f"+others.{cell}={cfg['out']}/{cell}_{seed}" for cell in cfg["cells"]]
+    return Stage(
+        f"evaluate_{seed}",
+        (
+            *("evaluate", f"policy={cfg['out']}/diffusion_{seed}", f"baseline={cfg['runs'][seed]}/policy", *others),
+            *(
+                f"episodes={cfg['episodes']}",
+                f"seed={cfg['evaluation_seed']}",
+                f"world.num_envs={cfg['envs']}",
+                "world.phrasings=eval",
+                f"out={cfg['out']}/evaluation_{seed}",
+            ),
+        ),
+    )
+
+
+def summarise(cfg: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row per cell, best gain per minute first. Gains are paired by start within a seed; their interval is over seeds."""
+    rows = []
+    for cell in cfg["cells"]:
+        before, after, seconds, per_seed, steps = [], [], [], [], []
+        for seed in cfg["seeds"]:
+            results = _evaluation(cfg, seed)["policies"]
+            start = results["policy" if cell in cfg["diffusion_cells"] else "baseline"]
+            before.append(_outcomes(start))
+            after.append(_outcomes(results[cell]))
+            folder = Path(cfg["out"]) / f"{cell}_{seed}"
+            pace = json.loads((folder / "pace.json").read_text())
+            steps.append(json.loads((folder / "physics_steps.json").read_text())["physics_steps"])
+            seconds.append(pace["seconds"])
+            per_seed.append(paired_difference(before[-1], after[-1]))
+        gain = _mean([gain["points"] for gain in per_seed], per_seed[0]["ci95"])
+        minutes = max(sum(seconds) / len(seconds), 1.0) / 60  # an alarm may end a run in its first iteration
+        rows.append(
+            {
+                "cell": cell,
+                "before": _mean([rate["rate"] for rate in map(success_rate, before)], success_rate(before[0])["ci95"]),
+                "after": _mean([rate["rate"] for rate in map(success_rate, after)], success_rate(after[0])["ci95"]),
+                "gain": gain,
+                "gain_per_seed": per_seed,
+                "seconds": 60 * minutes,
+                "iterations": pace["iterations"],
+                "points_per_minute": gain["mean"] / minutes,
+                "physics_steps": sum(steps) // len(steps),
+            }
+        )
+    return sorted(rows, key=lambda row: -row["points_per_minute"])
+
+
+def table(cfg: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """The results as Markdown."""
+    conditions = described(_evaluation(cfg, cfg["seeds"][0])["circumstances"])
+    lines = [
+        "# Learners compared",
+        "",
+        f"`worldsim bench algorithms`: seeds {', '.join(map(str, cfg['seeds']))}, {cfg['seconds']} s of learning each on "
+        f"{max(1, cores() // cfg['jobs'])} thread(s); {cfg['episodes']} starts per seed, from {cfg['evaluation_seed']:,} on, which "
+        "choose and do not report; held-out sentences; gains paired with the policy that a cell started from. 95 % intervals: over "
+        f"seeds (Student's t; a single seed's over its starts), and in the last column each seed's own over its starts. "
+        f"Measured with {conditions}.",
+        "",
+        "| cell | physics steps | before | after | gain, points | points per minute | seconds | per seed |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        before, after, gain = row["before"], row["after"], row["gain"]
+        lines.append(
+            f"| {row['cell']} | {row['physics_steps']} | {100 * before['mean']:.1f} | "
+            f"{100 * after['mean']:.1f} [{100 * after['ci95'][0]:.1f}, {100 * after['ci95'][1]:.1f}] | "
+            f"{gain['mean']:+.1f} [{gain['ci95'][0]:+.1f}, {gain['ci95'][1]:+.1f}] | {row['points_per_minute']:+.1f} | "
+            f"{row['seconds']:.0f} | {', '.join(_gain(gain) for gain in row['gain_per_seed'])} |"
+        )
+    lines += ["", *verdict(rows)]
+    return "\n".join(lines) + "\n"
+
+
+def verdict(rows: list[dict[str, Any]]) -> list[str]:
+    """The best learner per minute, against those that learn in physics."""
+    best, low = rows[0], rows[0]["gain"]["ci95"][0]
+    lines = [f"Best per minute: {best['cell']}, {best['points_per_minute']:+.1f} points per minute."]
+    for row in rows:
+        if row["physics_steps"] and row is not best:
+            rate, most = row["points_per_minute"], 60 * row["gain"]["ci95"][1] / row["seconds"]
+            line = f"{row['cell']} ({row['physics_steps']} steps of physics): {rate:+.1f} points per minute"
+            if rate > 0:  # of a loss there is no ratio
+                line += f", {best['points_per_minute'] / rate:.1f} times less"
+            if rate > 0 and low > 0:
+                line += f"; at the unfavourable ends of both intervals {60 * low / best['seconds'] / most:.1f} times"
+            lines.append(line + ".")
+    return lines
+
+
+def plot(cfg: dict[str, Any], rows: list[dict[str, Any]], path: Path) -> None:
+    """Gains with their intervals, best per minute on top."""
+    figure, axes = plt.subplots(figsize=(8, 0.35 * len(rows) + 1.2), layout="constrained")
+    for y, row in enumerate(reversed(rows)):
+        points, (low, high) = row["gain"]["mean"], row["gain"]["ci95"]
+        axes.errorbar(
+            points, y, xerr=[[points - low], [high - points]], fmt="o", color="tab:orange" if row["physics_steps"] else "tab:blue"
+        )
+        axes.scatter([gain["points"] for gain in row["gain_per_seed"]], [y] * len(row["gain_per_seed"]), marker="|", color="grey")
+    axes.set_yticks(range(len(rows)), [row["cell"] for row in reversed(rows)])
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_xlabel(f"physics success gained in {cfg['seconds']} s, percentage points (orange: learns in physics; ticks: seeds)")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _evaluation(cfg: dict[str, Any], seed: int) -> dict[str, Any]:
+    return json.loads((Path(cfg["out"]) / f"evaluation_{seed}" / "evaluation.json").read_text())
+
+
+def _mean(per_seed: list[float], of_one: list[float]) -> dict[str, Any]:
+    """Mean over seeds, with an interval that counts seeds as what was drawn; of a single seed its own, over its starts."""
+    interval = list(seeds_interval(per_seed)) if len(per_seed) > 1 else of_one
+    return {"mean": sum(per_seed) / len(per_seed), "ci95": interval}
+
+
+def _gain(gain: dict[str, Any]) -> str:
+    return f"{gain['points']:+.1f} [{gain['ci95'][0]:+.1f}, {gain['ci95'][1]:+.1f}]"
+
+
+def _run(todo: list[Stage], out: Path, jobs: int) -> None:
+    began = time.monotonic()
+    for number, name in enumerate(execute(todo, out, jobs=jobs), start=1):
+        print(f"  {number}/{len(todo)} {name} done, {time.monotonic() - began:.0f} s", flush=True)
+
+
+def _iterations(cfg: dict[str, Any], cell: str) -> int:
+    pace = json.loads((Path(cfg["out"]) / "pace" / cell / "pace.json").read_text())
+    if pace["iterations"] < 2:
+        raise ValueError(f"{cell} made {pace['iterations']} iteration in {cfg['calibration_seconds']} s; raise calibration_seconds")
+    return max(4, round(cfg["seconds"] * (pace["iterations"] - 1) / pace["seconds"]))
+
+
+def _outcomes(entry: dict[str, Any]) -> Tensor:
+    return torch.tensor([letter == "1" for letter in entry["outcomes"]])

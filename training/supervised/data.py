@@ -1,0 +1,381 @@
+"""Lightning DataModules: each draws whole batches at random from a `FrameTable` in memory.
+
+Batch number i depends only on (seed, rank, i), so a resumed run sees the batches that an uninterrupted one would have seen.
+Read `training/supervised/world_model.py` next.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from training.supervised.batches import Batch, BatchStream
+from worldsim.core.sizes import check_context, check_sizes, check_window
+from worldsim.core.types import Observation
+from worldsim.data.lerobot import Dataset
+from worldsim.data.windows import FrameTable, Mirror, shift
+from worldsim.worlds.genesis.scene import Paraphrases
+
+
+class StreamData(LightningDataModule):
+    """A stream of training batches that knows its place, so that a resumed run goes on with the next one.
+
+    Args:
+        seed: of the batches.
+    """
+
+    def __init__(self, seed: int):
+        super().__init__()
+        self.seed = seed
+        self._resumed = 0  # number of the batch with which a resumed run begins
+
+    def draw(self, generator: torch.Generator) -> Batch:
+        """One training batch."""
+        raise NotImplementedError
+
+    def train_dataloader(self) -> DataLoader:
+        rank = self.trainer.global_rank if self.trainer else 0
+        return DataLoader(BatchStream(self.draw, (self.seed, rank), self.next_batch), batch_size=None)
+
+    def next_batch(self) -> int:
+        """Number of the batch that comes next, over all epochs."""
+        # A learner that asks for the length of its run makes Lightning open the stream before it has restored its counters.
+        return max(self._resumed, self.trainer.fit_loop.total_batch_idx + 1) if self.trainer else 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the stream, for the run's checkpoint."""
+        return {"next_batch": self.next_batch()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._resumed = state_dict["next_batch"]
+        # Lightning looks for the place in the loader and warns of unreliable results if it is not there.
+        warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
+
+
+class TableData(StreamData):
+    """What the data modules of episodes share: the datasets, the held-out share and the stream of batches.
+
+    Args:
+        roots: LeRobot datasets to learn from.
+        camera: which camera to read.
+        batch_size: rows per batch.
+        held_out: share of each dataset's episodes, its last ones, that training never sees; if it is not 0, at least one of them.
+        seed: of the batches.
+        mirror: the scene's left-right symmetry; half of all rows are mirrored. Null if it has none.
+    """
+
+    def __init__(
+        self,
+        roots: list[str],
+        camera: str = "front",
+        batch_size: int = 64,
+        held_out: float = 0.05,
+        seed: int = 0,
+        mirror: Mirror | None = None,
+    ):
+        super().__init__(seed)
+        if not 0 <= held_out < 1:
+            raise ValueError(f"held_out must be in [0, 1), got {held_out}; 0.05 keeps every twentieth episode for validation")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}; set data.batch_size to the rows of a batch")
+        self.roots, self.camera, self.batch_size, self.held_out, self.mirror = roots, camera, batch_size, held_out, mirror
+
+    def setup(self, stage: str) -> None:
+        self.table = FrameTable.read(self.roots, self.camera, held_out=self.held_out)
+        if self.mirror is not None:
+            self.mirror.check(self.table)
+        self.instructions = sorted(set(self.table.instruction))
+        if self.trainer is not None:
+            check_sizes(self.trainer.lightning_module, self.table.sizes)
+
+    def unseen(self) -> FrameTable | None:
+        """The episodes that training never sees, each once even where a dataset counts twice; None if there are none."""
+        once = list(dict.fromkeys(str(Path(root).resolve()) for root in self.roots))
+        return FrameTable.read_held_out(once, self.camera, held_out=self.held_out)
+
+    def augmented(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Half of the rows mirrored, if the scene has that symmetry."""
+        if self.mirror is None:
+            return batch
+        return self.mirror(batch, torch.rand(len(batch["frames"]), generator=generator) < 0.5)
+
+    def rows(self, candidates: Tensor, generator: torch.Generator) -> Tensor:
+        """`batch_size` rows drawn uniformly from `candidates`."""
+        return candidates[torch.randint(len(candidates), (self.batch_size,), generator=generator)]
+
+    def sentences(self, rows: Tensor) -> tuple[str, ...]:
+        """The instruction of each row's episode."""
+        return tuple(self.table.instruction[i] for i in self.table.episode[rows].tolist())
+
+
+class WorldModelData(TableData):
+    """Windows of `context` frames and `horizon` future frames and actions, from any moment of any episode.
+
+    Args:
+        context, horizon: of a window; the world model's context and unroll * action_horizon, or the run does not start.
+    """
+
+    def __init__(
+        self,
+        roots: list[str],
+        camera: str = "front",
+        batch_size: int = 48,
+        held_out: float = 0.05,
+        seed: int = 0,
+        mirror: Mirror | None = None,
+        context: int = 2,
+        horizon: int = 8,
+    ):
+        super().__init__(roots, camera, batch_size, held_out, seed, mirror)
+        self.context, self.horizon = context, horizon
+
+    def setup(self, stage: str) -> None:
+        if self.trainer is not None:
+            check_window(self.trainer.lightning_module, self.context, self.horizon)
+        super().setup(stage)
+        held_out = self.unseen() or self.table
+        rows = held_out.acting_rows
+        self.validation = held_out.window(rows[:: max(1, len(rows) // 128)][:128], context=self.context, horizon=self.horizon)
+
+    def draw(self, generator: torch.Generator) -> Batch:
+        window = self.table.window(self.rows(self.table.acting_rows, generator), context=self.context, horizon=self.horizon)
+        return self.augmented(window, generator)
+
+    def val_dataloader(self) -> DataLoader:
+        return whole_batches([self.validation])
+
+
+class ReflectorData(TableData):
+    """Single frames with instruction, success and progress; a share of each batch are successes, which are rare in the data.
+
+    Frames of which nobody said either are not drawn; what is unknown of the others is NaN.
+
+    Attributes:
+        successes: rows of the table that are a success.
+        calibration: the episodes that calibrate: those held out, or all where none are.
+        calibrates_unseen: training does not see those.
+
+    Args:
+        success_share: share of successful frames in a batch.
+        max_shift: the batch is moved by up to so many pixels in each direction, for more layouts than were recorded.
+        paraphrases: each sentence is heard in one of its wordings; null for the recorded one.
+    """
+
+    def __init__(
+        self,
+        roots: list[str],
+        camera: str = "front",
+        batch_size: int = 96,
+        held_out: float = 0.1,
+        seed: int = 0,
+        mirror: Mirror | None = None,
+        success_share: float = 0.25,
+        max_shift: int = 4,
+        paraphrases: Paraphrases | None = None,
+    ):
+        super().__init__(roots, camera, batch_size, held_out, seed, mirror)
+        self.success_share, self.max_shift, self.paraphrases = success_share, max_shift, paraphrases
+
+    def setup(self, stage: str) -> None:
+        judged = {root: Dataset(root).judged_share() for root in self.roots}
+        for root, shares in judged.items():
+            if not any(shares.values()):
+                raise ValueError(f"nobody judged success or progress in {root}; leave it out of a reflector's data.roots")
+            if partly := [f"{name} of {100 * share:.1f} %" for name, share in shares.items() if share < 1]:
+                warnings.warn(
+                    f"{root}: somebody judged {' and '.join(partly)} of the frames; the reflector learns from those alone",
+                    stacklevel=2,
+                )
+        super().setup(stage)
+        self.successes = (self.table.success == 1).nonzero().flatten()
+        if len(self.successes) == 0:
+            raise ValueError(
+                f"none of the frames in {self.roots} is a success; record successful episodes for the reflector to learn from"
+            )
+        self.judged = is_judged(self.table).nonzero().flatten()
+        held_out = self.unseen()
+        self.calibration, self.calibrates_unseen = self.table if held_out is None else held_out, held_out is not None
+
+    def draw(self, generator: torch.Generator) -> Batch:
+        rows = self.enriched(self.judged, self.successes, generator)
+        return self.labelled(self.table.frames.index_select(0, rows), rows, generator)
+
+    def enriched(self, candidates: Tensor, successes: Tensor, generator: torch.Generator) -> Tensor:
+        """`batch_size` of `candidates`, a share of them from `successes`."""
+        anywhere = self.rows(candidates, generator)
+        chosen = torch.rand(self.batch_size, generator=generator) < self.success_share
+        return torch.where(chosen, self.rows(successes, generator), anywhere)
+
+    def labelled(self, frames: Tensor, rows: Tensor, generator: torch.Generator) -> Batch:
+        """Augmented frames with what was recorded at `rows`."""
+        down, right = torch.randint(-self.max_shift, self.max_shift + 1, (2,), generator=generator).tolist()
+        batch = self.augmented({**labels(self.table, rows), "frames": shift(frames, (down, right))}, generator)
+        return batch if self.paraphrases is None else batch | {"instruction": self.paraphrases(batch["instruction"], generator)}
+
+    def val_dataloader(self) -> DataLoader:
+        """The episodes that calibrate, 256 frames a batch, with their numbers as ``episode``; the calibration needs them all."""
+        table = self.calibration
+        parts = torch.arange(len(table.success)).split(256)
+        return whole_batches([{**labels(table, r), "frames": table.frames[r], "episode": table.episode[r]} for r in parts])
+
+
+class DemonstrationData(TableData):
+    """Behaviour cloning: observations with the chunk of actions that followed.
+
+    Args:
+        action_horizon: length of a chunk, the policy's; beyond an episode's end `valid` is False.
+        max_shift: the images of a batch are moved by up to so many pixels in each direction. A shift of the scene leaves the action
+            as it is, but not an absolute position: the policy must not read one (`FlowVLA.state_used`).
+        paraphrases: each sentence is heard in one of its wordings; null for the recorded one.
+    """
+
+    def __init__(
+        self,
+        roots: list[str],
+        camera: str = "front",
+        batch_size: int = 128,
+        held_out: float = 0.0,
+        seed: int = 0,
+        mirror: Mirror | None = None,
+        action_horizon: int = 4,
+        max_shift: int = 0,
+        paraphrases: Paraphrases | None = None,
+    ):
+        super().__init__(roots, camera, batch_size, held_out, seed, mirror)
+        self.action_horizon, self.max_shift, self.paraphrases = action_horizon, max_shift, paraphrases
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if self.trainer is not None:
+            check_sizes(self.trainer.lightning_module, {"action_horizon": self.action_horizon})
+
+    def draw(self, generator: torch.Generator) -> Batch:
+        rows = self.rows(self.table.acting_rows, generator)
+        seen = {"frames": self.table.frames.index_select(0, rows), "state": self.table.state[rows]}
+        batch = self.augmented({**seen, **self.table.actions(rows, self.action_horizon)}, generator)
+        down, right = torch.randint(-self.max_shift, self.max_shift + 1, (2,), generator=generator).tolist()
+        sentences = self.sentences(rows)
+        if self.paraphrases is not None:
+            sentences = self.paraphrases(sentences, generator)
+        obs = Observation({self.camera: shift(batch["frames"], (down, right))}, batch["state"], sentences)
+        return {"obs": obs, "action": batch["action"], "valid": batch["valid"]}
+
+
+class StartData(TableData):
+    """Real moments from anywhere in real episodes, with an instruction drawn at random: where dreams for learning begin.
+
+    Args:
+        context: frames per start, the world model's.
+        first_share: share of starts at the beginning of an episode.
+        pool: the starts are so many pairs of moment and instruction, drawn once; batches name them as ``start`` [b], so that a
+            learner can remember how hard each is (`economy.BetaStarts`). Null draws afresh for every batch.
+    """
+
+    def __init__(
+        self,
+        roots: list[str],
+        camera: str = "front",
+        batch_size: int = 64,
+        held_out: float = 0.0,
+        seed: int = 0,
+        mirror: Mirror | None = None,
+        context: int = 2,
+        first_share: float = 0.25,
+        pool: int | None = None,
+    ):
+        super().__init__(roots, camera, batch_size, held_out, seed, mirror)
+        self.context, self.first_share, self.pool = context, first_share, pool
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if self.trainer is not None:
+            check_context(self.trainer.lightning_module, self.context)
+        if self.pool is not None:
+            self.pooled = self.moments(self.pool, torch.Generator().manual_seed(self.seed))
+
+    def moments(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Rows of the table and numbers of instructions, [number] each."""
+        candidates = self.table.acting_rows
+        rows = candidates[torch.randint(len(candidates), (number,), generator=generator)]
+        first = torch.rand(number, generator=generator) < self.first_share
+        rows = torch.where(first, self.table.first[rows], rows)
+        return rows, torch.randint(len(self.instructions), (number,), generator=generator)
+
+    def draw(self, generator: torch.Generator) -> Batch:
+        start: Batch = {}
+        if self.pool is None:
+            rows, wishes = self.moments(self.batch_size, generator)
+        else:
+            start["start"] = torch.randint(self.pool, (self.batch_size,), generator=generator)
+            rows, wishes = (values[start["start"]] for values in self.pooled)
+        window = self.table.window(rows, context=self.context, horizon=0)
+        views = {"frames": window["frames"], "state": window["state"]}
+        return start | self.augmented(views, generator) | {"instruction": tuple(self.instructions[i] for i in wishes.tolist())}
+
+
+class KeyframeStarts(StartData):
+    """Starts at decisive moments: where the recorded progress changes most within the next steps (WoVR, arXiv:2602.13977).
+
+    Short dreams from there, with the critic's value for what follows, spend no time on approaching. Use a small `chunks` and, for
+    branches of each keyframe, a group size above 1.
+
+    Args:
+        lookahead: control steps over which progress is compared.
+        sharpness: probability of a moment is proportional to (progress change)^sharpness, plus a small constant. Where nobody
+            said how far the task was, the change is taken to be 0.
+        others: as `StartData`.
+    """
+
+    def __init__(
+        self,
+        roots: list[str],
+        camera: str = "front",
+        batch_size: int = 64,
+        held_out: float = 0.0,
+        seed: int = 0,
+        mirror: Mirror | None = None,
+        context: int = 2,
+        first_share: float = 0.0,
+        pool: int | None = None,
+        lookahead: int = 8,
+        sharpness: float = 1.0,
+    ):
+        super().__init__(roots, camera, batch_size, held_out, seed, mirror, context, first_share, pool)
+        self.lookahead, self.sharpness = lookahead, sharpness
+
+    def moments(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """As `StartData.moments`, decisive moments first."""
+        rows = self.table.acting_rows
+        ahead = torch.minimum(rows + self.lookahead, self.table.last[rows])
+        change = (self.table.progress[ahead] - self.table.progress[rows]).abs()
+        if change.isnan().all():
+            raise ValueError(
+                f"nobody recorded progress in {self.roots}, so they have no keyframes; use training.supervised.data.StartData"
+            )
+        change = change.nan_to_num()
+        weight = change**self.sharpness + 0.01
+        rows = rows[torch.multinomial(weight, number, replacement=True, generator=generator)]
+        first = torch.rand(number, generator=generator) < self.first_share
+        rows = torch.where(first, self.table.first[rows], rows)
+        return rows, torch.randint(len(self.instructions), (number,), generator=generator)
+
+
+def is_judged(table: FrameTable) -> Tensor:
+    """Which rows somebody judged, success or progress, [r]."""
+    return ~(table.success.isnan() & table.progress.isnan())
+
+
+def labels(table: FrameTable, rows: Tensor) -> Batch:
+    """Instruction, success and progress of some rows."""
+    sentences = tuple(table.instruction[i] for i in table.episode[rows].tolist())
+    return {"instruction": sentences, "success": table.success[rows], "progress": table.progress[rows]}
+
+
+def whole_batches(batches: list[Batch]) -> DataLoader:
+    """A loader over ready-made batches."""
+    return DataLoader(batches, batch_size=None)  # pyright: ignore[reportArgumentType] - a list is a dataset

@@ -1,0 +1,71 @@
+"""Whether models have the sizes of the data that they learn from or the world that they act in: said in one line, and at the start.
+
+Sizes stand in two places, a model's constructor and the data or world, because either may come from somebody else. A model says its
+own through the arguments that `Configured` records. Read `worldsim/deploy/export.py` next.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from worldsim.core.checkpoint import Configured
+from worldsim.core.interfaces import World, WorldModel
+
+Sizes = Mapping[str, int | list[int]]
+
+MEANING = {
+    "state_dim": "numbers of state",
+    "action_dim": "numbers of an action",
+    "action_horizon": "actions in a chunk",
+    "image": "pixels (height, width)",
+}
+
+
+def world_sizes(world: World) -> Sizes:
+    """What a world shows and takes, as `FrameTable.sizes` says it of data."""
+    images: Any = world.single_observation_space["images"]
+    image = list(images[world.camera].shape[:2])
+    return {"state_dim": len(world.state_names), "action_dim": len(world.action_names), "image": image}
+
+
+def check_sizes(module: nn.Module, sizes: Sizes, there: str = "the data have") -> None:
+    """ValueError if a model inside `module` was built for another size than there is.
+
+    Args:
+        module: whose arguments of these names count, and those of every `Configured` inside it.
+        sizes: state_dim, action_dim, action_horizon, and image as [height, width]; see `FrameTable.sizes`.
+        there: what has those sizes, as the message says it.
+    """
+    for model in module.modules():
+        for name, size in sizes.items():
+            built = model.arguments.get(name) if isinstance(model, Configured) else None
+            if built is not None and built != size:
+                raise ValueError(
+                    f"{there} {size} {MEANING[name]}, {type(model).__name__} was built with {name}={built}; "
+                    f"set its {name} to {size}, or use another one"
+                )
+
+
+def check_context(module: nn.Module, context: int) -> None:
+    """ValueError if starts of `context` frames are not what a world model inside `module` begins with."""
+    for model in (part for part in module.modules() if isinstance(part, WorldModel)):
+        if context != model.context:
+            raise ValueError(
+                f"data.context is {context}, {type(model).__name__} has context {model.context}: its actions would belong to other "
+                f"frames; set data.context={model.context}"
+            )
+
+
+def check_window(module: nn.Module, context: int, horizon: int) -> None:
+    """ValueError if windows of `context` frames and `horizon` actions are not what a world model inside `module` takes."""
+    check_context(module, context)
+    for model in (part for part in module.modules() if isinstance(part, WorldModel)):
+        unroll = model.arguments.get("unroll")
+        wanted = model.action_horizon * (unroll or max(1, horizon // model.action_horizon))
+        if horizon != wanted:
+            product = f"unroll {unroll} x action_horizon" if unroll else "a multiple of action_horizon"
+            raise ValueError(
+                f"data.horizon is {horizon}, {type(model).__name__} takes {product} {model.action_horizon}; "
+                f"set data.horizon={wanted}"
+            )

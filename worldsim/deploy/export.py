@@ -1,0 +1,391 @@
+"""Robot bundles: a folder with a policy as one graph of tensors, its tokenizer and a description, checked before it appears.
+
+The graph takes token ids and noise as inputs and has fixed shapes and an unrolled Euler loop, so that a robot needs neither
+worldsim's models nor a random generator of torch. A bundle exists only if its file, loaded back, gives the policy's actions.
+Read `worldsim/robot/bundle.py` next: it runs the folder with numpy, tokenizers and onnxruntime alone.
+"""
+
+import copy
+import json
+import logging
+import math
+import os
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+from torch._decomp import core_aten_decompositions
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from worldsim.core.flow import sample_guided, sample_ode
+from worldsim.core.interfaces import Policy
+from worldsim.core.types import Observation
+from worldsim.deploy.model_card import model_card
+from worldsim.deploy.quantization import quantize
+from worldsim.nn.text import MAX_TOKENS, tokenizer
+from worldsim.robot.bundle import (
+    DESCRIPTION,
+    FORMAT_VERSION,
+    GRAPHS,
+    GUIDED,
+    TOKENIZER,
+    Bundle,
+    description_sha256,
+    load_bundle,
+    sha256,
+)
+from worldsim.robot.check import Recorded, read_recorded, replay, write_recorded
+from worldsim.robot.limits import limits_of
+from worldsim.robot.reliability import Reference, write_reference
+
+__all__ = ["Bundle", "TokenPolicy", "export_policy", "load_bundle"]
+
+OPSET = 18
+CARD = "README.md"
+# Of normalised actions. Float32 kernels of two runtimes differ by about 1e-6. In 8 bits single actions differ by a tenth; what
+# that costs in success is measured (docs/robot.md).
+TOLERANCE = {"float32": 1e-4, "int8": 0.25}
+_PROTOBUF_LIMIT = 2**31
+
+
+@runtime_checkable
+class TokenPolicy(Protocol):
+    """What a `Policy` needs beyond `velocity` to be exported: one camera, and an `encode` of tensors alone."""
+
+    camera: str
+
+    def encode_tokens(
+        self, image: Shaped[Tensor, "b h w 3"], state: Float[Tensor, "b s"], tokens: Int[Tensor, "b n"]
+    ) -> Float[Tensor, "b f"]:
+        """`Policy.encode` of the images of `camera`, the state and `worldsim.nn.layers.tokenize(instruction)`."""
+        ...
+
+
+class _Graph(nn.Module):
+    """The whole decision as one function of tensors."""
+
+    def __init__(self, policy: Policy):
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, image: Tensor, state: Tensor, tokens: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        features = self.policy.encode_tokens(image, state, tokens)  # type: ignore[operator]
+        return {"actions": _sample(self.policy, features, noise).clamp(-1, 1), "features": features}
+
+
+class _GuidedGraph(nn.Module):
+    """The sampler of real-time chunking with its derivatives written out as operators, which `torch.export` cannot do itself."""
+
+    def __init__(self, policy: Policy, inputs: dict[str, Tensor]):
+        super().__init__()
+        operators: Any = core_aten_decompositions()
+        with torch.no_grad():  # otherwise derivatives keep operators that ONNX does not have
+            self.sampler = make_fx(partial(_guide, policy), decomposition_table=operators)(*inputs.values())
+
+    def forward(self, features: Tensor, noise: Tensor, previous: Tensor, weights: Tensor) -> dict[str, Tensor]:
+        return {"actions": self.sampler(features, noise, previous, weights).clamp(-1, 1)}
+
+
+def _guide(policy: Policy, features: Tensor, noise: Tensor, previous: Tensor, weights: Tensor) -> Tensor:
+    velocity = partial(policy.velocity, features)
+    return sample_guided(velocity, noise, previous=previous, weights=weights, num_steps=policy.num_steps)
+
+
+def _sample(policy: Policy, features: Tensor, noise: Tensor) -> Tensor:
+    return sample_ode(partial(policy.velocity, features), noise, num_steps=policy.num_steps)
+
+
+def export_policy(
+    policy: Policy,
+    folder: str | Path,
+    *,
+    format: Literal["onnx", "torch"] = "onnx",
+    precision: Literal["float32", "int8"] = "float32",
+    observation: Observation,
+    fps: int | None = None,
+    state_names: Sequence[str] | None = None,
+    action_names: Sequence[str] | None = None,
+    cases: int = 32,
+    seed: int = 0,
+    recorded: Observation | None = None,
+    reference: Reference | None = None,
+    limits: Mapping[str, Any] | None = None,
+    evaluation: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write a robot bundle and compare it with the policy on `cases` random inputs, in float32 on the CPU.
+
+    Args:
+        policy: a flow policy that is also a `TokenPolicy`; it is copied, not changed.
+        folder: the bundle; an earlier bundle there is replaced, but only by one that passed the comparison.
+        format: "onnx" for onnxruntime and other runtimes, "torch" for `torch.export.load`.
+        precision: "int8" keeps linear layers and embeddings in 8 bits (`quantization.py`); onnx only.
+        observation: real observations [b, ...]; the first gives the shapes, all of them take part in the comparison.
+        fps: control frequency in Hz, written down for the robot.
+        state_names: names of the state's elements, in order.
+        action_names: names of the action's elements, in order.
+        cases: number of random observations, instructions and noises, at least 32.
+        seed: of those.
+        recorded: 8 to 32 real observations [b, ...] that the bundle keeps with noise and the policy's actions, so that
+            `python -m worldsim.robot.check` can compare on the robot.
+        reference: what training looked like, from `worldsim.robot.reliability.fit_reference`, for adaptive autonomy.
+        limits: of the robot, entries of `worldsim.robot.limits.Limits` as JSON values.
+        evaluation: of this policy, in physics: rate, ci95, episodes, seed, world; n_action_steps if chunks were executed in part.
+
+    Returns:
+        The description in `bundle.json`, with `max_abs_difference` under "parity".
+
+    Raises:
+        ValueError: if an argument does not fit the policy, `folder` holds something else, the policy's actions are not finite, or
+            the file differs from the policy by more than `TOLERANCE`. Nothing is left behind then.
+    """
+    folder = Path(folder)
+    _check_arguments(policy, folder, format, precision, observation, state_names, action_names, cases)
+    if recorded is not None:
+        _check_recorded(recorded, policy, observation)
+    # Float32 on the CPU is what a robot runs, and the reference for it.
+    policy = copy.deepcopy(policy).cpu().float().eval().requires_grad_(False)
+    size = sum(tensor.nbytes for tensor in policy.state_dict().values())
+    if format == "onnx" and size >= _PROTOBUF_LIMIT:
+        raise ValueError(f"the policy has {size / 2**30:.1f} GiB of weights, one ONNX file holds at most 2; use format=torch")
+    images, states, instructions, noises = _random_cases(policy, observation, cases, seed)
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        draft = Path(scratch) / "draft"
+        draft.mkdir()
+        inputs = {
+            "image": images[:1],
+            "state": states[:1],
+            "tokens": torch.ones(1, MAX_TOKENS, dtype=torch.long),
+            "noise": noises[:1],
+        }
+        graph = _Graph(policy)
+        _write_graph(graph, inputs, draft / GRAPHS[format], format)
+        guide = _random_guides(policy, 1, seed)
+        with torch.no_grad():
+            guided_inputs = {"features": graph(**inputs)["features"], "noise": noises[:1], **guide}
+        _write_graph(_GuidedGraph(policy, guided_inputs), guided_inputs, draft / GUIDED[format], format)
+        if precision == "int8":
+            quantize(draft / GRAPHS[format])  # the guided sampler stays as it is: it is small, and derivatives lose more
+        tokenizer().save(str(draft / TOKENIZER))
+        files = [GRAPHS[format], GUIDED[format], TOKENIZER]
+        if recorded is not None:
+            files += write_recorded(_record(policy, recorded, seed), draft)
+        if reference is not None:
+            files += write_reference(reference, draft)
+        description = {
+            "format_version": FORMAT_VERSION,
+            "format": format,
+            "precision": precision,
+            "policy": f"{type(policy).__module__}.{type(policy).__qualname__}",
+            "inputs": [_entry(name, tensor) for name, tensor in inputs.items()],
+            "outputs": [{**_entry("actions", noises[:1]), "low": -1.0, "high": 1.0}],
+            "tokenizer": {"file": TOKENIZER, "length": MAX_TOKENS, "pad_id": 0, "lowercase": True},
+            "camera": policy.camera,  # type: ignore[union-attr]
+            "fps": fps,
+            "state_names": None if state_names is None else list(state_names),
+            "action_names": None if action_names is None else list(action_names),
+            "num_steps": policy.num_steps,
+            "limits": None if limits is None else dict(limits),
+            "evaluation": None if evaluation is None else dict(evaluation),
+            "versions": {"worldsim": _worldsim_version(), "torch": torch.__version__},
+            "sha256": {name: sha256(draft / name) for name in files},
+        }
+        limits_of(description)
+        _write_description(draft, description)
+        description["parity"] = _compare(
+            policy, draft, images, states, instructions, noises, _random_guides(policy, cases, seed), TOLERANCE[precision]
+        )
+        (draft / CARD).write_text(model_card(description))
+        description["sha256"][CARD] = sha256(draft / CARD)
+        _write_description(draft, description)
+        _replace(draft, folder, Path(scratch) / "replaced")
+    return description
+
+
+def _check_arguments(
+    policy: Policy,
+    folder: Path,
+    format: str,
+    precision: str,
+    observation: Observation,
+    state_names: Sequence[str] | None,
+    action_names: Sequence[str] | None,
+    cases: int,
+) -> None:
+    if format not in GRAPHS:
+        raise ValueError(f"format must be one of {', '.join(GRAPHS)}, got {format!r}")
+    if precision not in TOLERANCE or (precision == "int8" and format != "onnx"):
+        raise ValueError(f"precision must be float32, or int8 with format=onnx, got {precision!r} with format={format}")
+    if not isinstance(policy, TokenPolicy):
+        raise ValueError(
+            f"{type(policy).__name__} cannot be exported: it needs `camera` and `encode_tokens` (worldsim/deploy/export.py)"
+        )
+    if policy.camera not in observation.images:
+        raise ValueError(f"policy needs camera {policy.camera!r}, the observation has {sorted(observation.images)}")
+    if observation.state.ndim != 2 or observation.images[policy.camera].ndim != 4 or not len(observation.state):
+        raise ValueError("observation must be a batch of at least one; index it with a slice, observation[:1]")
+    for what, names, expected in (
+        ("state_names", state_names, observation.state.shape[-1]),
+        ("action_names", action_names, policy.action_dim),
+    ):
+        if names is not None and len(names) != expected:
+            raise ValueError(f"{what} must have {expected} names, got {len(names)}: {list(names)}")
+    if cases < 32:
+        raise ValueError(f"cases must be at least 32, got {cases}; fewer say little about parity")
+    if folder.exists() and not (folder / DESCRIPTION).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and is not a robot bundle; pass a new folder")
+
+
+def _check_recorded(recorded: Observation, policy: Policy, observation: Observation) -> None:
+    if not 8 <= len(recorded.state) <= 32:
+        raise ValueError(f"recorded must hold 8 to 32 observations, got {len(recorded.state)}; choose some of several episodes")
+    camera = policy.camera  # type: ignore[union-attr]
+    for what, got, expected in (
+        ("state", recorded.state, observation.state),
+        (f"camera {camera!r}", recorded.images.get(camera, torch.empty(0)), observation.images[camera]),
+    ):
+        if got.shape[1:] != expected.shape[1:]:
+            raise ValueError(f"recorded has {what} of shape {tuple(got.shape[1:])}, observation {tuple(expected.shape[1:])}")
+
+
+def _record(policy: Policy, observation: Observation, seed: int) -> Recorded:
+    """Observations as a robot sees them, with noise and the actions of the policy itself."""
+    images = _uint8(observation.images[policy.camera])  # type: ignore[union-attr]
+    states = observation.state.detach().cpu().float()
+    generator = torch.Generator().manual_seed(seed)
+    noises = torch.randn(len(states), policy.action_horizon, policy.action_dim, generator=generator)
+    with torch.no_grad():
+        features = policy.encode(Observation({policy.camera: images}, states, observation.instruction))  # type: ignore[union-attr]
+        actions = _sample(policy, features, noises).clamp(-1, 1)
+    return Recorded(images.numpy(), states.numpy(), noises.numpy(), actions.numpy(), observation.instruction)
+
+
+def _uint8(images: Tensor) -> Tensor:
+    images = images.detach().cpu()
+    return images if images.dtype == torch.uint8 else (images * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _random_cases(policy: Policy, observation: Observation, cases: int, seed: int) -> tuple[Tensor, Tensor, list[str], Tensor]:
+    """Observations that vary around the given ones; every other image is noise, every third sentence random letters."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.arange(cases) % len(observation.state)
+    images = _uint8(observation.images[policy.camera])[rows]  # type: ignore[union-attr]
+    images[1::2] = torch.randint(0, 256, images[1::2].shape, generator=generator, dtype=torch.uint8)
+    state = observation.state.detach().cpu().float()
+    spread = state.std(dim=0) if len(state) > 1 else 0.1 * state.abs()
+    states = state[rows] + spread * torch.randn(cases, state.shape[-1], generator=generator)
+    letters = "abcdefghijklmnopqrstuvwxyz 0123456789.,é"
+    sentences = [observation.instruction[i] for i in rows.tolist()]
+    for i in range(1, cases, 3):  # from the empty sentence to ones that are cut
+        sentences[i] = "".join(letters[j] for j in torch.randint(len(letters), (4 * (i - 1),), generator=generator).tolist())
+    noises = torch.randn(cases, policy.action_horizon, policy.action_dim, generator=generator)
+    return images, states, sentences, noises
+
+
+def _random_guides(policy: Policy, cases: int, seed: int) -> dict[str, Tensor]:
+    """Actions to agree with and how much each counts, as real-time chunking has them."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    previous = 2 * torch.rand(cases, policy.action_horizon, policy.action_dim, generator=generator) - 1
+    weights, _ = torch.rand(cases, policy.action_horizon, generator=generator).sort(dim=1, descending=True)
+    return {"previous": previous, "weights": weights}
+
+
+def _write_graph(graph: nn.Module, inputs: dict[str, Tensor], path: Path, format: str) -> None:
+    exporter = logging.getLogger("torch.onnx")
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)  # it warns about torchvision's absence
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # deprecations inside torch, nothing a user can act on
+            program = torch.export.export(graph, (), kwargs=inputs, strict=False)
+            outputs = list(graph(**inputs))
+            if format == "torch":
+                torch.export.save(program, path)
+                return
+            torch.onnx.export(
+                program,
+                kwargs=inputs,
+                f=path,
+                input_names=list(inputs),
+                output_names=outputs,
+                opset_version=OPSET,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+    finally:
+        exporter.setLevel(level)
+
+
+def _compare(
+    policy: Policy,
+    draft: Path,
+    images: Tensor,
+    states: Tensor,
+    instructions: list[str],
+    noises: Tensor,
+    guides: dict[str, Tensor],
+    tolerance: float,
+) -> dict[str, Any]:
+    """Run the written files as a robot would, against `Policy.encode`, `sample_ode` and `sample_guided` on sentences."""
+    observation = Observation({policy.camera: images}, states, tuple(instructions))  # type: ignore[union-attr]
+    with torch.no_grad():
+        features = policy.encode(observation)
+        exact, drawn = _sample(policy, features, noises), _guide(policy, features, noises, **guides)
+    if not (torch.isfinite(exact).all() and torch.isfinite(drawn).all()):
+        raise ValueError(
+            "the policy's actions on this observation are not finite; train it again or load another one, nothing was exported"
+        )
+    inside = (exact.abs() < 1).float().mean().item()  # outside, clamping hides every difference
+    if inside == 0:
+        raise ValueError("every action of the policy lies outside [-1, 1]; train it further, nothing was exported")
+    bundle = load_bundle(draft, threads=torch.get_num_threads())
+    arrays = list(zip(images.numpy(), states.numpy(), instructions, noises.numpy(), strict=True))
+    guided = zip(guides["previous"].numpy(), guides["weights"].numpy(), strict=True)
+    actual = np.stack([bundle(*case) for case in arrays] + [bundle.guided(*a, *b) for a, b in zip(arrays, guided, strict=True)])
+    difference = float(np.abs(actual - torch.cat([exact, drawn]).clamp(-1, 1).numpy()).max())
+    if (recorded := read_recorded(draft)) is not None:
+        difference = float(np.maximum(difference, replay(bundle, recorded)))  # NaN stays NaN
+    if not (math.isfinite(difference) and difference <= tolerance):
+        raise ValueError(
+            f"the exported policy differs from the original by {difference:.1e} in normalised actions, at most {tolerance:.0e} is "
+            f"allowed; nothing was exported"
+        )
+    return {"max_abs_difference": difference, "tolerance": tolerance, "cases": len(images), "share_not_clamped": inside}
+
+
+def _replace(draft: Path, folder: Path, replaced: Path) -> None:
+    if not (folder / DESCRIPTION).is_file():
+        os.rename(draft, folder)
+        return
+    os.rename(folder, replaced)
+    try:
+        os.rename(draft, folder)
+    except OSError:
+        os.rename(replaced, folder)
+        raise
+
+
+def _entry(name: str, tensor: Tensor) -> dict[str, Any]:
+    return {"name": name, "shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+
+
+def _write_description(draft: Path, description: dict[str, Any]) -> None:
+    document = {**description, "sha256_of_this_description": description_sha256(description)}
+    (draft / DESCRIPTION).write_text(json.dumps(document, indent=2) + "\n")
+
+
+def _worldsim_version() -> str:
+    try:
+        return version("worldsim")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "unknown"

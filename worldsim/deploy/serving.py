@@ -1,0 +1,58 @@
+"""A trained policy as the policy of a `worldsim.robot.server.Server`: many robots, one call.
+
+A bundle answers one observation at a time; a policy that has not been exported takes a batch, so a server can serve a fleet or an
+evaluation of 64 environments with it. Read `worldsim/robot/server.py` next, and `worldsim/measure/remote.py` for the other side.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from worldsim.core.flow import sample_ode
+from worldsim.core.interfaces import Policy
+from worldsim.core.types import Observation
+from worldsim.robot.observation import Request, Sizes
+
+
+class TorchPolicy:
+    """Samples a flow policy with its ODE in float32, as bundles do, a batch at a time.
+
+    Args:
+        policy: in evaluation mode, on the CPU.
+        image: (height, width) of the camera's pictures.
+        state_dim: s.
+        seed: of the noise of observations that bring none.
+
+    Attributes:
+        metadata: what the server tells a client first.
+    """
+
+    def __init__(self, policy: Policy, *, image: tuple[int, int], state_dim: int, seed: int = 0):
+        height, width = image
+        self.policy = policy
+        self.sizes = Sizes(policy.camera, (height, width, 3), (state_dim,), (policy.action_horizon, policy.action_dim))
+        self.generator = torch.Generator().manual_seed(seed)
+        name = f"{type(policy).__module__}.{type(policy).__qualname__}"
+        self.metadata: dict[str, Any] = {"server": "worldsim", "policy": name, **self.sizes.metadata()}
+
+    @torch.no_grad()
+    def infer(self, observations: list[dict[str, Any]]) -> list[np.ndarray]:
+        """Actions in [-1, 1], float32 [ah, ad] each, of observations as `Sizes.read` takes them.
+
+        Raises:
+            ValueError: if an observation does not fit the policy.
+        """
+        requests = [self.sizes.read(observation) for observation in observations]
+        images, states = (np.stack([getattr(request, name) for request in requests]) for name in ("image", "state"))
+        sentences = tuple(request.prompt for request in requests)
+        noise = torch.stack([self._noise(request) for request in requests])
+        obs = Observation({self.policy.camera: torch.from_numpy(images)}, torch.from_numpy(states), sentences)
+        features = self.policy.encode(obs)
+        chunks = sample_ode(lambda x, t: self.policy.velocity(features, x, t), noise, num_steps=self.policy.num_steps)
+        return list(chunks.float().clamp(-1, 1).numpy())
+
+    def _noise(self, request: Request) -> torch.Tensor:
+        if request.noise is None:
+            return torch.randn(self.sizes.noise, generator=self.generator)
+        return torch.from_numpy(request.noise)

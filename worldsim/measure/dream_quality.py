@@ -1,0 +1,171 @@
+"""How well a world model dreams, open loop, against physics that executed the same actions.
+
+Pictures are compared by PSNR; positions by tracking the block's colour in both videos, calibrated on real frames with the
+ground truth. The reflector's verdicts on the dreamed frames are compared with what happened in physics."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Shaped, UInt8
+from torch import Tensor
+
+from worldsim.core.interfaces import ChunkResult, Reflector, Sight, World, WorldModel
+from worldsim.core.noise import Noise
+from worldsim.core.types import float_image
+from worldsim.measure.collect import Actor, play
+from worldsim.measure.metrics import auc, psnr
+
+if TYPE_CHECKING:
+    from worldsim.worlds.genesis.world import GenesisWorld  # importing Genesis takes seconds, and most verbs need none
+
+
+@dataclass(frozen=True)
+class Recording:
+    """n physical episodes of t actions without an early end, with the ground truth of every frame.
+
+    Attributes:
+        block: where the block is that the instruction names [m].
+        color: of that block, RGB 0..1.
+    """
+
+    frames: UInt8[Tensor, "n t1 h w 3"]
+    state: Float[Tensor, "n t1 s"]
+    action: Float[Tensor, "n t ad"]
+    block: Float[Tensor, "n t1 2"]
+    success: Bool[Tensor, "n t1"]
+    color: Float[Tensor, "n 3"]
+    instruction: tuple[str, ...]
+
+
+def check_measurable(world: World) -> None:
+    """Dreams are compared with physics on a table with blocks and discs, where somebody can play and the truth is known.
+
+    Raises:
+        ValueError: if the world is another.
+    """
+    table = world.unwrapped
+    if not getattr(table, "goals", torch.zeros(0)).numel():
+        raise ValueError(
+            f"dreams are compared with physics on a table with discs, got a {type(table).__name__}; choose a world such as "
+            "world=push_block, or leave world_model, reflector and judge out"
+        )
+
+
+def record(world: World, actor: Actor, *, seed: int, n_action_steps: int | None = None) -> Recording:
+    """One episode of full length in every environment of a world with a table and blocks, successes included.
+
+    Args:
+        world: a `GenesisWorld`, or one that wraps it; its `success_steps` are put off meanwhile.
+        actor: whose chunks are executed as `worldsim.measure.collect.executed` says.
+        seed: environment i plays the start seed + i.
+        n_action_steps: see `executed`.
+    """
+    table: GenesisWorld = world.unwrapped  # type: ignore[assignment]
+    ends, table.success_steps = table.success_steps, 10**9
+    sights, actions, colors = [], [], []
+
+    def advance(chunk: Tensor) -> tuple[ChunkResult, list[Sight]]:
+        colors.append(table.named_colors)
+        return world.watch_chunk(chunk)
+
+    try:
+        for turn in play(world, actor, advance, episodes=world.num_envs, seed=seed, n_action_steps=n_action_steps):
+            sights += [turn.before, *turn.seen] if not sights else turn.seen
+            actions.append(turn.actions)
+    finally:
+        table.success_steps = ends
+    t = world.max_episode_steps
+    sights = sights[: t + 1]
+    return Recording(
+        frames=torch.stack([obs.images[world.camera] for obs, _ in sights], dim=1),
+        state=torch.stack([obs.state for obs, _ in sights], dim=1),
+        action=torch.cat(actions, dim=1)[:, :t],
+        block=torch.stack([truth.block for _, truth in sights], dim=1),  # type: ignore[attr-defined]
+        success=torch.stack([truth.success for _, truth in sights], dim=1),
+        color=colors[0],
+        instruction=sights[0][0].instruction,
+    )
+
+
+class ColorTracker:
+    """Position of a block from the centroid of its colour, by a quadratic map fitted on real frames.
+
+    Args:
+        frames: real frames, [n, h, w, 3].
+        color: RGB 0..1 of the block that each of them is about, [n, 3].
+        position: where that block is [m], [n, 2].
+    """
+
+    def __init__(self, frames: Shaped[Tensor, "n h w 3"], color: Float[Tensor, "n 3"], position: Float[Tensor, "n 2"]):
+        self.map = torch.linalg.lstsq(self._features(frames, color), position.double()).solution
+
+    def __call__(self, frames: Shaped[Tensor, "n h w 3"], color: Float[Tensor, "n 3"]) -> Float[Tensor, "n 2"]:
+        """Positions in metres."""
+        return (self._features(frames, color) @ self.map).float()
+
+    def _features(self, frames: Tensor, color: Tensor) -> Tensor:
+        rgb = float_image(frames).clamp(0, 1)
+        similarity = torch.einsum("nhwc,nc->nhw", rgb, color / color.norm(dim=-1, keepdim=True)) / rgb.norm(dim=-1).clamp(min=0.05)
+        weight = (similarity - 0.9).clamp(min=0) * rgb.amax(-1)
+        weight = weight / weight.sum(dim=(1, 2), keepdim=True).clamp(min=1e-6)
+        rows, columns = (torch.linspace(-1, 1, size) for size in rgb.shape[1:3])
+        y, x = (weight.sum(2) * rows).sum(1), (weight.sum(1) * columns).sum(1)
+        return torch.stack([torch.ones_like(x), x, y, x * y, x * x, y * y], dim=1).double()
+
+
+@torch.no_grad()
+def dream_along(world_model: WorldModel, recording: Recording, *, seed: int = 0) -> Float[Tensor, "n t h w 3"]:
+    """The recording's actions dreamed open loop from its first frame."""
+    first = recording.frames[:, :1].repeat(1, world_model.context, 1, 1, 1)
+    state = world_model.init(first, recording.state[:, :1].repeat(1, world_model.context, 1))
+    frames, noise = [], Noise.rows(seed, len(first))
+    for number, actions in enumerate(recording.action.split(world_model.action_horizon, dim=1)):
+        state, predicted, _ = world_model.step(state, actions, noise.at(number * world_model.action_horizon))
+        frames.append(predicted.float().clamp(0, 1))
+    return torch.cat(frames, dim=1)
+
+
+@torch.no_grad()
+def quality(
+    world_model: WorldModel, reflector: Reflector, recording: Recording
+) -> tuple[dict[str, Any], dict[str, Any], Float[Tensor, "n t h w 3"]]:
+    """Figures about the world model, figures about the reflector on these frames, and the dreamed video.
+
+    Returns:
+        world model: psnr_by_step [dB] and block_error_m_by_step; psnr_at_k and block_error_m_at_k after 4 steps, half of the
+        episode and all of it; tracker_error_m on real frames, and unmoved_block_error_m_at_k of "nothing moves" for comparison.
+        Reflector: auc on the real and on the imagined frames, both against the physical truth.
+    """
+    dreamed = dream_along(world_model, recording)
+    real, block = recording.frames[:, 1:], recording.block[:, 1:]
+    n, t = real.shape[:2]
+    every = recording.color[:, None].expand(n, t + 1, 3)
+    fit = slice(None, None, 3)
+    tracker = ColorTracker(*(x.flatten(0, 1)[fit] for x in (recording.frames, every, recording.block)))
+
+    def distance(frames: Tensor) -> Tensor:
+        return (tracker(frames.flatten(0, 1), every[:, 1:].flatten(0, 1)).unflatten(0, (n, t)) - block).norm(dim=-1).mean(0)
+
+    psnr_by_step, error = psnr(dreamed, real).mean(0), distance(dreamed)
+    still = (recording.block[:, :1] - block).norm(dim=-1).mean(0)
+    figures: dict[str, Any] = {}
+    for k in sorted({min(4, t), max(1, t // 2), t}):
+        figures |= {f"psnr_at_{k}": float(psnr_by_step[k - 1]), f"block_error_m_at_{k}": float(error[k - 1])}
+    figures |= {
+        f"unmoved_block_error_m_at_{t}": float(still[-1]),
+        "tracker_error_m": float(distance(real).mean()),
+        "psnr_by_step": psnr_by_step.tolist(),
+        "block_error_m_by_step": error.tolist(),
+        "episodes": n,
+    }
+    repeated = tuple(sentence for sentence in recording.instruction for _ in range(t))
+    label = recording.success[:, 1:].flatten()
+    p_real = _judge(reflector, real.flatten(0, 1), repeated)
+    p_imagined = _judge(reflector, dreamed.flatten(0, 1), repeated)
+    return figures, {"auc_real": auc(p_real, label), "auc_imagined": auc(p_imagined, label)}, dreamed
+
+
+def _judge(reflector: Reflector, frames: Tensor, instruction: tuple[str, ...], batch: int = 256) -> Tensor:
+    rows = range(0, len(frames), batch)
+    return torch.cat([reflector.judge(frames[i : i + batch], instruction[i : i + batch]).p_success.float() for i in rows])

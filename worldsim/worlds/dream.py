@@ -1,0 +1,307 @@
+"""`DreamWorld`: a world model and a reflector as one vector environment. No physics runs here.
+
+Dreams start from real frames; the world model predicts what the camera will see, the reflector gives reward and end. The
+same Gymnasium contract as the physics worlds holds, so a policy cannot tell the difference. Read `training/rl/ppo.py` next.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.spaces.text import alphanumeric
+from gymnasium.vector.utils import batch_space
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from worldsim.core import checkpoint
+from worldsim.core.interfaces import ChunkResult, Reflector, Sight, World, WorldModel
+from worldsim.core.noise import Noise
+from worldsim.core.sizes import check_sizes
+from worldsim.core.types import Judgement, Observation, TensorBatch, float_image, where_rows
+from worldsim.data.windows import FrameTable
+
+
+@dataclass(frozen=True)
+class Starts(TensorBatch):
+    """Real moments from which dreams start: n windows of `context` frames, their proprioception, and an instruction."""
+
+    frames: UInt8[Tensor, "n context h w 3"]
+    state: Float[Tensor, "n context s"]
+    instruction: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return self.state.shape[0]
+
+    def with_context(self, context: int) -> "Starts":
+        """The same moments with `context` frames: the oldest is repeated, or the oldest are dropped."""
+        missing = max(0, context - self.frames.shape[1])
+
+        def fill(values: Tensor) -> Tensor:
+            return torch.cat([values[:, :1].expand(-1, missing, *values.shape[2:]), values], dim=1)[:, -context:]
+
+        return Starts(fill(self.frames), fill(self.state), self.instruction)
+
+    @classmethod
+    def first_observations(cls, observations: Sequence[Observation], camera: str) -> "Starts":
+        """The first observations of episodes, with one frame of context."""
+        return cls(
+            frames=torch.cat([obs.images[camera] for obs in observations])[:, None],
+            state=torch.cat([obs.state for obs in observations])[:, None],
+            instruction=tuple(sentence for obs in observations for sentence in obs.instruction),
+        )
+
+    @classmethod
+    def first_frames(cls, table: FrameTable, context: int) -> "Starts":
+        """The first frame of every episode, repeated to fill the context."""
+        rows = table.first.unique()
+        window = table.window(rows, context=context, horizon=0)
+        return cls(window["frames"], window["state"], table.instruction)
+
+
+@dataclass(frozen=True)
+class DreamState(TensorBatch):
+    """Everything that determines the future of b dreams, but for the stream of noise, which a reset chooses."""
+
+    model: TensorBatch
+    frames: Float[Tensor, "b h w 3"]  # what the camera sees now, 0..1
+    state: Float[Tensor, "b s"]
+    instruction: tuple[str, ...]
+    progress: Float[Tensor, " b"]
+    p_success: Float[Tensor, " b"]  # largest of the dream so far
+    hits: Bool[Tensor, "b window"]  # which of the last frames the reflector called a success
+    elapsed: Int[Tensor, " b"]
+    stream: Int[Tensor, "b 2"]  # seed and episode number: the state of the random generators
+
+
+@dataclass(frozen=True, kw_only=True)
+class DreamJudgement(Judgement):
+    """A reflector's verdict, and the largest success probability that it gave to a frame of the dream so far."""
+
+    p_success: Float[Tensor, " b"]
+
+
+class DreamWorld(World):
+    """`num_envs` dreams. Reward = progress difference + 1 on success, judged by the reflector (as in the physics worlds).
+
+    `step_chunk` is one call of the world model for every `action_horizon` actions. `step` is a chunk of one action: unless the
+    world model is `causal` another dream than the one in which a policy's chunks are played whole, and no verb of worldsim uses it.
+
+    Args:
+        world_model: predicts frames and proprioception.
+        reflector: judges every predicted frame; k of n frames above its threshold terminate.
+        starts: real moments to start from; drawn at random by each environment's own stream.
+        num_envs: batch size.
+        max_episode_steps: truncation.
+        fps: control frequency of the data, in Hz.
+        seed: environment i uses the stream seed + i.
+
+    Raises:
+        ValueError: if there are no starts or num_envs < 1.
+    """
+
+    def __init__(
+        self,
+        world_model: WorldModel,
+        reflector: Reflector,
+        starts: Starts,
+        num_envs: int = 64,
+        max_episode_steps: int = 40,
+        fps: int = 10,
+        seed: int = 0,
+    ):
+        if num_envs < 1 or len(starts) < 1:
+            raise ValueError(f"a dream needs num_envs >= 1 and at least one start, got {num_envs} and {len(starts)}")
+        self.world_model, self.reflector, self.starts = world_model, reflector, starts
+        self.state_names = tuple(f"state_{i}" for i in range(starts.state.shape[-1]))
+        self.action_names = tuple(f"action_{i}" for i in range(world_model.action_dim))
+        self.num_envs, self.max_episode_steps, self.fps, self.camera = num_envs, max_episode_steps, fps, world_model.camera
+        self.causal, self._noise_stream = world_model.causal, 0
+        height, width = starts.frames.shape[2:4]
+        self.single_observation_space = gym.spaces.Dict(
+            images=gym.spaces.Dict({self.camera: gym.spaces.Box(0, 255, (height, width, 3), np.uint8)}),
+            state=gym.spaces.Box(-np.inf, np.inf, (starts.state.shape[-1],), np.float32),
+            instruction=gym.spaces.Text(200, charset=alphanumeric | set(" .,:;!?'-")),
+        )
+        self.single_action_space = gym.spaces.Box(-1.0, 1.0, (world_model.action_dim,), np.float32)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        streams = torch.stack([seed + torch.arange(num_envs), torch.zeros(num_envs, dtype=torch.long)], dim=1)
+        self._state = self._begin(torch.zeros(num_envs, dtype=torch.long), streams)
+        self.reset()
+
+    @classmethod
+    def from_folders(
+        cls,
+        world_model: str,
+        reflector: str,
+        data: Sequence[str],
+        num_envs: int = 16,
+        max_episode_steps: int = 40,
+        fps: int = 10,
+        seed: int = 0,
+    ) -> "DreamWorld":
+        """A dream of exported models that starts from the first frames of recorded datasets.
+
+        Raises:
+            FileNotFoundError: if a model or a dataset is missing.
+            ValueError: if one is damaged, or the data have other sizes than a model.
+        """
+        model = checkpoint.load(world_model, WorldModel)
+        judge = checkpoint.load(reflector, Reflector)
+        table = FrameTable.read(data, model.camera)
+        for part in (model, judge):
+            check_sizes(part, table.sizes)
+        starts = Starts.first_frames(table, model.context)
+        return cls(model, judge, starts, num_envs, max_episode_steps, fps, seed)
+
+    # Gymnasium ----------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def reset(
+        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """See `World.reset`. ``options={"start": int [b]}`` chooses the starts instead of drawing them."""
+        options = options or {}
+        mask = torch.as_tensor(options.get("mask", torch.ones(self.num_envs)), dtype=torch.bool)
+        if mask.shape != (self.num_envs,):
+            raise ValueError(f"options['mask'] must have shape ({self.num_envs},), got {tuple(mask.shape)}")
+        if seed is not None:
+            seeds = seed + torch.arange(self.num_envs) if isinstance(seed, int) else torch.tensor(list(seed))
+            if seeds.shape != (self.num_envs,):
+                raise ValueError(f"seed must be an integer or {self.num_envs} integers, got {len(seeds)}")
+            fresh = torch.stack([seeds, torch.zeros_like(seeds)], dim=1)
+            self._state = replace(self._state, stream=torch.where(mask[:, None], fresh, self._state.stream))
+        self._noise_stream = options.get("stream", self._noise_stream)
+        self._draw(mask, options.get("start"))
+        return self._observe(self._state), {}
+
+    @torch.no_grad()
+    def step(self, actions: Float[Tensor, "b ad"]) -> tuple[Observation, Tensor, Tensor, Tensor, dict[str, Any]]:
+        result = self.step_chunk(self.check_actions(actions, ndim=2)[:, None])
+        info = {"final_obs": result.final_obs, "_final_obs": result.done, "final_judge": result.final_judge}
+        return result.obs, result.reward[:, 0], result.terminated[:, 0], result.truncated[:, 0], info
+
+    @torch.no_grad()
+    def step_chunk(self, actions: Float[Tensor, "b ah ad"]) -> ChunkResult:
+        return self._play(actions)[0]
+
+    @torch.no_grad()
+    def watch_chunk(self, actions: Float[Tensor, "b ah ad"]) -> tuple[ChunkResult, list[Sight]]:
+        result, states = self._play(actions)
+        return result, [(self._observe(state), self._judge(state)) for state in states]
+
+    def snapshot(self) -> DreamState:
+        return self._state
+
+    def restore(self, state: TensorBatch) -> Observation:
+        if not isinstance(state, DreamState) or state.elapsed.shape != (self.num_envs,):
+            raise ValueError(
+                f"restore needs a DreamState of {self.num_envs} dreams; index the snapshot: world.restore(snapshot[rows])"
+            )
+        self._state = state
+        return self._observe(state)
+
+    def take(self, rows: Tensor) -> "DreamWorld":
+        """A smaller world that goes on with these environments alone (an index or a mask); this one stays as it is."""
+        world = copy.copy(self)
+        world._state = self._state[rows]
+        world.num_envs = len(world._state.elapsed)
+        world.action_space = batch_space(self.single_action_space, world.num_envs)
+        world.observation_space = batch_space(self.single_observation_space, world.num_envs)
+        return world
+
+    def judge(self) -> DreamJudgement:
+        return self._judge(self._state)
+
+    def render(self) -> tuple[np.ndarray, ...]:
+        """The dreamed frames, one uint8 [h, w, 3] per environment."""
+        return tuple(self._observe(self._state).images[self.camera].numpy())
+
+    # Internals ----------------------------------------------------------------------------------------------------------
+
+    def _play(self, actions: Float[Tensor, "b ah ad"]) -> tuple[ChunkResult, list[DreamState]]:
+        """The result of a chunk, and where the dreams were after each of its actions."""
+        actions = self.check_actions(actions, ndim=3)
+        done = torch.zeros(self.num_envs, dtype=torch.bool)
+        final, states, log = self._state, [], []
+        for piece in actions.split(self.world_model.action_horizon, dim=1):
+            for now in self._advance(piece):
+                success = self._succeeded(now)
+                reward = torch.where(done, 0.0, now.progress - final.progress + success.float())
+                terminated, truncated = success & ~done, (now.elapsed >= self.max_episode_steps) & ~success & ~done
+                log.append((reward, terminated, truncated, ~done))
+                final = where_rows(done, final, now)
+                done = done | terminated | truncated
+                states.append(final)
+            self._state = now
+        self._state = final
+        obs = final_obs = self._observe(final)
+        if done.any():
+            self._draw(done)
+            obs = self._observe(self._state)
+        columns = (torch.stack(values, dim=1) for values in zip(*log, strict=True))
+        return ChunkResult(obs, final_obs, *columns, final_judge=self._judge(final)), states
+
+    def _advance(self, actions: Float[Tensor, "b m ad"]) -> list[DreamState]:
+        """The m states after each of m actions: one call of the world model."""
+        old, m = self._state, actions.shape[1]
+        noise = Noise(old.stream[:, 0], old.stream[:, 1], old.elapsed, self._noise_stream)
+        model, frames, states = self.world_model.step(old.model, actions, noise)
+        frames = frames.clamp(0, 1)  # before the reflector looks, so that it judges the picture that the policy sees
+        judged = self.reflector.judge(frames.flatten(0, 1), _repeat(old.instruction, m))
+        p_success, progress = (x.unflatten(0, (-1, m)) for x in (judged.p_success, judged.progress))
+        results, hits, highest = [], old.hits, old.p_success
+        for j in range(m):
+            hits = torch.cat([hits[:, 1:], (p_success[:, j] > self.reflector.threshold)[:, None]], dim=1)
+            highest = highest.maximum(p_success[:, j].float())
+            seen = {"frames": frames[:, j], "state": states[:, j], "progress": progress[:, j], "hits": hits, "p_success": highest}
+            results.append(replace(old, model=model, elapsed=old.elapsed + j + 1, **seen))
+        return results
+
+    def _succeeded(self, state: DreamState) -> Bool[Tensor, " b"]:
+        return state.hits.sum(dim=1) >= self.reflector.consecutive
+
+    def _begin(self, index: Int[Tensor, " b"], stream: Int[Tensor, "b 2"]) -> DreamState:
+        start = self.starts[index]
+        b = len(index)
+        with torch.no_grad():
+            judged = self.reflector.judge(start.frames[:, -1], start.instruction)
+            model = self.world_model.init(start.frames, start.state)
+        return DreamState(
+            model=model,
+            frames=float_image(start.frames[:, -1]),
+            state=start.state[:, -1],
+            instruction=start.instruction,
+            progress=judged.progress,
+            p_success=torch.zeros(b),
+            hits=torch.zeros(b, self.reflector.window, dtype=torch.bool),
+            elapsed=torch.zeros(b, dtype=torch.long),
+            stream=stream,
+        )
+
+    def _draw(self, mask: Bool[Tensor, " b"], start: Int[Tensor, " b"] | None = None) -> None:
+        """Begin a new dream where `mask`, from a random start of each environment's own stream or from a chosen one."""
+        if not mask.any():
+            return
+        stream = self._state.stream[mask]
+        if start is None:
+            chosen = Noise(stream[:, 0], stream[:, 1], torch.zeros_like(stream[:, 0])).integers("start", len(self.starts))
+        else:
+            chosen = torch.as_tensor(start)[mask]
+        fresh = self._begin(chosen, stream + torch.tensor([0, 1]))
+        place = (mask.cumsum(0) - 1).clamp(min=0)  # of each environment's row in `fresh`
+        self._state = where_rows(mask, fresh[place], self._state)
+
+    def _judge(self, state: DreamState) -> DreamJudgement:
+        return DreamJudgement(success=self._succeeded(state), progress=state.progress.clamp(0, 1), p_success=state.p_success)
+
+    def _observe(self, state: DreamState) -> Observation:
+        return Observation({self.camera: (state.frames * 255).round().to(torch.uint8)}, state.state.float(), state.instruction)
+
+
+def _repeat(sentences: tuple[str, ...], times: int) -> tuple[str, ...]:
+    return tuple(sentence for sentence in sentences for _ in range(times))
