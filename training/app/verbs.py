@@ -249,7 +249,7 @@ def report(cfg: Config) -> None:
 
 
 def doctor(cfg: Config) -> None:
-    """What this machine can run, and what is missing; with `data=ROOT` what is wrong with a dataset."""
+    """What this machine can run, and what is missing; with `data=ROOT` what is wrong with a dataset, with `check=` see its file."""
     if not isinstance(cfg["mend"], bool):  # "no" is a word to Hydra
         raise ValueError(f"mend is {cfg['mend']!r}, expected true or false; write mend=true or leave it out")
-    examine(cfg["data"], mend=cfg["mend"])
+    examine(cfg["data"], mend=cfg["mend"], check=cfg["check"])

@@ -32,9 +32,11 @@ class Critic(Configured):
 
     @classmethod
     def like(cls, reflector: Reflector, values: int = 1) -> "Critic":
-        """A critic whose trunk starts as a copy of the reflector's: it knows already what success looks like."""
-        trunk = reflector.get_submodule("trunk")
-        assert isinstance(trunk, VisualTrunk)
+        """A critic whose trunk starts as a copy of the reflector's, if that has one: it knows already what success looks like."""
+        trunk = getattr(reflector, "trunk", None)
+        if not isinstance(trunk, VisualTrunk):
+            told = [part.arguments for part in reflector.modules() if isinstance(part, Configured)]
+            return cls(values=values, image=next((its["image"] for its in told if "image" in its), (64, 64)))
         critic = cls(**{key: trunk.arguments[key] for key in ("features", "channels", "blocks", "image")}, values=values)
         critic.trunk.load_state_dict(trunk.state_dict())
         return critic

@@ -1,4 +1,4 @@
-"""Training of the instant reflector, and its calibration: fitted on some held-out episodes, reported on others.
+"""Training of a reflector that has a logit (`Reflector.raw`), and its calibration: fitted on held-out episodes, reported on others.
 
 What nobody judged (NaN) teaches nothing and counts nowhere. Read `training/supervised/bc.py` next."""
 
@@ -13,12 +13,12 @@ from lightning import LightningModule
 from torch import Tensor
 
 from reflectors.calibration import calibration_half, fit_platt
-from reflectors.instant import InstantReflector
 from training.supervised.batches import Batch, drawn_by_batch, generator_of
 from training.supervised.data import ReflectorData
 from training.supervised.optim import decayed_adamw
 from worldsim.core import checkpoint
 from worldsim.core.files import write_json
+from worldsim.core.interfaces import Reflector
 from worldsim.core.types import float_image
 from worldsim.measure.metrics import auc, best_f1_threshold, expected_calibration_error, f1_score
 
@@ -31,7 +31,7 @@ class ReflectorTraining(LightningModule):
     threshold, ece and progress_error. With fewer than two held-out episodes everything calibrates and there are no figures.
 
     Args:
-        reflector: the model.
+        reflector: the model, with `raw`, and buffers `scale`, `bias` and `threshold`.
         lr: peak learning rate of AdamW.
         progress_weight: weight of the progress loss.
         noise: standard deviation of the noise on the pixels (0..1), so that dreamed frames are not out of distribution.
@@ -40,7 +40,7 @@ class ReflectorTraining(LightningModule):
 
     def __init__(
         self,
-        reflector: InstantReflector,
+        reflector: Reflector,
         lr: float = 1e-3,
         progress_weight: float = 20.0,
         noise: float = 0.02,

@@ -207,15 +207,28 @@ class Reflector(Configured, ABC):
         threshold: calibrated success probability above which a frame counts as success.
         consecutive: k, so many frames of the last `window` must count before an episode stops.
         window: n of the k-of-n rule.
+        scale, bias: of Platt's calibration, p = sigmoid(scale * logit + bias); only what `ReflectorTraining` trains needs them.
     """
 
     threshold: Tensor
+    scale: Tensor
+    bias: Tensor
     consecutive: int
     window: int
 
     @abstractmethod
     def judge(self, frames: Shaped[Tensor, "b h w 3"], instruction: Sequence[str]) -> Reflection:
         """Judge single frames [b, h, w, 3] (uint8 or float 0..1) under one instruction each."""
+
+    def raw(self, frames: Shaped[Tensor, "b h w 3"], instruction: Sequence[str]) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+        """Uncalibrated success logit and progress, which learn from recorded frames.
+
+        Raises:
+            ValueError: if the reflector does not learn that way, unless it overrides this.
+        """
+        raise ValueError(
+            f"{type(self).__name__} has no logit that frames could train; train another reflector, or this one elsewhere"
+        )
 
 
 class Policy(Configured, ABC):

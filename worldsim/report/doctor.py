@@ -1,4 +1,4 @@
-"""`worldsim doctor`: what this machine can run, what is missing, and the command that mends it; the same of a dataset.
+"""`worldsim doctor`: what this machine can run, what is missing, and what mends it; the same of a dataset or of plug-ins.
 
 It looks packages up without importing them, so that it still answers where one of them is broken. `diagnose` returns the
 findings, `print_report` prints them; `worldsim/core/precision.py` decides the precision, `data/faults.py` looks at datasets.
@@ -10,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -120,8 +121,19 @@ def print_report(console: Console | None = None) -> list[Finding]:
     Raises:
         ValueError: if something is missing that every installation needs, after the report.
     """
-    console = console or Console()
     findings = diagnose()
+    print_findings(findings, console)
+    missing = [finding for finding in findings if finding.status == "missing"]
+    if missing:
+        names = ", ".join(finding.name for finding in missing)
+        remedies = "; ".join(dict.fromkeys(finding.remedy for finding in missing))
+        raise ValueError(f"this installation lacks {names}; {remedies}")
+    return findings
+
+
+def print_findings(findings: list[Finding], console: Console | None = None) -> None:
+    """One table per section, on the terminal by default."""
+    console = console or Console()
     colours = {"ok": "green", "info": "default", "absent": "yellow", "broken": "red", "missing": "bold red"}
     for section in dict.fromkeys(finding.section for finding in findings):
         table = Table(title=section, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
@@ -131,25 +143,26 @@ def print_report(console: Console | None = None) -> list[Finding]:
             table.add_row(escape(finding.name), f"[{colour}]{finding.status if finding.status != 'info' else ''}[/]", text)
         console.print(table)
         console.print()
-    missing = [finding for finding in findings if finding.status == "missing"]
-    if missing:
-        names = ", ".join(finding.name for finding in missing)
-        remedies = "; ".join(dict.fromkeys(finding.remedy for finding in missing))
-        raise ValueError(f"this installation lacks {names}; {remedies}")
-    return findings
 
 
-def examine(data: str | Path | None, *, mend: bool) -> None:
-    """The verb: report on the machine or, if it is given, on the dataset at `data`.
+def examine(data: str | Path | None, *, mend: bool, check: str | None = None) -> None:
+    """The verb: report on the machine or, if it is given, on the dataset at `data`, or on what `check` names.
 
     Args:
         data: folder of a dataset, or None.
         mend: first make its `info.json` count what its files hold.
+        check: one of `CHECKS`, or None.
 
     Raises:
         FileNotFoundError: if there is no dataset.
-        ValueError: if something is wrong that must be mended first, after the report; or if `mend` is given no dataset.
+        ValueError: if something is wrong that must be mended first, after the report; if `mend` is given no dataset; or if there
+            is no such check.
     """
+    if check is not None:
+        if check not in CHECKS or data is not None:
+            raise ValueError(f"check={check} data={data}: expected one of {', '.join(CHECKS)}, and no dataset beside it")
+        print_findings(CHECKS[check]())
+        return
     if data is None and mend:
         raise ValueError("mend=true needs the dataset to mend: worldsim doctor data=ROOT mend=true")
     if data is None:
@@ -158,6 +171,26 @@ def examine(data: str | Path | None, *, mend: bool) -> None:
     from worldsim.data.faults import print_faults  # here, as it needs packages of which the report on a machine says that they lack
 
     print_faults(Path(data), mend=mend)
+
+
+def _plugins() -> list[Finding]:
+    """Every class that an installed plug-in lists, and whether it loads and fulfils the contract of its group."""
+    from worldsim.core import plugins  # here, as loading one needs torch, of which another report says whether it is there
+
+    findings = []
+    for plugin in plugins.installed():
+        about = f"{plugin.target}, {plugin.distribution}"
+        try:
+            plugin.load()
+            findings.append(Finding(plugin.entry.group, plugin.entry.name, "ok", about))
+        except ValueError as error:
+            reason, _, remedy = str(error).rpartition("; ")
+            findings.append(Finding(plugin.entry.group, plugin.entry.name, "broken", f"{about}: {reason}", remedy))
+    return findings or [Finding("Plug-ins", "none", "info", f"no distribution lists a class under {', '.join(plugins.GROUPS)}")]
+
+
+# What `check=` can name, beside the machine and datasets.
+CHECKS: dict[str, Callable[[], list[Finding]]] = {"plugins": _plugins}
 
 
 def _python() -> Finding:

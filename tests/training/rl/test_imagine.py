@@ -183,3 +183,10 @@ def test_critic_judges_frames():
     critic = Critic(features=8, channels=8, blocks=1)
     frames = torch.randint(0, 256, (B, 64, 64, 3), dtype=torch.uint8)
     assert critic(frames, SENTENCES).shape == (B,)
+
+
+def test_a_critic_takes_the_pictures_of_a_reflector_whose_network_it_does_not_know():
+    reflector = InstantReflector(features=8, channels=8, blocks=1, image=(32, 48))
+    del reflector.trunk
+    critic = Critic.like(reflector, values=2)
+    assert critic.values(torch.randint(0, 256, (B, 32, 48, 3), dtype=torch.uint8), SENTENCES).shape == (B, 2)
