@@ -1,0 +1,55 @@
+"""`PointPolicy`: a flow policy of an eye and a small network. Sampling, log-probabilities and learning come from worldsim."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from worldsim.core.interfaces import Policy
+from worldsim.core.types import Observation
+from worldsim.nn.layers import mlp, time_embedding
+from worldsim_point.eye import Eye
+
+
+class PointPolicy(Policy):
+    """v(x_t, t, o) from the eye's features and the normalised state.
+
+    Args:
+        eye: what it sees through.
+        camera: which camera it looks through.
+        state_dim, action_dim: of the robot.
+        action_horizon: actions per chunk.
+        num_steps: denoising steps when it acts.
+        width: of the hidden layers.
+    """
+
+    state_mean: Tensor
+    state_std: Tensor
+
+    def __init__(
+        self,
+        eye: Eye,
+        camera: str = "front",
+        state_dim: int = 4,
+        action_dim: int = 2,
+        action_horizon: int = 4,
+        num_steps: int = 4,
+        width: int = 64,
+    ):
+        super().__init__()
+        self.camera, self.action_dim, self.action_horizon, self.num_steps = camera, action_dim, action_horizon, num_steps
+        self.eye, self.feature_dim = eye, eye.arguments["features"] + state_dim
+        self.expert = mlp(self.feature_dim + action_horizon * action_dim + 16, width, width, action_horizon * action_dim)
+        self.register_buffer("state_mean", torch.zeros(state_dim))
+        self.register_buffer("state_std", torch.ones(state_dim))
+
+    def fit_statistics(self, mean: Float[Tensor, " s"], std: Float[Tensor, " s"]) -> None:
+        self.state_mean.copy_(mean)
+        self.state_std.copy_(std.clamp(min=1e-4))
+
+    def encode(self, obs: Observation) -> Float[Tensor, "b f"]:
+        seen = self.eye(obs.images[self.camera], obs.instruction)
+        return torch.cat([seen, (obs.state - self.state_mean) / self.state_std], dim=1)
+
+    def velocity(self, features: Tensor, x_t: Float[Tensor, "b ah ad"], t: Float[Tensor, " b"]) -> Float[Tensor, "b ah ad"]:
+        hidden = torch.cat([features, x_t.flatten(1), time_embedding(t, 16)], dim=1)
+        return self.expert(hidden).unflatten(1, x_t.shape[1:]).float()

@@ -1,0 +1,36 @@
+"""`PointReflector`: success and progress from one frame; worldsim trains it because it has `raw`, and calibrates it."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from worldsim.core.interfaces import Reflector
+from worldsim.core.types import Reflection
+from worldsim.nn.layers import mlp
+from worldsim_point.eye import Eye
+
+
+class PointReflector(Reflector):
+    """An eye with two heads: success logit and progress.
+
+    Args:
+        eye: what it sees through.
+        consecutive, window: an episode stops when `consecutive` of the last `window` frames exceed the threshold.
+    """
+
+    def __init__(self, eye: Eye, consecutive: int = 1, window: int = 2):
+        super().__init__()
+        self.consecutive, self.window, self.eye = consecutive, window, eye
+        self.head = mlp(eye.arguments["features"], 32, 2)
+        for name, value in (("scale", 1.0), ("bias", 0.0), ("threshold", 0.5)):  # calibration sets them
+            self.register_buffer(name, torch.tensor(value))
+
+    def raw(self, frames: Shaped[Tensor, "b h w 3"], instruction: Sequence[str]) -> tuple[Tensor, Tensor]:
+        logit, progress = self.head(self.eye(frames, instruction)).float().unbind(dim=1)
+        return logit, progress
+
+    def judge(self, frames: Shaped[Tensor, "b h w 3"], instruction: Sequence[str]) -> Reflection:
+        logit, progress = self.raw(frames, instruction)
+        return Reflection((self.scale * logit + self.bias).sigmoid(), progress, torch.zeros_like(progress))
