@@ -159,8 +159,8 @@ def examine(data: str | Path | None, *, mend: bool, check: str | None = None) ->
             is no such check.
     """
     if check is not None:
-        if check not in CHECKS or data is not None:
-            raise ValueError(f"check={check} data={data}: expected one of {', '.join(CHECKS)}, and no dataset beside it")
+        if check not in [*CHECKS] or data is not None or mend:
+            raise ValueError(f"check is {check!r}, expected one of {', '.join(CHECKS)}, with neither data nor mend beside it")
         print_findings(CHECKS[check]())
         return
     if data is None and mend:

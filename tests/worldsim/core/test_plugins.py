@@ -122,7 +122,7 @@ def test_the_doctor_says_which_checks_there_are_and_when_there_is_no_plugin(caps
     monkeypatch.setattr(plugins, "installed", list)
     assert main(["doctor", "check=plugins"]) == 0
     assert "no distribution lists a class under worldsim.worlds, worldsim.world_models" in " ".join(capsys.readouterr().out.split())
-    for wrong in (["check=plugin"], ["check=plugins", "data=data/demos"]):
+    for wrong in (["check=plugin"], ["check=[plugins]"], ["check=plugins", "data=data/demos"], ["check=plugins", "mend=true"]):
         assert main(["doctor", *wrong]) == 2
         assert "expected one of plugins" in capsys.readouterr().err
 
