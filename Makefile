@@ -50,8 +50,13 @@ $(VENV)/.nerf: $(VENV)/.stamp
 demo: setup  ## the whole pipeline on the embedded default; options in ARGS
 	$(BIN)/worldsim demo $(ARGS)
 
-test: $(VENV)/.nerf  ## run the tests that need no GPU; options in ARGS
+test: $(VENV)/.nerf  ## run the tests that need no GPU, with two workers; options in ARGS, then with one
+ifeq ($(ARGS),)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not gpu and not realtime"
+	$(BIN)/python -m pytest -m realtime
+else
 	$(BIN)/python -m pytest $(ARGS)
+endif
 
 check: $(VENV)/.nerf  ## formatting, lint, types and the dependency rule
 	$(BIN)/ruff format --check .

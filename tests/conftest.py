@@ -13,6 +13,14 @@ from worldsim.core.types import Episode
 from worldsim.data.lerobot import DatasetWriter
 
 
+@pytest.hookimpl(tryfirst=True)  # before the worker of xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files stay whole, for their fixtures; those that use Genesis go to one worker, because two of them slow one another down."""
+    files = {item.path for item in items if item.get_closest_marker("genesis")}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("genesis" if item.path in files else str(item.path)))
+
+
 @pytest.fixture
 def folders(tmp_path: Path) -> dict[str, str]:
     """Exported models by the name of the argument that takes their folder."""

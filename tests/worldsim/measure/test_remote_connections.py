@@ -13,6 +13,8 @@ pytest.importorskip("websockets")
 from worldsim.measure.remote import RemotePolicies
 from worldsim.robot.server import Server
 
+pytestmark = pytest.mark.realtime
+
 
 class Echo:
     """Answers with the number that it is sent; refuses negative ones."""

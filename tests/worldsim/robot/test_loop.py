@@ -12,6 +12,8 @@ from worldsim.robot.drivers import DriverError
 from worldsim.robot.loop import ControlLoop, Inference, percentiles
 from worldsim.robot.safety import Fault, Mode, Safety
 
+pytestmark = pytest.mark.realtime
+
 
 class FakeClock:
     """Time that passes only when somebody sleeps or works."""

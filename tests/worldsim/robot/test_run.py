@@ -14,6 +14,8 @@ from worldsim.robot.drivers import RobotObservation
 from worldsim.robot.limits import require_limits
 from worldsim.robot.run import bundle_policy, main
 
+pytestmark = pytest.mark.realtime
+
 
 def arguments(bundle, robot, *more: str) -> list[str]:
     return [str(bundle), "--robot", robot.address, "--instruction", "go", "--seconds", "0.7", "--threads", "1", *more]

@@ -15,6 +15,8 @@ from websockets.sync.client import connect
 
 from worldsim.robot.server import Server
 
+pytestmark = pytest.mark.realtime
+
 TESTS = Path(__file__).resolve().parents[2]
 
 

@@ -18,6 +18,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from worldsim.robot.server import Server
 
+pytestmark = pytest.mark.realtime
+
 TESTS = Path(__file__).resolve().parents[2]
 
 
