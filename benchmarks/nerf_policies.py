@@ -117,19 +117,19 @@ if __name__ == "__main__":
         field(room, "around", "nerf_room", room)
     look(Path("docs/media/rooms.png"))
     results = {}
-    tables = {"captured table": ("push_block_nerf", f"world.fields=[{OUT}/table]"), "Genesis": ("push_block",)}
+    tables = {"captured table": ("push_block", "renderer=nerf", f"world.fields=[{OUT}/table]"), "Genesis": ("push_block",)}
     rooms = {
-        "captured rooms": ("room_nerf", f"world.fields=[{','.join(captured)}]"),
-        "captured room never seen": ("room_nerf", f"world.fields=[{OUT}/{UNSEEN}/baked]"),
+        "captured rooms": ("room", "renderer=nerf_rooms", f"world.fields=[{','.join(captured)}]"),
+        "captured room never seen": ("room", "renderer=nerf_rooms", f"world.fields=[{OUT}/{UNSEEN}/baked]"),
         "Genesis, room never seen": ("room",),
     }
-    for name, ending, prefix in (("plain", "", "world"), ("randomised", "_randomized", "world.world")):
-        policy = clone(
-            f"table_{name}", "policy", DEMONSTRATIONS, f"world=push_block_nerf{ending}", f"{prefix}.fields=[{OUT}/table]"
-        )
+    conditions = {"plain": "randomization=null", "randomised": "randomization=moderate"}
+    for name, chosen in conditions.items():
+        table = ("world=push_block", "renderer=nerf", f"world.fields=[{OUT}/table]")
+        policy = clone(f"table_{name}", "policy", DEMONSTRATIONS, *table, chosen)
         results[policy.name] = compare(policy, tables)
     where = f"world.fields=[{','.join(captured)}]"
-    few = clone("rooms_few", "policy_room", HANDFUL, "world=room_nerf", where, "actor.noise=0.1")
+    few = clone("rooms_few", "policy_room", HANDFUL, "world=room", "renderer=nerf_rooms", where, "actor.noise=0.1")
     results[few.name] = compare(few, rooms)
     better = OUT / "rooms_reinforced"
     stage(
@@ -142,9 +142,9 @@ if __name__ == "__main__":
         f"run_dir={better}",
     )
     results[better.name] = compare(better, rooms, few)
-    for name, ending, prefix in (("plain", "", "world"), ("randomised", "_randomized", "world.world")):
-        fields = f"{prefix}.fields=[{','.join(captured)}]"
-        policy = clone(f"rooms_{name}", "policy_room", DEMONSTRATIONS, f"world=room_nerf{ending}", fields, "actor.noise=0.1")
+    for name, chosen in conditions.items():
+        scenes = ("world=room", "renderer=nerf_rooms", where, chosen)
+        policy = clone(f"rooms_{name}", "policy_room", DEMONSTRATIONS, *scenes, "actor.noise=0.1")
         results[policy.name] = compare(policy, rooms)
     write_json(
         OUT / "results.json", {"episodes": EPISODES, "seed": SEED, "demonstrations": DEMONSTRATIONS, "handful": HANDFUL, **results}

@@ -20,7 +20,11 @@ ALGORITHMS = [
     for pattern in ("chain/*", "advantage/*", "arena/dream")
     for path in sorted(CONFIG_DIR.glob(f"{pattern}.yaml"))
 ]
-WORLDS = sorted(path.stem for path in (CONFIG_DIR / "world").glob("*.yaml"))
+CHOICES = [
+    f"{group}={path.stem}"
+    for group in ("world", "renderer", "randomization")
+    for path in sorted((CONFIG_DIR / group).glob("*.yaml"))
+]
 
 
 def written(file: Path) -> dict[str, Any]:
@@ -71,9 +75,9 @@ def test_experiments(experiment: str) -> None:
     assert issubclass(get_object(config.data._target_), StreamData)
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_worlds(world: str) -> None:
-    check(compose_config("rollout", [f"world={world}"]))
+@pytest.mark.parametrize("choice", CHOICES)
+def test_worlds(choice: str) -> None:
+    check(compose_config("evaluate", [choice]))
 
 
 @pytest.mark.parametrize("file", ALGORITHMS, ids=str)

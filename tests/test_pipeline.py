@@ -139,11 +139,11 @@ def test_export_of_the_trained_policy(run: Path, tmp_path: Path, capsys: pytest.
 
 
 def test_evaluation_under_randomised_conditions(run: Path, tmp_path: Path) -> None:
-    arguments = ["evaluate", f"policy={run}/policy", "world=push_block_randomized", "episodes=4", f"out={tmp_path}"]
-    assert cli.main([*arguments, "world.world.num_envs=4", "randomization@world=strong"]) == 0
+    arguments = ["evaluate", f"policy={run}/policy", "randomization=strong", "episodes=4", f"out={tmp_path}"]
+    assert cli.main([*arguments, "world.num_envs=4"]) == 0
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
     assert evaluation["policies"]["policy"]["episodes"] == 4
-    assert evaluation["world"]["effects"]["light"]["exposure"]["high"] == 2.0
+    assert evaluation["randomization"]["effects"]["light"]["exposure"]["high"] == 2.0
     assert 4 * 4 <= evaluation["physics_steps"] <= 4 * 40
 
 

@@ -240,9 +240,11 @@ def _verb_usage(verb: str) -> str:
     raw = _load(verb)
     for group, choice in _groups(raw):
         options = ", ".join(sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml")))
-        lines.append(f"  {group}={'<required>' if choice == '???' else choice}    one of: {options}")
+        shown = {"???": "<required>", None: "null"}.get(choice, choice)
+        lines.append(f"  {group}={shown}    one of: {options}")
+    groups = {group for group, _ in _groups(raw)}
     for key, value in raw.items():
-        if key != "defaults":
+        if key not in ("defaults", *groups):
             text = "<required>" if value == "???" else "..." if isinstance(value, (dict, list)) else value
             lines.append(f"  {key}={'null' if text is None else text}")
     return "\n".join(lines)

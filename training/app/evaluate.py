@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
 from torch import nn
 
+from training.app.worlds import build_world
 from worldsim.core import checkpoint
 from worldsim.core.files import write_json
 from worldsim.core.interfaces import Policy, Reflector, World, WorldModel
@@ -40,7 +40,7 @@ def evaluate(cfg: Config) -> None:
     dreams = _dreams(cfg)
     with ExitStack() as stack, autocast(cfg["precision"]):
         policies = {name: _player(where, cfg, stack) for name, where in folders.items()}
-        world: World = instantiate(cfg["world"], _convert_="all")
+        world = build_world(cfg)
         if dreams:
             check_measurable(world)
         for model in (*policies.values(), *(part for models in dreams.values() for part in models)):
@@ -48,7 +48,7 @@ def evaluate(cfg: Config) -> None:
                 check_sizes(model, world_sizes(world), "the world has")
         result: Config = {
             "policies": {},
-            **{name: cfg[name] for name in ("seed", "world", "n_action_steps")},
+            **{name: cfg[name] for name in ("seed", "world", "randomization", "n_action_steps")},
             "judge": type(world.unwrapped).__name__,  # whose word success is: a simulator's truth, or in a dream a reflector's
             "circumstances": circumstances(cfg["precision"], world.num_envs),
         }
@@ -123,6 +123,7 @@ def _earlier(file: Path, cfg: Config) -> Config:
     for what, then, now in (
         ("seed", evaluation["seed"], cfg["seed"]),
         ("world", evaluation["world"], cfg["world"]),
+        ("randomization", evaluation.get("randomization"), cfg["randomization"]),
         ("episodes", entry["episodes"], cfg["episodes"]),
         ("n_action_steps", evaluation.get("n_action_steps"), cfg["n_action_steps"]),
         ("precision", evaluation.get("circumstances", {}).get("precision"), cfg["precision"]),

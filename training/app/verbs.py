@@ -14,6 +14,7 @@ import torch
 from hydra.utils import instantiate
 from rich.progress import track
 
+from training.app.worlds import build_world
 from worldsim.core import checkpoint
 from worldsim.core.files import write_json
 from worldsim.core.interfaces import Policy, World
@@ -48,7 +49,7 @@ def collect(cfg: Config) -> None:
             raise ValueError(f"a capture needs a world with a scene, such as world=push_block, got {cfg['world']['_target_']}")
         print(instantiate(cfg["capture"], root=cfg["root"], scene=scene, _convert_="all"))
         return
-    world = instantiate(cfg["world"], _convert_="all")
+    world = build_world(cfg)
     settings = {name: cfg[name] for name in ("episodes", "seed", "storage", "n_action_steps")}
     _store(world, instantiate(cfg["actor"]), Path(cfg["root"]), **settings)
 
@@ -103,7 +104,7 @@ def convert(cfg: Config) -> None:
 def rollout(cfg: Config) -> None:
     """Play a policy, in a dream unless told otherwise: a video grid, a LeRobot dataset and statistics."""
     policy, out = checkpoint.load(cfg["policy"], Policy), Path(cfg["out"])
-    world: World = instantiate(cfg["world"], _convert_="all")
+    world = build_world(cfg)
     _claim(out, cfg)
     with autocast(cfg["precision"]):
         settings = {name: cfg[name] for name in ("episodes", "seed", "n_action_steps")}
@@ -130,7 +131,7 @@ def _claim(out: Path, cfg: Config) -> None:
     Raises:
         ValueError: if the folder holds a rollout of something else.
     """
-    about = {name: cfg[name] for name in ("world", "seed", "episodes", "n_action_steps", "precision")}
+    about = {name: cfg[name] for name in ("world", "randomization", "seed", "episodes", "n_action_steps", "precision")}
     about["weights_sha256"] = sha256(Path(cfg["policy"]) / checkpoint.WEIGHTS)
     file = out / "rollout.json"
     if file.is_file() or (out / "dataset").exists():

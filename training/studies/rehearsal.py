@@ -21,8 +21,8 @@ from worldsim.report.page import described
 matplotlib.use("agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
-ROBOT = ("world=push_block_randomized", "randomization@world=stand_in")
-WORLDS = {"nominal": "push_block", "randomised": "push_block_randomized", "identified": "push_block_identified"}
+ROBOT = ("randomization=stand_in",)
+CONDITIONS = {"nominal": "null", "randomised": "moderate", "identified": "identified"}
 
 
 def run_rehearsal(cfg: dict[str, Any]) -> None:
@@ -47,27 +47,31 @@ def stages(cfg: dict[str, Any]) -> list[Stage]:
     """Collect, clone, record on the robot, identify, collect, clone, evaluate."""
     out, first = cfg["out"], cfg["seed"] * 1_000_000
     file, recorded = f"{out}/identified.json", cfg["recorded"]
-    settings = {name: [f"world={world}"] for name, world in WORLDS.items()}
-    settings["identified"].append(f"world.file={file}")
-
-    def envs(name: str, number: int) -> str:
-        return f"world.num_envs={number}" if name == "nominal" else f"world.world.num_envs={number}"
+    settings = {name: [f"randomization={conditions}"] for name, conditions in CONDITIONS.items()}
+    settings["identified"].append(f"randomization.file={file}")
 
     def learn(name: str, *needs: str) -> list[Stage]:
         root = f"{out}/data/{name}"
-        demos = ("collect", "actor=expert", f"root={root}", f"episodes={cfg['demos']}", f"seed={first}", envs(name, cfg["envs"]))
+        demos = (
+            "collect",
+            "actor=expert",
+            f"root={root}",
+            f"episodes={cfg['demos']}",
+            f"seed={first}",
+            f"world.num_envs={cfg['envs']}",
+        )
         fit = ("fit", "experiment=policy", f"name={name}", f"run_dir={out}/{name}", f"data.roots=[{root}]", "resume=true")
         seeds = (f"seed_everything={cfg['seed']}", f"data.seed={cfg['seed']}", f"trainer.max_steps={cfg['policy_steps']}")
         return [Stage(f"collect_{name}", (*demos, *settings[name]), needs), Stage(name, (*fit, *seeds), (f"collect_{name}",))]
 
-    robot = (*ROBOT, f"world.world.num_envs={recorded}")
+    robot = (*ROBOT, f"world.num_envs={recorded}")
     actor = ("actor=policy", f"actor.folder={out}/nominal", "actor.noise=0.2")
     episodes = (f"root={out}/data/robot", f"episodes={recorded}", f"seed={first + 500_000}")
     search = (f"recording={out}/data/robot", f"seed={first + 500_000}", f"generations={cfg['generations']}", f"out={file}")
     measured = (f"policy={out}/identified", f"+others.randomised={out}/randomised", f"baseline={out}/nominal")
     held_out = (f"episodes={cfg['episodes']}", f"seed={cfg['evaluation_seed']}")
     every = cfg["evaluation_envs"]
-    there = (*ROBOT, "world.world.phrasings=eval", f"world.world.num_envs={every}", f"out={out}/robot")
+    there = (*ROBOT, "world.phrasings=eval", f"world.num_envs={every}", f"out={out}/robot")
     here = ("world.phrasings=eval", f"world.num_envs={every}", f"policy={out}/nominal", f"out={out}/model")
     return [
         *learn("nominal"),
@@ -88,7 +92,7 @@ def summarise(cfg: dict[str, Any]) -> dict[str, Any]:
     outcomes = {name: _outcomes(robot["policies"][key]) for name, key in names.items()}
     own = _outcomes(model["policies"]["policy"])
     identified = json.loads((out / "identified.json").read_text())
-    truth = _constants(robot["world"])
+    truth = _constants(robot["randomization"])
     return {
         "seed": cfg["seed"],
         "on_the_model": success_rate(own),
@@ -175,9 +179,9 @@ def _outcomes(entry: dict[str, Any]) -> Tensor:
     return torch.tensor([letter == "1" for letter in entry["outcomes"]])
 
 
-def _constants(world: dict[str, Any]) -> dict[str, float]:
+def _constants(conditions: dict[str, Any]) -> dict[str, float]:
     """The robot's parameters, by the names that `RandomizedWorld` gives them."""
-    parts = {**world["effects"], "latency": world["latency"], "dynamics": world["dynamics"]}
+    parts = {**conditions["effects"], "latency": conditions["latency"], "dynamics": conditions["dynamics"]}
     return {
         f"{part}.{field}": float(value.get("low", value.get("mean", 0.0)))
         for part, distributions in parts.items()

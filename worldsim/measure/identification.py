@@ -241,8 +241,7 @@ def identified_world(world: GenesisWorld, file: str, spread: float = 1.0) -> Ran
         """Distributions of one effect's parameters, by field."""
         return {name.partition(".")[2]: _around(name, found[name], spread) for name in SPREAD if name.startswith(f"{part}.")}
 
-    view = View(**around("view"), fov=world.scene.data["camera"]["fov"])
-    effects = {"view": view, "light": Light(**around("light")), "sensor": Sensor(**around("sensor"))}
+    effects = {"view": View(**around("view")), "light": Light(**around("light")), "sensor": Sensor(**around("sensor"))}
     return RandomizedWorld(world, effects, Latency(**around("latency"), jitter=Normal(0, 0)), Dynamics(**around("dynamics")))
 
 

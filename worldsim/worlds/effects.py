@@ -6,7 +6,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from worldsim.core.interfaces import World
 from worldsim.core.noise import Noise
 from worldsim.core.precision import exact
 
@@ -87,6 +88,14 @@ class Effect(ABC):
     def apply(self, frames: Frames, values: Values, noise: Noise) -> Frames:
         """The changed pictures, 0..1 before and after; `noise` is that of the frame, for what changes from frame to frame."""
 
+    def through(self, world: World) -> "Effect":
+        """The effect as the camera of `world` shows it.
+
+        Raises:
+            ValueError: if the world does not tell what it depends on.
+        """
+        return self
+
 
 @dataclass(frozen=True)
 class View(Effect):
@@ -96,18 +105,28 @@ class View(Effect):
     Attributes:
         pan, tilt, roll: to the right, up and clockwise.
         zoom: factor of the focal length.
-        fov: vertical field of view of the world's camera [degrees].
+        fov: vertical field of view of the world's camera [degrees]; None until `through` a world tells.
     """
 
     pan: Distribution
     tilt: Distribution
     roll: Distribution
     zoom: Distribution
-    fov: float = 40.0
+    fov: float | None = None
+
+    def through(self, world: World) -> "View":
+        if self.fov is not None:
+            return self
+        if not hasattr(world.unwrapped, "fov"):
+            raise ValueError(
+                f"{type(world).__name__} does not tell its field of view; set effects.view.fov in degrees, or effects.view=null"
+            )
+        return replace(self, fov=world.unwrapped.fov)  # type: ignore[attr-defined]
 
     @exact
     def apply(self, frames: Frames, values: Values, noise: Noise) -> Frames:
         height, width = frames.shape[-2:]
+        assert self.fov is not None
         edge = math.tan(math.radians(self.fov) / 2)
         y, x = _grid(height, width)
         rays = torch.stack([x * edge * width / height, y * edge, torch.ones_like(x)], dim=-1)  # OpenCV's axes: right, down, ahead

@@ -83,7 +83,8 @@ class RandomizedWorld(World):
     ):
         if dynamics is not None and not hasattr(world, "set_dynamics"):
             raise ValueError(f"{type(world).__name__} has no dynamics to change; randomise a physics world or set dynamics to null")
-        self.world, self.effects, self.latency, self.dynamics = world, effects, latency, dynamics
+        self.world, self.latency, self.dynamics = world, latency, dynamics
+        self.effects = {name: effect.through(world) for name, effect in effects.items() if effect is not None}
         for name in ("num_envs", "fps", "max_episode_steps", "camera", "state_names", "action_names", "robot_type", "causal"):
             setattr(self, name, getattr(world, name))
         self.single_observation_space, self.single_action_space = world.single_observation_space, world.single_action_space

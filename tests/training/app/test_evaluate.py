@@ -47,12 +47,12 @@ def identified(tmp_path: Path) -> str:
 
 
 WORLDS = {
-    "push_block": [],
-    "push_block_hard": [],
-    "push_block_randomized": [],
-    "push_block_identified": ["world.file={identified}"],
-    "push_block_nerf": ["world.fields=[{field}]"],
-    "push_block_nerf_randomized": ["world.world.fields=[{field}]"],
+    "plain": [],
+    "hard": ["world=push_block_hard"],
+    "randomized": ["randomization=moderate"],
+    "identified": ["randomization=identified", "randomization.file={identified}"],
+    "nerf": ["renderer=nerf", "world.fields=[{field}]"],
+    "nerf_randomized": ["renderer=nerf", "world.fields=[{field}]", "randomization=strong"],
 }
 
 
@@ -61,11 +61,10 @@ WORLDS = {
 def test_dreams_are_compared_with_every_world_of_a_table(
     name: str, folders: dict[str, str], field: str, identified: str, tmp_path: Path
 ) -> None:
-    envs = "world.num_envs=4" if name in ("push_block", "push_block_hard", "push_block_nerf") else "world.world.num_envs=4"
     options = [option.format(field=field, identified=identified) for option in WORLDS[name]]
     models = [f"{key}={folders[key]}" for key in ("policy", "world_model", "reflector")]
     out = tmp_path / "out"
-    assert cli.main(["evaluate", *models, f"world={name}", envs, *options, f"episodes={EPISODES}", f"out={out}"]) == 0
+    assert cli.main(["evaluate", *models, "world.num_envs=4", *options, f"episodes={EPISODES}", f"out={out}"]) == 0
     result = json.loads((out / "evaluation.json").read_text())
     entry = result["policies"]["policy"]
     assert len(entry["outcomes"]) == len(entry["outcomes_again"]) == EPISODES
@@ -86,7 +85,7 @@ def test_dreams_are_compared_with_every_world_of_a_table(
         "num_envs": 4,
         "threads": torch.get_num_threads(),
     }
-    steps = 60 if name == "push_block_hard" else 40
+    steps = 60 if name == "hard" else 40
     assert len(result["world_model"]["block_error_m_by_step"]) == steps
     for name, by_step in (("psnr", "psnr_by_step"), ("block_error_m", "block_error_m_by_step")):
         for k in (4, steps // 2, steps):
@@ -97,9 +96,9 @@ def test_dreams_are_compared_with_every_world_of_a_table(
 
 # Worlds whose robot drives, small: what is refused is refused before anything is rendered.
 ROOMS = [
-    ("room", ["world.num_envs=2"], "DriveWorld"),
-    ("room_nerf", ["world.num_envs=2", "world.fields=[{field},{field},{field}]"], "NerfDriveWorld"),
-    ("room_nerf_randomized", ["world.world.num_envs=2", "world.world.fields=[{field},{field},{field}]"], "NerfDriveWorld"),
+    ([], "DriveWorld"),
+    (["renderer=nerf_rooms", "world.fields=[{field},{field},{field}]"], "NerfDriveWorld"),
+    (["renderer=nerf_rooms", "world.fields=[{field},{field},{field}]", "randomization=moderate"], "NerfDriveWorld"),
 ]
 
 
@@ -116,7 +115,7 @@ def dumped(value: Any) -> str:
 def test_what_cannot_be_compared_is_refused_in_one_line(folders, recorded: str, field: str, tmp_path: Path, capsys) -> None:
     models = [f"{key}={folders[key]}" for key in ("policy", "world_model", "reflector")]
     dream = [f"world.world_model={folders['world_model']}", f"world.reflector={folders['reflector']}", f"world.data=[{recorded}]"]
-    rooms = [([f"world={name}", *(part.format(field=field) for part in more)], kind) for name, more, kind in ROOMS]
+    rooms = [(["world=room", "world.num_envs=2", *(part.format(field=field) for part in more)], kind) for more, kind in ROOMS]
     for world, kind in (*rooms, (["world=dream", *dream], "DreamWorld")):
         assert cli.main(["evaluate", *models, *world, f"out={tmp_path}"]) == 2
         error = capsys.readouterr().err

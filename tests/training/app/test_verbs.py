@@ -11,7 +11,13 @@ from training.app.verbs import _earned
 from worldsim.core import checkpoint
 from worldsim.robot.bundle import sha256
 
-CONFIG = {"seed": 7, "world": {"_target_": "a.World", "scene": "push_block", "effects": {}}, "episodes": 4, "n_action_steps": None}
+CONFIG = {
+    "seed": 7,
+    "world": {"_target_": "a.World", "scene": "push_block", "effects": {}},
+    "episodes": 4,
+    "n_action_steps": None,
+    "randomization": None,
+}
 CONFIG |= {"precision": "32-true"}
 
 

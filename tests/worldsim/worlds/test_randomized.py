@@ -17,13 +17,13 @@ from worldsim.worlds.effects import Distractors, Effect, Light, LogUniform, Norm
 from worldsim.worlds.randomized import Dynamics, Latency, RandomizedWorld
 
 NOTHING = {
-    "view": View(Uniform(0, 0), Uniform(0, 0), Uniform(0, 0), Uniform(1, 1)),
+    "view": View(Uniform(0, 0), Uniform(0, 0), Uniform(0, 0), Uniform(1, 1), fov=40),
     "light": Light(Uniform(1, 1), Uniform(1, 1), Uniform(1, 1), Uniform(0, 0), Uniform(0, 0)),
     "sensor": Sensor(Uniform(1, 1), Uniform(0, 0), Uniform(0, 0)),
     "distractors": Distractors(Uniform(0, 0), Uniform(0, 0)),
 }
 SOMETHING = {
-    "view": View(Uniform(-3, 3), Uniform(-3, 3), Uniform(-3, 3), LogUniform(0.95, 1.05)),
+    "view": View(Uniform(-3, 3), Uniform(-3, 3), Uniform(-3, 3), LogUniform(0.95, 1.05), fov=40),
     "light": Light(LogUniform(0.7, 1.4), LogUniform(0.9, 1.1), LogUniform(0.9, 1.1), Uniform(0, 0.4), Uniform(0, 360)),
     "distractors": Distractors(Uniform(0, 3), Uniform(0.02, 0.06)),
     "sensor": Sensor(LogUniform(0.8, 1.2), Uniform(0, 1), Uniform(0, 0.05)),

@@ -84,6 +84,7 @@ class GenesisWorld(World):
         data = self.scene.data
         self.num_envs, self.fps, self.max_episode_steps = num_envs, data["fps"], data["max_episode_steps"]
         self.camera, self.robot_type = data["camera"]["name"], Path(data["robot"]["file"]).stem
+        self.fov = data["camera"]["fov"]
         self.physics_steps, self.success_steps = 0, success_steps
         height, width = data["camera"]["size"]
         self.single_observation_space = gym.spaces.Dict(

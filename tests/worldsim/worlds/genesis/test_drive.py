@@ -173,7 +173,7 @@ def test_a_policy_is_cloned_and_then_reinforced_in_captured_rooms(tmp_path: Path
     fields = [room_field("room_oak", tmp_path), room_field("room_brick", tmp_path)]
     where = [f"world.fields=[{','.join(fields)}]", "world.num_envs=4"]
     data, first, second = (tmp_path / name for name in ("demos", "cloned", "reinforced"))
-    assert main(["collect", "world=room_nerf", *where, f"root={data}", "episodes=4", "seed=1"]) == 0
+    assert main(["collect", "world=room", "renderer=nerf_rooms", *where, f"root={data}", "episodes=4", "seed=1"]) == 0
     quick = ["logger=[]", f"data.roots=[{data}]", "data.batch_size=4"]
     assert main(["fit", "experiment=policy_room", *quick, "trainer.max_steps=2", f"run_dir={first}"]) == 0
     arena = [f"model.arena.{option}" for option in where]

@@ -1,0 +1,17 @@
+"""From a configuration to a world, for every verb that plays one.
+
+The world, what draws it and the conditions that it is met under are chosen apart: `world=push_block renderer=nerf
+randomization=moderate`. A renderer names another class of the world; randomisation wraps whatever it is. Read `verbs.py` next.
+"""
+
+from typing import Any
+
+from hydra.utils import instantiate
+
+from worldsim.core.interfaces import World
+
+
+def build_world(cfg: dict[str, Any]) -> World:
+    """The world of `cfg["world"]`, under `cfg["randomization"]` if that is not null."""
+    world: World = instantiate(cfg["world"], _convert_="all")
+    return instantiate(cfg["randomization"], _convert_="all")(world) if cfg["randomization"] else world
