@@ -52,7 +52,7 @@ demo: setup  ## the whole pipeline on the embedded default; options in ARGS
 
 test: $(VENV)/.nerf  ## run the tests that need no GPU, with two workers; options in ARGS, then with one
 ifeq ($(ARGS),)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not gpu and not realtime"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not gpu and not realtime"
 	$(BIN)/python -m pytest -m realtime
 else
 	$(BIN)/python -m pytest $(ARGS)

@@ -123,10 +123,10 @@ if __name__ == "__main__":
         "captured room never seen": ("room", "renderer=nerf_rooms", f"world.fields=[{OUT}/{UNSEEN}/baked]"),
         "Genesis, room never seen": ("room",),
     }
-    conditions = {"plain": "randomization=null", "randomised": "randomization=moderate"}
+    conditions = {"plain": [], "randomised": ["randomization=moderate"]}
     for name, chosen in conditions.items():
         table = ("world=push_block", "renderer=nerf", f"world.fields=[{OUT}/table]")
-        policy = clone(f"table_{name}", "policy", DEMONSTRATIONS, *table, chosen)
+        policy = clone(f"table_{name}", "policy", DEMONSTRATIONS, *table, *chosen)
         results[policy.name] = compare(policy, tables)
     where = f"world.fields=[{','.join(captured)}]"
     few = clone("rooms_few", "policy_room", HANDFUL, "world=room", "renderer=nerf_rooms", where, "actor.noise=0.1")
@@ -143,7 +143,7 @@ if __name__ == "__main__":
     )
     results[better.name] = compare(better, rooms, few)
     for name, chosen in conditions.items():
-        scenes = ("world=room", "renderer=nerf_rooms", where, chosen)
+        scenes = ("world=room", "renderer=nerf_rooms", where, *chosen)
         policy = clone(f"rooms_{name}", "policy_room", DEMONSTRATIONS, *scenes, "actor.noise=0.1")
         results[policy.name] = compare(policy, rooms)
     write_json(

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from models.policies.flow_vla import FlowVLA
 from models.world.latent_flow import LatentFlowWorldModel
@@ -13,12 +15,16 @@ from worldsim.core.types import Episode
 from worldsim.data.lerobot import DatasetWriter
 
 
-@pytest.hookimpl(tryfirst=True)  # before the worker of xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files stay whole, for their fixtures; those that use Genesis go to one worker, because two of them slow one another down."""
-    files = {item.path for item in items if item.get_closest_marker("genesis")}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("genesis" if item.path in files else str(item.path)))
+class WholeFiles(LoadScopeScheduling):
+    """Gives files to workers as a whole, for their fixtures, and all that use Genesis to one: two of them slow one another down."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "genesis" if "mark.genesis" in (self.config.rootpath / file).read_text() else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> WholeFiles:
+    return WholeFiles(config, log)
 
 
 @pytest.fixture

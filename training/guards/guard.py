@@ -7,6 +7,7 @@ models by Gao et al. 2023, arXiv:2210.10760). An `Alarm` (`alarms.py`) reads wha
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -29,15 +30,23 @@ class Guard(Callback):
 
     Args:
         alarms: checked after every iteration, at most one of a class.
+        verdict_alarms: further ones, which read what the judge says.
         judge: measures the policy at the start, after every interval and at the end; null for none.
         every: iterations of an interval.
         margin: at the end the best judged weights are shipped if the last ones are judged worse by more than this.
     """
 
-    def __init__(self, alarms: list[Alarm], judge: HeldOut | None = None, every: int = 50, margin: float = 0.03):
+    def __init__(
+        self,
+        alarms: list[Alarm],
+        judge: HeldOut | None = None,
+        every: int = 50,
+        margin: float = 0.03,
+        verdict_alarms: Sequence[Alarm] = (),
+    ):
         if every < 1:
             raise ValueError(f"every must be at least 1 iteration, got {every}; 50 is usual")
-        self.alarms, self.judge, self.every, self.margin = alarms, judge, every, margin
+        self.alarms, self.judge, self.every, self.margin = [*alarms, *verdict_alarms], judge, every, margin
         self.history: list[Verdict] = []
         self.good: dict[str, Any] = {}  # weights, step, judged
         self.fired = self.ended = False

@@ -22,7 +22,7 @@ matplotlib.use("agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
 ROBOT = ("randomization=stand_in",)
-CONDITIONS = {"nominal": "null", "randomised": "moderate", "identified": "identified"}
+CONDITIONS = {"nominal": [], "randomised": ["randomization=moderate"], "identified": ["randomization=identified"]}
 
 
 def run_rehearsal(cfg: dict[str, Any]) -> None:
@@ -47,8 +47,7 @@ def stages(cfg: dict[str, Any]) -> list[Stage]:
     """Collect, clone, record on the robot, identify, collect, clone, evaluate."""
     out, first = cfg["out"], cfg["seed"] * 1_000_000
     file, recorded = f"{out}/identified.json", cfg["recorded"]
-    settings = {name: [f"randomization={conditions}"] for name, conditions in CONDITIONS.items()}
-    settings["identified"].append(f"randomization.file={file}")
+    settings = {**CONDITIONS, "identified": [*CONDITIONS["identified"], f"randomization.file={file}"]}
 
     def learn(name: str, *needs: str) -> list[Stage]:
         root = f"{out}/data/{name}"

@@ -129,7 +129,7 @@ def configured(folders: dict[str, str], data: list[str], run: Path, guard: str, 
 
 
 def test_guards_are_chosen_by_configuration(folders: dict[str, str], data: list[str], tmp_path: Path) -> None:
-    assert "guard" not in configured(folders, data, tmp_path, "none")["trainer"]["callbacks"]
+    assert "guard" not in configured(folders, data, tmp_path, "alarms", "~guard")["trainer"]["callbacks"]
     assert "judge" not in configured(folders, data, tmp_path, "alarms")["trainer"]["callbacks"]["guard"]
     judge = "trainer.callbacks.guard.judge"
     overrides = [f"{judge}.{name}={folders[name]}" for name in ("world_model", "reflector", "second_reflector")]
@@ -154,7 +154,7 @@ def test_a_guard_shows_all_its_numbers(guard: str) -> None:
             assert written == numbers, node
         else:
             assert numbers["margin"] == written.get("margin", numbers["margin"])
-        for child in [node.get("judge"), *node.get("alarms", [])]:
+        for child in [node.get("judge"), *node.get("alarms", []), *node.get("verdict_alarms", [])]:
             if child is not None:
                 compare(child)
 
