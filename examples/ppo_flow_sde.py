@@ -102,10 +102,10 @@ def train(policy: Policy, world: DreamWorld, options: argparse.Namespace) -> Pol
                 shared = advantage[at][:, None].expand_as(new)
                 loss, metrics = ppo_clip(new, old, shared, mask=stochastic)
                 error = (critic(features.detach())[:, 0] - target[at]).square().mean()
-                updates = [(teacher, error, critic)]
-                if iteration >= options.warmup:  # until then the critic knows nothing, and advantages are noise
-                    updates.append((learner, loss, policy))
-                for optimizer, objective, model in updates:
+                updates = [(teacher, error, critic), (learner, loss, policy)]
+                for optimizer, objective, model in updates[
+                    : 1 + (iteration >= options.warmup)
+                ]:  # a critic that knows nothing first
                     optimizer.zero_grad()
                     objective.backward()
                     nn.utils.clip_grad_norm_(model.parameters(), 0.5)

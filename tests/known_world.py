@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from worldsim.core.interfaces import ChunkResult, World
+from worldsim.core.interfaces import Branchable, ChunkResult, World
 from worldsim.core.noise import Noise
 from worldsim.core.types import Judgement, Observation, TensorBatch
 from worldsim.measure.collect import Actor
@@ -37,13 +37,14 @@ class Where(TensorBatch):
     step: Int[Tensor, " b"]
 
 
-class KnownWorld(World):
+class KnownWorld(World, Branchable):
     """State (seed, step), pixels step modulo 256; the reward of step k is k, progress k / `LIMIT`.
 
     An autoreset leads to a start of its own, 10^9 further on, which nobody asked for. `step` is not there to be used.
     """
 
     camera, state_names, action_names = "front", ("seed", "step"), ("a",)
+    physics = True
 
     def __init__(self, num_envs: int = 3, p: float = 0.6):
         self.num_envs, self.fps, self.max_episode_steps, self.p = num_envs, 10, LIMIT, p

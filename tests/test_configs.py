@@ -6,18 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra.utils import get_object
+from hydra.utils import get_object, instantiate
 from lightning import Trainer
 from omegaconf import OmegaConf
 
 from training.app.cli import CONFIG_DIR, VERBS, compose_config
 from training.app.fit import parameters, run_fit
 from training.supervised.data import StreamData
+from worldsim.tasks.reward import ProgressReward, SparseSuccess
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("*.yaml"))
 ALGORITHMS = [
     path.relative_to(CONFIG_DIR)
-    for pattern in ("chain/*", "advantage/*", "arena/dream")
+    for pattern in ("chain/*", "advantage/*", "arena/dream", "reward/*")
     for path in sorted(CONFIG_DIR.glob(f"{pattern}.yaml"))
 ]
 CHOICES = [
@@ -131,6 +132,19 @@ def test_a_learner_is_built_as_its_yaml_says(build: Callable[..., Any], file: Pa
     check_values(made, written(file))
 
 
+def test_a_reward_is_chosen_on_the_command_line(build: Callable[..., Any], folders: dict[str, str]) -> None:
+    sparse, own = "reward@model.arena.reward=sparse", "+model.arena.reward.success=3"
+    made = build(f"+{sparse}", own[1:]).arena.reward
+    assert type(made) is SparseSuccess and made.success == 3
+    three = [f"model.{name}={folders[name]}" for name in ("world_model", "reflector")]
+    config = compose_config(
+        "fit", ["experiment=post_train", f"model.policy={folders['policy']}", *three, "+reward@model.reward=progress"]
+    )
+    made = instantiate(config.model).reward
+    assert type(made) is ProgressReward and made.progress == 1.0
+    assert compose_config("collect", ["+reward@world.reward=sparse"]).world.reward._target_.endswith("SparseSuccess")
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
@@ -155,5 +169,5 @@ def test_a_misspelt_option_is_refused_in_one_line(build: Callable[..., Any], ove
 
 def test_configs_stay_few_and_small() -> None:
     files = list(CONFIG_DIR.rglob("*.yaml"))
-    assert len(files) <= 65
+    assert len(files) <= 67
     assert all(len(Path(file).read_text().splitlines()) <= 40 for file in files)

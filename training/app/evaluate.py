@@ -70,7 +70,7 @@ def evaluate(cfg: Config) -> None:
             outcome = outcomes[name][0]
             if outcome is not reference:
                 entry["paired_gain"] = paired_difference(reference.success, outcome.success)
-            where = "physics" if world.physics_steps else "a dream"
+            where = "physics" if world.physics else "a dream"
             print(f"{name}: {percent(entry)} in {where}", flush=True)
             _write(cfg, result, world)
             for key, models in dreams.items():

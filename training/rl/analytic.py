@@ -20,8 +20,9 @@ from training.supervised.batches import Batch, drawn_by_batch, seed_of
 from training.supervised.optim import decayed_adamw
 from worldsim.core import checkpoint
 from worldsim.core.flow import sample_ode
-from worldsim.core.interfaces import Reflector, WorldModel
+from worldsim.core.interfaces import Reflector, Reward, WorldModel
 from worldsim.core.noise import Noise
+from worldsim.tasks.reward import ProgressReward
 
 
 class AnalyticPostTraining(PostTraining):
@@ -41,7 +42,6 @@ class AnalyticPostTraining(PostTraining):
         anchor: weight of |a - a_BC|^2, both sampled from the same noise.
         penalty: weight of actions outside [-1, 1].
         exploration: standard deviation of the noise on the actions of half of the dreams.
-        progress_weight: scale of the progress reward.
         judged: frames of a chunk that the reflector looks at.
         clip: largest gradient norm.
         ema_decay: of the shipped policy.
@@ -49,6 +49,7 @@ class AnalyticPostTraining(PostTraining):
         rivals: folders of world models from other seeds; the least promising one counts, see `imagine`.
         chain: the sampler that acts in dreams; null is the ODE. A noisy chain explores with its reparameterised noise.
         continuation: goes on with some dreams where they ended; null starts all of them from data.
+        reward: of each chunk, see `imagine`; null is twice the progress gained plus the probability of success.
     """
 
     def __init__(
@@ -67,7 +68,6 @@ class AnalyticPostTraining(PostTraining):
         anchor: float = 0.02,
         penalty: float = 0.1,
         exploration: float = 0.5,
-        progress_weight: float = 2.0,
         judged: tuple[int, ...] = (1, 3),
         clip: float = 0.5,
         ema_decay: float = 0.95,
@@ -75,10 +75,12 @@ class AnalyticPostTraining(PostTraining):
         rivals: tuple[str, ...] = (),
         chain: Chain | None = None,
         continuation: Continuation | None = None,
+        reward: Reward | None = None,
     ):
         super().__init__(policy, ema_decay)
-        self.save_hyperparameters(ignore=["continuation", "chain"])
+        self.save_hyperparameters(ignore=["continuation", "chain", "reward"])
         self.continuation, self.chain = continuation, Deterministic() if chain is None else chain
+        self.reward = ProgressReward(progress=2.0) if reward is None else reward
         self.chain.build(self.policy)
         self.policy.train()
         self.settings: Any = self.hparams
@@ -128,7 +130,7 @@ class AnalyticPostTraining(PostTraining):
             chain=self.chain,
             chunks=self.settings.chunks,
             exploration=noisy,
-            progress_weight=self.settings.progress_weight,
+            reward=self.reward,
             judged=self.settings.judged,
             rivals=self.rivals,  # type: ignore[arg-type]
             noise=noise,

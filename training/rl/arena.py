@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from training.supervised.batches import Batch
 from worldsim.core import checkpoint
-from worldsim.core.interfaces import Reflector, World, WorldModel
+from worldsim.core.interfaces import Reflector, Reward, World, WorldModel
 from worldsim.core.seeds import CHOOSING
 from worldsim.core.types import Observation
 from worldsim.worlds.dream import DreamWorld, Starts
@@ -35,26 +35,29 @@ class DreamArena(Arena):
 
     Args:
         world_model, reflector: folders of exported models.
+        reward: what its dreams pay by, see `DreamWorld`.
     """
 
     reflector: Reflector
 
-    def __init__(self, world_model: str, reflector: str):
+    def __init__(self, world_model: str, reflector: str, reward: Reward | None = None):
         super().__init__()
+        self.reward = reward
         self.world_model: WorldModel = checkpoint.load(world_model, WorldModel).requires_grad_(False).eval()
         self.reflector = checkpoint.load(reflector, Reflector).requires_grad_(False).eval()
 
     def begin(self, batch: Batch, group_size: int, generator: torch.Generator) -> tuple[World, Observation, Tensor]:
         n = len(batch["instruction"])
         starts = Starts(batch["frames"], batch["state"], tuple(batch["instruction"]))  # the loader turns tuples into lists
-        world = DreamWorld(self.world_model, self.reflector, starts, num_envs=n * group_size)
+        world = DreamWorld(self.world_model, self.reflector, starts, num_envs=n * group_size, reward=self.reward)
         group = torch.arange(n).repeat_interleave(group_size)
         obs, _ = world.reset(seed=int(torch.randint(2**31, (), generator=generator)), options={"start": group})
         return world, obs, group
 
 
 class PhysicsArena(Arena):
-    """The simulator itself, from random starts; of the batch only the size counts. Every control step is counted.
+    """The simulator itself, from random starts; of the batch only the size counts. Every control step is counted, and the world
+    pays by its own reward.
 
     Args:
         world: with batch size * group size environments.

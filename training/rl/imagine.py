@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from training.rl.chains import Chain
 from training.supervised.batches import Batch
-from worldsim.core.interfaces import Policy, Reflector, WorldModel
+from worldsim.core.interfaces import Policy, Reflector, Reward, WorldModel
 from worldsim.core.noise import Noise
-from worldsim.core.types import Observation, TensorBatch, cat_rows, float_image, where_rows
+from worldsim.core.types import Judgement, Observation, TensorBatch, cat_rows, float_image, where_rows
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,12 @@ def imagine(
     chain: Chain,
     chunks: int,
     exploration: Float[Tensor, "b 1 1"],
-    progress_weight: float,
+    reward: Reward,
     judged: Sequence[int],
     noise: Noise,
     rivals: Sequence[WorldModel] = (),
 ) -> Dream:
-    """Dream `chunks` chunks; the reward of each is progress_weight * (progress gained) + (largest success probability).
+    """Dream `chunks` chunks; what is judged of each is its largest success probability and its last progress.
 
     The gradient flows reward <- reflector <- world model <- action <- sampler, and through the world model's state from chunk to
     chunk; the policy's own observations are cut off, so that it learns to act and not to shape what it sees.
@@ -87,7 +87,7 @@ def imagine(
         chain: the sampler, differentiated by reparameterisation: `Deterministic`, or a noisy one.
         chunks: h.
         exploration: standard deviation of noise on the executed actions, per dream.
-        progress_weight: scale of the progress reward.
+        reward: of these judgements, whose success is that probability; a bonus for it is the expected one.
         judged: which frames of a chunk the reflector looks at; must include the last.
         noise: one row per dream; its steps are the chunks.
         rivals: world models trained from other seeds. Each predicts every chunk too, from the same latest frames, and the least of
@@ -97,14 +97,15 @@ def imagine(
     instruction, recent, felt = start.instruction, start.frames, start.states
     frame, proprioception = recent[:, -1].clamp(0, 1), felt[:, -1]
     b = len(instruction)
-    progress = reflector.judge(frame, instruction).progress.detach()
+    first = reflector.judge(frame, instruction).detach()
+    before = Judgement(success=first.p_success, progress=first.progress)
 
-    def judge(predicted: Tensor) -> tuple[Tensor, Tensor]:
+    def judge(predicted: Tensor) -> Judgement:
         """Largest success probability and the last progress of a chunk's frames."""
         seen = predicted[:, list(judged)].clamp(0, 1)
         reflection = reflector.judge(seen.flatten(0, 1), tuple(s for s in instruction for _ in judged))
         p_success, reached = (x.unflatten(0, (b, len(judged))) for x in (reflection.p_success, reflection.progress))
-        return p_success.amax(dim=1), reached[:, -1]
+        return Judgement(success=p_success.amax(dim=1), progress=reached[:, -1])
 
     state, actions, frames, observations, noises, rewards, successes = start.model, [], [frame], [], [], [], []
     for number in range(chunks):
@@ -118,16 +119,16 @@ def imagine(
         others = [rival.step(rival.init(recent, felt), executed, replace(now, stream=i + 1))[1] for i, rival in enumerate(rivals)]
         state, predicted, proprioceptions = world_model.step(state, executed, now)
         verdicts = [judge(frames_of_one) for frames_of_one in (predicted, *others)]
-        p_success, least = (torch.stack(values).amin(dim=0) for values in zip(*verdicts, strict=True))
-        rewards.append(progress_weight * (least - progress) + p_success)
+        least = Judgement(**{name: torch.stack([vars(v)[name] for v in verdicts]).amin(dim=0) for name in vars(before)})
+        rewards.append(reward(before, least))
         context = recent.shape[1]
         recent = torch.cat([recent, predicted], dim=1)[:, -context:]
         felt = torch.cat([felt, proprioceptions], dim=1)[:, -context:]
         frame, proprioception = recent[:, -1].clamp(0, 1), felt[:, -1]
         observations.append(obs)
-        for values, value in ((actions, action), (frames, frame), (noises, path[:, 0]), (successes, p_success)):
+        for values, value in ((actions, action), (frames, frame), (noises, path[:, 0]), (successes, least.success)):
             values.append(value)
-        progress = verdicts[0][1]
+        before = verdicts[0]
     return Dream(
         actions=torch.stack(actions, dim=1),
         frames=torch.stack(frames, dim=1),

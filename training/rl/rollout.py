@@ -2,17 +2,19 @@
 
 Read `chains.py` and `estimators.py` for what goes in, and `sampling.py` for how rollouts are saved."""
 
+from dataclasses import replace
+
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from training.rl.chains import Chain
 from training.rl.estimators import Advantage
 from training.rl.math.advantages import first_success_mask
 from training.rl.sampling import EarlyStop
-from worldsim.core.interfaces import ChunkResult, Policy, World
+from worldsim.core.interfaces import ChunkResult, Divisible, Policy, World
 from worldsim.core.noise import Noise
 from worldsim.core.types import Observation, Rollout
-from worldsim.worlds.dream import DreamWorld
 
 
 @torch.no_grad()
@@ -39,12 +41,12 @@ def collect_rollout(
         chunks: t, decisions per trajectory.
         group: number of each environment's start, [b].
         seed: of all noise; a trajectory's depends on its row and the number of the decision, never on which others still play.
-        early_stop: in a dream: leaves finished and hopeless environments out of the computation. A hopeless one is truncated, so
-            its last value stands for the rest.
+        early_stop: in a `Divisible` world: leaves finished and hopeless environments out of the computation. A hopeless one is
+            truncated, so its last value stands for the rest.
     """
     b, camera, noise = world.num_envs, next(iter(obs.images)), Noise.rows(seed, world.num_envs)
     instruction, rows = obs.instruction, torch.arange(b)
-    final_value, ended = torch.zeros(b), torch.zeros(b, dtype=torch.bool)
+    final_value, ended, success = torch.zeros(b), *torch.zeros(2, b, dtype=torch.bool)
     log: dict[str, list[Tensor]] = {}
 
     def store(**values: Tensor) -> None:
@@ -70,19 +72,25 @@ def collect_rollout(
         stops = (stops | (t + 1 == chunks)) & ~ended[rows]
         if stops.any():
             final_value[rows] = torch.where(stops, critic(result.final_obs)[:, 0], final_value[rows])
+        success[rows] |= result.done & result.is_success & ~ended[rows]
         ended[rows] |= stops
         obs = result.obs
         if ended.all():
             break
         if early_stop is not None and early_stop.worth_dropping(ended[rows]):
-            if not isinstance(world, DreamWorld):
-                raise ValueError(f"early_stop drops environments, which a {type(world).__name__} cannot; set model.early_stop=null")
-            keep = ~ended[rows]
-            world, obs, rows = world.take(keep), obs[keep], rows[keep]
+            keep, divisible = ~ended[rows], world.require(Divisible, "early_stop", "set model.early_stop=null")
+            world, obs, rows = divisible.take(keep), obs[keep], rows[keep]
 
     stacked = {name: torch.stack(values, dim=1) for name, values in log.items()}
     played, done = stacked.pop("played"), stacked.pop("done")
     valid = first_success_mask(done.flatten(1)).view_as(done) & played[..., None]
     stacked["reward"] = stacked["reward"] * valid
     stacked["terminated"] = stacked["terminated"] & valid
-    return Rollout(**stacked, valid=valid, instruction=instruction, group=group, final_value=final_value)
+    return Rollout(**stacked, valid=valid, success=success, instruction=instruction, group=group, final_value=final_value)
+
+
+def paid(rollout: Rollout, reward: Float[Tensor, "b t"]) -> Rollout:
+    """The same rollout with another reward: each decision's comes with its last action that was executed."""
+    last = rollout.valid & ~rollout.valid.roll(-1, dims=2)
+    last[..., -1] = rollout.valid[..., -1]
+    return replace(rollout, reward=torch.where(last, reward[..., None], 0.0))

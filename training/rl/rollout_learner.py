@@ -18,11 +18,11 @@ from training.rl.arena import Arena
 from training.rl.chains import Chain
 from training.rl.estimators import Advantage, Assessment
 from training.rl.post_training import PostTraining
-from training.rl.rollout import collect_rollout
+from training.rl.rollout import collect_rollout, paid
 from training.rl.sampling import BetaStarts, DynamicSampling, EarlyStop, SuccessBuffer
 from training.supervised.batches import Batch, generator_of, seed_of
 from training.supervised.optim import decayed_adamw
-from worldsim.core.interfaces import Policy
+from worldsim.core.interfaces import EpisodeReward, Policy
 from worldsim.core.noise import Noise
 from worldsim.core.types import Observation, Rollout, cat_rows
 
@@ -127,7 +127,7 @@ class RolloutLearner(PostTraining, ABC):
         self.log_spread(first, Noise.rows(seed, len(rollout.group)))
         scalars = {
             "return": rollout.returns.mean(),
-            "imagined_success": rollout.terminated.any(2).any(1).float().mean(),
+            "imagined_success": rollout.success.float().mean(),
             "usable_fraction": usable,
         }
         self.tell(scalars, prog_bar=True)
@@ -174,8 +174,10 @@ class RolloutLearner(PostTraining, ABC):
             seed=int(torch.randint(2**62, (), generator=generator)),
             early_stop=self.early_stop,
         )
+        if isinstance(world.reward, EpisodeReward):
+            rollout = paid(rollout, world.reward.episode(rollout))
         if self.starts is not None:
-            self.starts.update(batch["start"][group], rollout.terminated.any(2).any(1))
+            self.starts.update(batch["start"][group], rollout.success)
         return rollout
 
     def minibatches(self, rollout: Rollout, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:

@@ -120,7 +120,7 @@ class SuccessBuffer(nn.Module):
 
     def add(self, rollout: Rollout) -> None:
         """Keep the decisions of dreams that succeeded, the newest ones if there are too many."""
-        rows, columns = (rollout.decided & rollout.terminated.any(2).any(1, keepdim=True)).nonzero(as_tuple=True)
+        rows, columns = (rollout.decided & rollout.success[:, None]).nonzero(as_tuple=True)
         fresh = {
             "images": rollout.images[rows, columns],
             "state": rollout.state[rows, columns],

@@ -104,11 +104,11 @@ class Judgement(TensorBatch):
     """What a world's judge says of the current frame: the task's truth in physics, the reflector's verdict in a dream.
 
     Attributes:
-        success: the task is done.
-        progress: task progress in [0, 1].
+        success: the task is done; inside a differentiable dream the probability of it, 0..1.
+        progress: task progress in [0, 1]; NaN where nobody knows it.
     """
 
-    success: Bool[Tensor, "*b"]
+    success: Bool[Tensor, "*b"] | Float[Tensor, "*b"]
     progress: Float[Tensor, "*b"]
 
 
@@ -168,7 +168,8 @@ class Rollout(TensorBatch):
         stochastic: which denoising steps were stochastic.
         logprob: log-probability of each denoising transition and action under the policy that acted; 0 in deterministic steps.
         reward: of each action.
-        terminated: success ended the episode at this action.
+        terminated: the task ended the episode at this action: nothing follows that could be worth anything.
+        success: the episode ended, and the world says that the task was done in its last frame.
         valid: this action was executed before the end of its episode; others carry no gradient.
         group: trajectories with one number share start state and instruction (GRPO).
         value: critic's estimate before each decision (v = 1) or each of its actions (v = ah); 0 without a critic.
@@ -184,6 +185,7 @@ class Rollout(TensorBatch):
     logprob: Float[Tensor, "b t k ah"]
     reward: Float[Tensor, "b t ah"]
     terminated: Bool[Tensor, "b t ah"]
+    success: Bool[Tensor, " b"]
     valid: Bool[Tensor, "b t ah"]
     group: Int[Tensor, " b"]
     value: Float[Tensor, "b t v"]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from worldsim.core import checkpoint
 from worldsim.core.flow import sample_ode
-from worldsim.core.interfaces import ChunkResult, Policy, Sight, World
+from worldsim.core.interfaces import ChunkResult, Policy, Scripted, Sight, World
 from worldsim.core.noise import Noise
 from worldsim.core.types import Episode, Observation
 from worldsim.tasks.push import expert_action
@@ -25,7 +25,7 @@ from worldsim.tasks.push import expert_action
 class Actor(ABC):
     """Whoever acts: proposes a chunk of actions for every environment.
 
-    `world` is any `World` for a policy, one with an `expert()` for `ExpertActor`, and one with a table and discs for `PlayActor`.
+    `world` is any `World` for a policy, a `Scripted` one for `ExpertActor`, and one with a table and discs for `PlayActor`.
 
     Attributes:
         source: stored with each episode, see `Episode.source`.
@@ -58,7 +58,7 @@ class ExpertActor(Actor):
         self.noise = noise
 
     def act(self, world: Any, obs: Observation, noise: Noise) -> Tensor:
-        action = world.expert()
+        action = world.require(Scripted, "actor=expert", "record with actor=policy actor.folder=FOLDER").expert()
         return (action + self.noise * noise.normal("expert", action.shape[1])).clamp(-1, 1)[:, None]
 
 
@@ -204,7 +204,8 @@ def play(
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
     b = world.num_envs
-    start, taken, elapsed = torch.arange(b), b, torch.zeros(b, dtype=torch.long)
+    start, taken = torch.arange(b, device=world.device), b
+    elapsed = torch.zeros_like(start)
     obs, _ = world.reset(seed=(seed + start).tolist(), options={"stream": stream, **place(start)})
     while (start < episodes).any():
         noise, before = Noise(seed + start, torch.zeros_like(start), elapsed, stream), (obs, world.judge())
@@ -213,7 +214,7 @@ def play(
         yield Turn(start, elapsed == 0, before, actions, result, seen)
         elapsed, obs = torch.where(result.done, 0, elapsed + result.valid.sum(dim=1)), result.obs
         if result.done.any():
-            start = start.masked_scatter(result.done, taken + torch.arange(int(result.done.sum())))
+            start = start.masked_scatter(result.done, taken + torch.arange(int(result.done.sum()), device=world.device))
             taken = int(start.max()) + 1
             if (start[result.done] < episodes).any():
                 obs, _ = world.reset(seed=(seed + start).tolist(), options={"mask": result.done, **place(start)})
@@ -262,7 +263,7 @@ def _columns(sights: list[Sight]) -> dict[str, Tensor]:
 
 
 def _episode(log: list[dict[str, Tensor]], instruction: str, source: str) -> Episode:
-    whole = {name: torch.cat([piece[name] for piece in log if name in piece]) for name in log[-1]}
+    whole = {name: torch.cat([piece[name] for piece in log if name in piece]).cpu() for name in log[-1]}
     cameras = {name.removeprefix("image "): whole.pop(name) for name in list(whole) if name.startswith("image ")}
     whole["success"] = whole["success"].float()
     return Episode(images=cameras, instruction=instruction, source=source, **whole)

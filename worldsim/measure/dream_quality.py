@@ -56,25 +56,22 @@ def record(world: World, actor: Actor, *, seed: int, n_action_steps: int | None 
     """One episode of full length in every environment of a world with a table and blocks, successes included.
 
     Args:
-        world: a `GenesisWorld`, or one that wraps it; its `success_steps` are put off meanwhile.
+        world: a `GenesisWorld`, or one that wraps it; success ends nothing meanwhile.
         actor: whose chunks are executed as `worldsim.measure.collect.executed` says.
         seed: environment i plays the start seed + i.
         n_action_steps: see `executed`.
     """
     table: GenesisWorld = world.unwrapped  # type: ignore[assignment]
-    ends, table.success_steps = table.success_steps, 10**9
     sights, actions, colors = [], [], []
 
     def advance(chunk: Tensor) -> tuple[ChunkResult, list[Sight]]:
         colors.append(table.named_colors)
         return world.watch_chunk(chunk)
 
-    try:
+    with table.endless():
         for turn in play(world, actor, advance, episodes=world.num_envs, seed=seed, n_action_steps=n_action_steps):
             sights += [turn.before, *turn.seen] if not sights else turn.seen
             actions.append(turn.actions)
-    finally:
-        table.success_steps = ends
     t = world.max_episode_steps
     sights = sights[: t + 1]
     return Recording(

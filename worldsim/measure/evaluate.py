@@ -28,7 +28,7 @@ class Outcomes:
     """n episodes of one policy.
 
     Attributes:
-        success: the episode terminated in success, [n].
+        success: the world says of the last frame that the task was done, [n].
         length: control steps until its end, [n].
         starts: first observation of every episode.
         p_success: in a dream, the largest success probability that the reflector gave to one of its frames, [n]; 0 in physics.
@@ -104,8 +104,8 @@ def actor_of(policy: Player) -> Actor:
 
 def _outcomes(world: World, policy: Player, *, episodes: int, **settings: Any) -> Outcomes:
     began = time.monotonic()
-    success, length = torch.zeros(episodes, dtype=torch.bool), torch.zeros(episodes, dtype=torch.long)
-    p_success = torch.zeros(episodes)
+    success = torch.zeros(episodes, dtype=torch.bool, device=world.device)
+    length, p_success = success.long(), success.float()
     firsts: dict[int, Observation] = {}
     with Progress(transient=True) as progress:
         task = progress.add_task("evaluate", total=episodes)
@@ -114,7 +114,7 @@ def _outcomes(world: World, policy: Player, *, episodes: int, **settings: Any) -
             firsts |= {int(turn.start[i]): turn.before[0][[i]] for i in (turn.first & counts).nonzero().flatten().tolist()}
             length.index_add_(0, turn.start[counts], result.valid.sum(dim=1)[counts])
             rows = result.done & counts
-            success[turn.start[rows]] = result.terminated.any(dim=1)[rows]
+            success[turn.start[rows]] = result.is_success[rows]
             if isinstance(result.final_judge, DreamJudgement):
                 p_success[turn.start[rows]] = result.final_judge.p_success[rows]
             progress.advance(task, int(rows.sum()))

@@ -18,11 +18,12 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from worldsim.core import checkpoint
-from worldsim.core.interfaces import ChunkResult, Reflector, Sight, World, WorldModel
+from worldsim.core.interfaces import Branchable, ChunkResult, Divisible, Reflector, Reward, Sight, Step, World, WorldModel
 from worldsim.core.noise import Noise
 from worldsim.core.sizes import check_sizes
 from worldsim.core.types import Judgement, Observation, TensorBatch, float_image, where_rows
 from worldsim.data.windows import FrameTable
+from worldsim.tasks.reward import ProgressReward
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,8 @@ class DreamJudgement(Judgement):
     p_success: Float[Tensor, " b"]
 
 
-class DreamWorld(World):
-    """`num_envs` dreams. Reward = progress difference + 1 on success, judged by the reflector (as in the physics worlds).
+class DreamWorld(World, Branchable, Divisible):
+    """`num_envs` dreams, paid and ended by what the reflector judges. They lie where the starts do, as both models must.
 
     `step_chunk` is one call of the world model for every `action_horizon` actions. `step` is a chunk of one action: unless the
     world model is `causal` another dream than the one in which a policy's chunks are played whole, and no verb of worldsim uses it.
@@ -98,10 +99,13 @@ class DreamWorld(World):
         max_episode_steps: truncation.
         fps: control frequency of the data, in Hz.
         seed: environment i uses the stream seed + i.
+        reward: of the reflector's judgements; null is `ProgressReward`, as in physics.
 
     Raises:
         ValueError: if there are no starts or num_envs < 1.
     """
+
+    reward: Reward
 
     def __init__(
         self,
@@ -112,6 +116,7 @@ class DreamWorld(World):
         max_episode_steps: int = 40,
         fps: int = 10,
         seed: int = 0,
+        reward: Reward | None = None,
     ):
         if num_envs < 1 or len(starts) < 1:
             raise ValueError(f"a dream needs num_envs >= 1 and at least one start, got {num_envs} and {len(starts)}")
@@ -119,7 +124,8 @@ class DreamWorld(World):
         self.state_names = tuple(f"state_{i}" for i in range(starts.state.shape[-1]))
         self.action_names = tuple(f"action_{i}" for i in range(world_model.action_dim))
         self.num_envs, self.max_episode_steps, self.fps, self.camera = num_envs, max_episode_steps, fps, world_model.camera
-        self.causal, self._noise_stream = world_model.causal, 0
+        self.causal, self._noise_stream, self.device = world_model.causal, 0, starts.state.device
+        self.reward = ProgressReward() if reward is None else reward
         height, width = starts.frames.shape[2:4]
         self.single_observation_space = gym.spaces.Dict(
             images=gym.spaces.Dict({self.camera: gym.spaces.Box(0, 255, (height, width, 3), np.uint8)}),
@@ -129,8 +135,8 @@ class DreamWorld(World):
         self.single_action_space = gym.spaces.Box(-1.0, 1.0, (world_model.action_dim,), np.float32)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
-        streams = torch.stack([seed + torch.arange(num_envs), torch.zeros(num_envs, dtype=torch.long)], dim=1)
-        self._state = self._begin(torch.zeros(num_envs, dtype=torch.long), streams)
+        rows = torch.arange(num_envs, device=self.device)
+        self._state = self._begin(torch.zeros_like(rows), torch.stack([seed + rows, torch.zeros_like(rows)], dim=1))
         self.reset()
 
     @classmethod
@@ -143,6 +149,7 @@ class DreamWorld(World):
         max_episode_steps: int = 40,
         fps: int = 10,
         seed: int = 0,
+        reward: Reward | None = None,
     ) -> "DreamWorld":
         """A dream of exported models that starts from the first frames of recorded datasets.
 
@@ -156,7 +163,7 @@ class DreamWorld(World):
         for part in (model, judge):
             check_sizes(part, table.sizes)
         starts = Starts.first_frames(table, model.context)
-        return cls(model, judge, starts, num_envs, max_episode_steps, fps, seed)
+        return cls(model, judge, starts, num_envs, max_episode_steps, fps, seed, reward)
 
     # Gymnasium ----------------------------------------------------------------------------------------------------------
 
@@ -166,13 +173,8 @@ class DreamWorld(World):
     ) -> tuple[Observation, dict[str, Any]]:
         """See `World.reset`. ``options={"start": int [b]}`` chooses the starts instead of drawing them."""
         options = options or {}
-        mask = torch.as_tensor(options.get("mask", torch.ones(self.num_envs)), dtype=torch.bool)
-        if mask.shape != (self.num_envs,):
-            raise ValueError(f"options['mask'] must have shape ({self.num_envs},), got {tuple(mask.shape)}")
-        if seed is not None:
-            seeds = seed + torch.arange(self.num_envs) if isinstance(seed, int) else torch.tensor(list(seed))
-            if seeds.shape != (self.num_envs,):
-                raise ValueError(f"seed must be an integer or {self.num_envs} integers, got {len(seeds)}")
+        mask, seeds = self.begun(seed, options)
+        if seeds is not None:
             fresh = torch.stack([seeds, torch.zeros_like(seeds)], dim=1)
             self._state = replace(self._state, stream=torch.where(mask[:, None], fresh, self._state.stream))
         self._noise_stream = options.get("stream", self._noise_stream)
@@ -180,10 +182,8 @@ class DreamWorld(World):
         return self._observe(self._state), {}
 
     @torch.no_grad()
-    def step(self, actions: Float[Tensor, "b ad"]) -> tuple[Observation, Tensor, Tensor, Tensor, dict[str, Any]]:
-        result = self.step_chunk(self.check_actions(actions, ndim=2)[:, None])
-        info = {"final_obs": result.final_obs, "_final_obs": result.done, "final_judge": result.final_judge}
-        return result.obs, result.reward[:, 0], result.terminated[:, 0], result.truncated[:, 0], info
+    def step(self, actions: Float[Tensor, "b ad"]) -> Step:
+        return self.step_chunk(self.check_actions(actions, ndim=2)[:, None]).as_step()
 
     @torch.no_grad()
     def step_chunk(self, actions: Float[Tensor, "b ah ad"]) -> ChunkResult:
@@ -206,7 +206,6 @@ class DreamWorld(World):
         return self._observe(state)
 
     def take(self, rows: Tensor) -> "DreamWorld":
-        """A smaller world that goes on with these environments alone (an index or a mask); this one stays as it is."""
         world = copy.copy(self)
         world._state = self._state[rows]
         world.num_envs = len(world._state.elapsed)
@@ -219,19 +218,19 @@ class DreamWorld(World):
 
     def render(self) -> tuple[np.ndarray, ...]:
         """The dreamed frames, one uint8 [h, w, 3] per environment."""
-        return tuple(self._observe(self._state).images[self.camera].numpy())
+        return tuple(self._observe(self._state).images[self.camera].cpu().numpy())
 
     # Internals ----------------------------------------------------------------------------------------------------------
 
     def _play(self, actions: Float[Tensor, "b ah ad"]) -> tuple[ChunkResult, list[DreamState]]:
         """The result of a chunk, and where the dreams were after each of its actions."""
         actions = self.check_actions(actions, ndim=3)
-        done = torch.zeros(self.num_envs, dtype=torch.bool)
+        done = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
         final, states, log = self._state, [], []
         for piece in actions.split(self.world_model.action_horizon, dim=1):
             for now in self._advance(piece):
                 success = self._succeeded(now)
-                reward = torch.where(done, 0.0, now.progress - final.progress + success.float())
+                reward = torch.where(done, 0.0, self.reward(self._said(final), self._said(now)))
                 terminated, truncated = success & ~done, (now.elapsed >= self.max_episode_steps) & ~success & ~done
                 log.append((reward, terminated, truncated, ~done))
                 final = where_rows(done, final, now)
@@ -277,9 +276,9 @@ class DreamWorld(World):
             state=start.state[:, -1],
             instruction=start.instruction,
             progress=judged.progress,
-            p_success=torch.zeros(b),
-            hits=torch.zeros(b, self.reflector.window, dtype=torch.bool),
-            elapsed=torch.zeros(b, dtype=torch.long),
+            p_success=torch.zeros(b, device=self.device),
+            hits=torch.zeros(b, self.reflector.window, dtype=torch.bool, device=self.device),
+            elapsed=torch.zeros(b, dtype=torch.long, device=self.device),
             stream=stream,
         )
 
@@ -291,10 +290,14 @@ class DreamWorld(World):
         if start is None:
             chosen = Noise(stream[:, 0], stream[:, 1], torch.zeros_like(stream[:, 0])).integers("start", len(self.starts))
         else:
-            chosen = torch.as_tensor(start)[mask]
-        fresh = self._begin(chosen, stream + torch.tensor([0, 1]))
+            chosen = torch.as_tensor(start, device=self.device)[mask]
+        fresh = self._begin(chosen, stream + torch.tensor([0, 1], device=self.device))
         place = (mask.cumsum(0) - 1).clamp(min=0)  # of each environment's row in `fresh`
         self._state = where_rows(mask, fresh[place], self._state)
+
+    def _said(self, state: DreamState) -> Judgement:
+        """What rewards see: progress as the reflector says it, which may leave 0..1 a little and still grows with the truth."""
+        return Judgement(success=self._succeeded(state), progress=state.progress)
 
     def _judge(self, state: DreamState) -> DreamJudgement:
         return DreamJudgement(success=self._succeeded(state), progress=state.progress.clamp(0, 1), p_success=state.p_success)

@@ -14,7 +14,7 @@ from gymnasium.vector.utils import batch_space
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from worldsim.core.interfaces import ChunkResult, Sight, World
+from worldsim.core.interfaces import Branchable, ChunkResult, Scripted, Sight, Step, World
 from worldsim.core.noise import Noise
 from worldsim.core.precision import exact
 from worldsim.core.types import Judgement, Observation, TensorBatch, float_image
@@ -59,8 +59,8 @@ class RandomizedState(TensorBatch):
     previous: Float[Tensor, "b ad"]  # the action of the step before; 0 at an episode's beginning
 
 
-class RandomizedWorld(World):
-    """A world seen and moved under randomised conditions. Reward, end and ground truth are the wrapped world's.
+class RandomizedWorld(World, Branchable, Scripted):
+    """A world seen and moved under randomised conditions. Reward, end, truth and abilities are the wrapped world's.
 
     Args:
         world: any world.
@@ -85,14 +85,16 @@ class RandomizedWorld(World):
             raise ValueError(f"{type(world).__name__} has no dynamics to change; randomise a physics world or set dynamics to null")
         self.world, self.latency, self.dynamics = world, latency, dynamics
         self.effects = {name: effect.through(world) for name, effect in effects.items() if effect is not None}
-        for name in ("num_envs", "fps", "max_episode_steps", "camera", "state_names", "action_names", "robot_type", "causal"):
+        for name in ("num_envs", "fps", "max_episode_steps", "camera", "state_names", "action_names", "robot_type"):
             setattr(self, name, getattr(world, name))
+        self.device, self.reward, self.causal, self.physics = world.device, world.reward, world.causal, world.physics
         self.single_observation_space, self.single_action_space = world.single_observation_space, world.single_action_space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         b, (size,) = self.num_envs, self.single_action_space.shape
-        self._stream = torch.stack([seed + torch.arange(b), torch.zeros(b, dtype=torch.long)], dim=1)
-        self._elapsed, self._previous = torch.zeros(b, dtype=torch.long), torch.zeros(b, size)
+        self._elapsed = torch.zeros(b, dtype=torch.long, device=self.device)
+        self._stream = torch.stack([seed + torch.arange(b, device=self.device), self._elapsed], dim=1)
+        self._previous = torch.zeros(b, size, device=self.device)
         self._noise_stream = 0
         self._values = self._drawn()
 
@@ -110,16 +112,15 @@ class RandomizedWorld(World):
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         obs, info = self.world.reset(seed=seed, options=options)
-        mask = torch.as_tensor((options or {}).get("mask", torch.ones(self.num_envs)), dtype=torch.bool)
+        mask, seeds = self.begun(seed, options)
         self._noise_stream = (options or {}).get("stream", self._noise_stream)
-        if seed is not None:
-            seeds = seed + torch.arange(self.num_envs) if isinstance(seed, int) else torch.tensor(list(seed))
+        if seeds is not None:
             fresh = torch.stack([seeds, torch.zeros_like(seeds)], dim=1)
             self._stream = torch.where(mask[:, None], fresh, self._stream)
         self._begin(mask)
         return self._seen(obs, self._elapsed), info | {"randomization": self.parameters()}
 
-    def step(self, actions: Float[Tensor, "b ad"]) -> tuple[Observation, Tensor, Tensor, Tensor, dict[str, Any]]:
+    def step(self, actions: Float[Tensor, "b ad"]) -> Step:
         actions = self.check_actions(actions, ndim=2)
         obs, reward, terminated, truncated, info = self.world.step(self._late(actions[:, None])[:, 0])
         self._previous, self._elapsed = actions, self._elapsed + 1
@@ -139,25 +140,30 @@ class RandomizedWorld(World):
         watched = [(self._seen(obs, self._elapsed + executed[:, i]), judged) for i, (obs, judged) in enumerate(seen)]
         return self._finish(result, actions), watched
 
+    def able(self, ability: type) -> bool:
+        return super().able(ability) and self.world.able(ability)
+
     def snapshot(self) -> RandomizedState:
-        return RandomizedState(self.world.snapshot(), self._stream.clone(), self._elapsed.clone(), self._previous.clone())
+        inner = self.world.require(Branchable, "snapshot", "reset it to a seed instead")
+        return RandomizedState(inner.snapshot(), self._stream.clone(), self._elapsed.clone(), self._previous.clone())
 
     def restore(self, state: TensorBatch) -> Observation:
         if not isinstance(state, RandomizedState) or state.elapsed.shape != (self.num_envs,):
             raise ValueError(
                 f"restore needs a RandomizedState of {self.num_envs} environments; index the snapshot: restore(snapshot[rows])"
             )
+        inner = self.world.require(Branchable, "restore", "reset it to a seed instead")
         self._stream, self._elapsed, self._previous = state.stream.clone(), state.elapsed.clone(), state.previous.clone()
         self._values = self._drawn()
-        self._set_dynamics(torch.ones(self.num_envs, dtype=torch.bool))
-        return self._seen(self.world.restore(state.world), self._elapsed)
+        self._set_dynamics(torch.ones_like(self._elapsed, dtype=torch.bool))
+        return self._seen(inner.restore(state.world), self._elapsed)
 
     def judge(self) -> Judgement:
         return self.world.judge()
 
     def expert(self) -> Float[Tensor, "b ad"]:
         """The wrapped world's, who knows nothing of late actions."""
-        return self.world.expert()
+        return self.world.require(Scripted, "expert", "let a policy act").expert()
 
     def render(self) -> Any:
         """The pictures of the wrapped world, as no camera distorts them."""
@@ -214,7 +220,7 @@ class RandomizedWorld(World):
         """The result of a chunk as it is seen, and this world's memory of it."""
         executed = result.valid.sum(dim=1)
         self._elapsed = self._elapsed + executed
-        self._previous = actions[torch.arange(self.num_envs), executed - 1]
+        self._previous = actions[torch.arange(self.num_envs, device=self.device), executed - 1]
         final = self._seen(result.final_obs, self._elapsed)
         self._begin(result.done)
         return replace(result, obs=self._seen(result.obs, self._elapsed), final_obs=final)

@@ -10,9 +10,10 @@ from gymnasium.vector.utils import batch_space
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from worldsim.core.interfaces import ChunkResult, Sight, World
+from worldsim.core.interfaces import Branchable, ChunkResult, Scripted, Sight, Step, World
 from worldsim.core.noise import Noise
 from worldsim.core.types import Judgement, Observation, TensorBatch, where_rows
+from worldsim.tasks.reward import ProgressReward
 
 COLOURS = {"red": (220, 60, 60), "green": (60, 180, 90)}
 RADIUS_M, POINT_M = 0.15, 0.08
@@ -43,7 +44,7 @@ class PointState(TensorBatch):
         return self.discs[torch.arange(len(self.wish)), self.wish]
 
 
-class PointWorld(World):
+class PointWorld(World, Branchable, Scripted):
     """`num_envs` tables. Reward = progress difference + 1 on success, which is to touch the disc.
 
     The state is position and velocity (m, m/s), an action the force in [-1, 1]^2; the y axis points up in the picture. The scene
@@ -57,13 +58,14 @@ class PointWorld(World):
         ValueError: if `num_envs` is not positive.
     """
 
-    camera, fps, robot_type = "front", 10, "point_mass"
+    reward: ProgressReward
+    camera, fps, robot_type, physics = "front", 10, "point_mass", True
     state_names, action_names = ("x", "y", "vx", "vy"), ("fx", "fy")
 
     def __init__(self, num_envs: int = 16, max_episode_steps: int = 40):
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
-        self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
+        self.num_envs, self.max_episode_steps, self.reward = num_envs, max_episode_steps, ProgressReward()
         self.single_observation_space = gym.spaces.Dict(
             images=gym.spaces.Dict({self.camera: gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)}),
             state=gym.spaces.Box(-np.inf, np.inf, (4,), np.float32),
@@ -86,22 +88,17 @@ class PointWorld(World):
         self._state = where_rows(mask, self._begin(stream), self._state)
         return self._observe(), {}
 
-    def step(self, actions: Float[Tensor, "b 2"]) -> tuple[Observation, Tensor, Tensor, Tensor, dict[str, Any]]:
-        result = self.step_chunk(self.check_actions(actions, ndim=2)[:, None])
-        info = {"final_obs": result.final_obs, "_final_obs": result.done, "final_judge": result.final_judge}
-        return result.obs, result.reward[:, 0], result.terminated[:, 0], result.truncated[:, 0], info
-
-    def step_chunk(self, actions: Float[Tensor, "b ah 2"]) -> ChunkResult:
-        return self.watch_chunk(actions)[0]
+    def step(self, actions: Float[Tensor, "b 2"]) -> Step:
+        return self.step_chunk(self.check_actions(actions, ndim=2)[:, None]).as_step()
 
     def watch_chunk(self, actions: Float[Tensor, "b ah 2"]) -> tuple[ChunkResult, list[Sight]]:
         done, log, seen = torch.zeros(self.num_envs, dtype=torch.bool), [], []
         for action in self.check_actions(actions, ndim=3).unbind(dim=1):
             before, now = self._state, self._move(self._state, action)
-            success = now.distance < RADIUS_M
+            judged = self._judge(now)
+            success = judged.success
             truncated = (now.elapsed >= self.max_episode_steps) & ~success & ~done
-            reward = self._progress(now) - self._progress(before) + success.float()
-            log.append((torch.where(done, 0.0, reward), success & ~done, truncated, ~done))
+            log.append((torch.where(done, 0.0, self.reward(self._judge(before), judged)), success & ~done, truncated, ~done))
             self._state = where_rows(done, before, now)
             self.count_physics(int((~done).sum()))
             done = done | success | truncated
@@ -121,7 +118,7 @@ class PointWorld(World):
         return self._observe()
 
     def judge(self) -> Judgement:
-        return Judgement(success=self._state.distance < RADIUS_M, progress=self._progress(self._state))
+        return self._judge(self._state)
 
     def expert(self) -> Float[Tensor, "b 2"]:
         """Straight to the disc, slower as it comes near."""
@@ -151,8 +148,9 @@ class PointWorld(World):
         velocity = (position - state.position) * self.fps  # a wall stops it
         return replace(state, position=position, velocity=velocity, elapsed=state.elapsed + 1)
 
-    def _progress(self, state: PointState) -> Float[Tensor, " b"]:
-        return (1 - (state.distance - RADIUS_M).clamp(min=0) / (state.begun - RADIUS_M)).clamp(0, 1)
+    def _judge(self, state: PointState) -> Judgement:
+        progress = 1 - (state.distance - RADIUS_M).clamp(min=0) / (state.begun - RADIUS_M)
+        return Judgement(success=state.distance < RADIUS_M, progress=progress.clamp(0, 1))
 
     def _observe(self) -> Observation:
         state = self._state

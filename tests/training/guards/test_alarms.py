@@ -27,6 +27,7 @@ from training.rl.chains import Deterministic, Diffusion, FlowNoise, FlowSDE, One
 from training.rl.estimators import GRPO
 from worldsim.core import checkpoint
 from worldsim.core.noise import Noise
+from worldsim.tasks.reward import ProgressReward
 
 # Alarms in runs of the real learners --------------------------------------------------------------------------------------
 
@@ -163,7 +164,9 @@ def test_policy_that_deceives_its_reflector(folders: dict[str, str], data: list[
     three = [folders[name] for name in ("world_model", "reflector", "second_reflector")]
     judge = SecondReflector(*three, data, episodes=EPISODES, max_episode_steps=1)
     torch.manual_seed(0)
-    learner = analytic(folders, lr=1e-2, anchor=0.0, penalty=0.0, exploration=0.0, progress_weight=0.0, gamma=0.0, judged=(0,))
+    learner = analytic(
+        folders, lr=1e-2, anchor=0.0, penalty=0.0, exploration=0.0, reward=ProgressReward(progress=0.0), gamma=0.0, judged=(0,)
+    )
     _, record, _ = guarded(learner, tmp_path / "run", Guard([NotFinite(), alarm], judge, every=5), iterations=40)
     verdicts = read(tmp_path / "run" / "guard.json")["verdicts"]
     assert record["alarm"] == type(alarm).__name__

@@ -14,6 +14,7 @@ from training.rl.critics import Critic
 from training.rl.imagine import Dream, Moment, imagine
 from worldsim.core.interfaces import Policy
 from worldsim.core.noise import Noise
+from worldsim.tasks.reward import ProgressReward
 
 B, CHUNKS = 2, 2
 SENTENCES = ("push the red block onto the green disc", "push the red block onto the blue disc")
@@ -69,7 +70,12 @@ def dream(policy: Policy, nets: tuple[Any, Any], *, dtype: torch.dtype = torch.f
     g = torch.Generator().manual_seed(1)
     frames = (0.4 + 0.2 * torch.rand(B, 2, 64, 64, 3, generator=g)).to(dtype)
     proprioception = torch.randn(B, 2, 4, generator=g).to(dtype)
-    settings: dict[str, Any] = {"chunks": CHUNKS, "exploration": torch.zeros(B, 1, 1), "progress_weight": 2.0, "judged": (1, 3)}
+    settings: dict[str, Any] = {
+        "chunks": CHUNKS,
+        "exploration": torch.zeros(B, 1, 1),
+        "reward": ProgressReward(2.0),
+        "judged": (1, 3),
+    }
     settings["chain"] = Deterministic()
     start = Moment(world_model.init(frames, proprioception), frames, proprioception, SENTENCES)
     return imagine(
@@ -121,12 +127,12 @@ def test_gradient_crosses_from_chunk_to_chunk(nets):
 def test_reward_is_progress_gained_and_the_best_success_probability(nets):
     """Computed again from the frames: all four of each chunk are judged, and the progress telescopes."""
     learner, weight = policy(), 3.0
-    d = dream(learner, nets, judged=(3,), progress_weight=weight)
+    d = dream(learner, nets, judged=(3,), reward=ProgressReward(weight, 0.5))
     judged = [nets[1].judge(d.frames[:, k], SENTENCES) for k in range(CHUNKS + 1)]
     for k in range(CHUNKS):
-        expected = weight * (judged[k + 1].progress - judged[k].progress) + judged[k + 1].p_success
+        expected = weight * (judged[k + 1].progress - judged[k].progress) + 0.5 * judged[k + 1].p_success
         torch.testing.assert_close(d.reward[:, k], expected, atol=1e-4, rtol=1e-4)
-    more = dream(learner, nets, judged=(0, 1, 2, 3), progress_weight=weight)
+    more = dream(learner, nets, judged=(0, 1, 2, 3), reward=ProgressReward(weight))
     assert (more.p_success >= d.p_success - 1e-6).all()
     torch.testing.assert_close(more.frames, d.frames)
 

@@ -1,5 +1,6 @@
 """Post-training on tiny models: the ratio is 1 before the first update, and each learner changes the policy and nothing else."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,14 @@ from training.rl.math.denoising import chain_logprob, replay
 from training.rl.nft import NFTPostTraining
 from training.rl.ppo import PPOPostTraining
 from training.rl.prdp import PRDPPostTraining
-from training.rl.rollout import collect_rollout
+from training.rl.rollout import collect_rollout, paid
 from training.rl.sampling import BetaStarts, DynamicSampling, EarlyStop, SuccessBuffer
 from worldsim.core import checkpoint
 from worldsim.core.flow import interpolate, velocity_target
-from worldsim.core.interfaces import Policy
+from worldsim.core.interfaces import EpisodeReward, Policy
 from worldsim.core.noise import Noise
 from worldsim.core.types import Observation, Rollout
+from worldsim.worlds.dream import DreamWorld
 
 CHAINS = {
     "flow_sde": FlowSDE,
@@ -246,6 +248,54 @@ def check_learner(learner, world_model, reflector, folders, tmp_path: Path, batc
     assert all(torch.isfinite(value) for value in trainer.callback_metrics.values())
     assert all(torch.equal(frozen[name], value) for name, value in world_model.state_dict().items())
     assert all(torch.equal(judge[name], value) for name, value in reflector.state_dict().items())
+
+
+class Rank(EpisodeReward):
+    """Pays the place of each dream among all of the batch, at every decision; needs all of them to have ended."""
+
+    def __call__(self, before, now):
+        return torch.ones_like(now.progress)
+
+    def episode(self, rollout):
+        assert (rollout.reward == rollout.valid).all(), "what the actions earned is there to look at"
+        return torch.arange(1.0, len(rollout.group) + 1)[:, None].expand(rollout.decided.shape)
+
+
+def test_an_episodes_reward_comes_with_the_last_executed_action_of_each_decision(folders: dict[str, str]) -> None:
+    place = DreamArena(folders["world_model"], folders["reflector"], Rank())
+    learner = PPOPostTraining(folders["policy"], place, FlowSDE(), GAE(), chunks=3)
+    rollout = learner._play(starts(4), torch.Generator().manual_seed(0))
+    assert rollout.valid.all()
+    assert rollout.reward.tolist() == [[[0, 0, 0, row]] * 3 for row in (1, 2, 3, 4)]
+    valid = rollout.valid.clone()
+    valid[0, 1, 2:] = valid[0, 2] = valid[1, 0, 1:] = valid[1, 1:] = False
+    rewarded = paid(replace(rollout, valid=valid), torch.tensor([[1.0, 2.0, 3.0]]).expand(4, 3)).reward
+    assert rewarded[0].tolist() == [[0, 0, 0, 1], [0, 2, 0, 0], [0, 0, 0, 0]]
+    assert rewarded[1].tolist() == [[1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert rewarded[2].tolist() == [[0, 0, 0, 1], [0, 0, 0, 2], [0, 0, 0, 3]]
+
+
+def test_success_is_the_worlds_word_and_not_any_end(folders: dict[str, str]) -> None:
+    """A reflector that never fires: time is up, and nothing was a success; one that always does: everything was."""
+    for threshold, success in ((1.0, False), (0.0, True)):
+        place = arena(folders)
+        place.reflector.threshold.fill_(threshold)
+        world, obs, group = place.begin(starts(4), 1, torch.Generator().manual_seed(0))
+        world.max_episode_steps = 6
+        policy, chain, advantage = checkpoint.load(folders["policy"], Policy), FlowSDE(), GRPO(2)
+        chain.build(policy)
+        rollout = collect_rollout(policy, chain, advantage, world, obs, chunks=3, group=group, seed=0)
+        assert rollout.success.tolist() == rollout.terminated.any(2).any(1).tolist() == [success] * 4
+        buffer = SuccessBuffer(capacity=8)
+        buffer.add(rollout)
+        assert len(buffer.kept["instruction"]) == 4 * success
+
+
+def test_a_world_that_cannot_shrink_is_told_from_one_that_can(folders: dict[str, str], monkeypatch) -> None:
+    monkeypatch.setattr(DreamWorld, "able", lambda world, ability: False)
+    monkeypatch.setattr(EarlyStop, "worth_dropping", lambda economy, ended: True)
+    with pytest.raises(ValueError, match="early_stop needs a Divisible world, DreamWorld is none; set model.early_stop=null"):
+        play(folders, FlowSDE(), GAE(), early_stop=EarlyStop())
 
 
 def test_prdp_needs_groups(folders: dict[str, str]) -> None:

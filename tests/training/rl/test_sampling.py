@@ -38,6 +38,7 @@ def rollout(returns: list[float], group: list[int], *, t: int = 2, success: list
         logprob=torch.full((b, t, 3, 4), mark),
         reward=reward,
         terminated=terminated,
+        success=torch.tensor(success or [False] * b),
         valid=torch.ones(b, t, 4, dtype=torch.bool),
         group=torch.tensor(group),
         value=torch.full((b, t, 1), mark),

@@ -90,6 +90,9 @@ class Table:
     def truth(self) -> SimpleNamespace:
         return self.facts
 
+    def require(self, *asked) -> "Table":
+        return self
+
     def expert(self) -> torch.Tensor:
         return self.facts.block
 

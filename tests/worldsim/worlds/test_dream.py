@@ -10,6 +10,7 @@ from models.world.latent_flow import LatentFlowWorldModel
 from reflectors.instant import InstantReflector
 from worldsim.core.checks import check_world
 from worldsim.core.noise import Noise
+from worldsim.tasks.reward import SparseSuccess
 from worldsim.worlds.dream import DreamWorld, Starts
 
 STARTS = 4  # the first one is black, the second one white, the others noise
@@ -184,7 +185,7 @@ class ClaimsToBeCausal(DreamWorld):
         (OneSeedForAll, "seed"),
         (ForgetsItsNoise, "stream differ by 1"),
         (ForgetsHowLong, "elapsed differ"),
-        (MixesEnvironments, "reversed order|beside a masked reset"),
+        (MixesEnvironments, "reversed order|a mask kept from|beside a masked reset"),
         (NeverTruncates, "went on beyond max_episode_steps = 7"),
         (TruncatesEarly, "ended before max_episode_steps = 7|truncated before max_episode_steps = 7"),
         (KeepsNoFinalObs, "final_obs|autoreset"),
@@ -300,7 +301,7 @@ def test_a_bright_dream_stops_after_k_frames(consecutive, window, steps):
         _, reward, terminated, truncated, info = world.step(torch.zeros(2, 2))
         assert terminated.tolist() == [False, k == steps]
         assert reward.tolist() == [0, float(k == steps)]
-        assert info["final_judge"].success.tolist() == [False, k == steps]
+        assert info["is_success"].tolist() == info["final_judge"].success.tolist() == [False, k == steps]
         assert not truncated.any()
     assert (info["final_obs"].images["front"][1] > 235).all(), "the final frame of the bright dream is bright"
     assert world.snapshot().elapsed.tolist() == [steps, 0]
@@ -314,6 +315,19 @@ def test_a_chunk_stops_at_the_same_frame():
     assert result.terminated.tolist() == [[False] * 4, [False, True, False, False]]
     assert result.valid.tolist() == [[True] * 4, [True, True, False, False]]
     assert result.reward.tolist() == [[0.0] * 4, [0.0, 1.0, 0.0, 0.0]]
+
+
+def test_a_dream_pays_what_its_judge_says_and_by_any_reward():
+    """Progress telescopes over a chunk and over chunks; success alone pays nothing before it, and one for the bright dream."""
+    world = dream()
+    world.reset(seed=3)
+    before = world.snapshot().progress
+    paid = sum(world.step_chunk(0.5 * torch.ones(3, 3, 2)).reward.sum(1) for _ in range(2))
+    assert paid.abs().min() > 1e-4
+    torch.testing.assert_close(paid, world.snapshot().progress - before, atol=1e-6, rtol=0)
+    world = DreamWorld(world_model(moving=False), reflector(), starts(), num_envs=2, reward=SparseSuccess(5.0))
+    world.reset(seed=0, options={"start": torch.tensor([0, 1])})
+    assert world.step_chunk(torch.zeros(2, 2, 2)).reward.tolist() == [[0.0, 0.0], [5.0, 0.0]]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from worldsim.core import checkpoint
+from worldsim.core.interfaces import Reward
 from worldsim.core.precision import exact
 from worldsim.core.renderer import Renderer
 from worldsim.geometry.alignment import ALIGNMENT, Similarity
@@ -40,7 +41,7 @@ class NerfWorld(GenesisWorld):
         shadow: how dark the ground is where a block touches it, 0 to 1; 0 where the simulator lights the capture, too.
         shadow_reach: how far such shadows fade [m].
         obstacles: a mesh file of what the capture shows besides the table, to bump into (`models/renderers/mesh.py`), or null.
-        scene, num_envs, phrasings, seed, success_steps: as for `GenesisWorld`.
+        scene, num_envs, phrasings, seed, success_steps, reward: as for `GenesisWorld`.
 
     Raises:
         ValueError: if there is no field, or one is damaged.
@@ -59,6 +60,7 @@ class NerfWorld(GenesisWorld):
         obstacles: str | None = None,
         shadow: float = 0.0,
         shadow_reach: float = 0.02,
+        reward: Reward | None = None,
     ):
         if not fields:
             raise ValueError("a NerfWorld needs at least one radiance field; train one with worldsim fit experiment=nerf")
@@ -70,7 +72,7 @@ class NerfWorld(GenesisWorld):
         if not (0 <= shadow <= 1 and shadow_reach > 0):
             raise ValueError(f"shadow must be in 0..1 and shadow_reach positive, got {shadow} and {shadow_reach}; 0 for none")
         self.shadow, self.shadow_reach = shadow, shadow_reach
-        super().__init__(scene, num_envs, phrasings, seed, success_steps)
+        super().__init__(scene, num_envs, phrasings, seed, success_steps, reward)
 
     @property
     def backdrop(self) -> Backdrop:

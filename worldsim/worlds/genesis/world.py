@@ -4,8 +4,9 @@ It exists so that every claim about a learned world can be checked against physi
 of the physics steps that were paid. The task itself is a file (`scene.py`). Read `worldsim/tasks/push.py` next.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from gymnasium.vector.utils import batch_space
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from worldsim.core.interfaces import ChunkResult, Sight, World
+from worldsim.core.interfaces import Branchable, ChunkResult, Reward, Scripted, Sight, Step, World
 from worldsim.core.types import Judgement, Observation, TensorBatch, where_rows
 from worldsim.geometry.cameras import look_at
 from worldsim.tasks.push import expert_action
+from worldsim.tasks.reward import ProgressReward
 from worldsim.worlds.genesis.building import add_static, init_genesis, vis_options
 from worldsim.worlds.genesis.quick_import import gs
 from worldsim.worlds.genesis.scene import ASSETS, Scene
@@ -53,7 +55,7 @@ class Truth(Judgement):
     distance: Float[Tensor, " b"]  # block to goal
 
 
-class GenesisWorld(World):
+class GenesisWorld(World, Branchable, Scripted):
     """`num_envs` copies of a table-top scene under rigid-body physics.
 
     The action is a planar displacement in [-1, 1]^2 of the pusher's position target from its measured position, in units of
@@ -67,6 +69,7 @@ class GenesisWorld(World):
         seed: start of the random stream; environment i uses seed + i.
         success_steps: consecutive control steps on the disc that end an episode. Recording play uses more than one, so that a
             reflector and a world model also see what lies beyond the first success.
+        reward: null is `ProgressReward`. It is told of success when that ends the episode, and of the task's true progress.
 
     Raises:
         ValueError: if num_envs < 1, or for a malformed scene.
@@ -74,9 +77,17 @@ class GenesisWorld(World):
 
     state_names = ("x", "y", "vx", "vy")
     action_names = ("dx", "dy")
+    physics = True
+    reward: Reward
 
     def __init__(
-        self, scene: str = "push_block", num_envs: int = 64, phrasings: str = "train", seed: int = 0, success_steps: int = 1
+        self,
+        scene: str = "push_block",
+        num_envs: int = 64,
+        phrasings: str = "train",
+        seed: int = 0,
+        success_steps: int = 1,
+        reward: Reward | None = None,
     ):
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
@@ -84,8 +95,7 @@ class GenesisWorld(World):
         data = self.scene.data
         self.num_envs, self.fps, self.max_episode_steps = num_envs, data["fps"], data["max_episode_steps"]
         self.camera, self.robot_type = data["camera"]["name"], Path(data["robot"]["file"]).stem
-        self.fov = data["camera"]["fov"]
-        self.physics_steps, self.success_steps = 0, success_steps
+        self.fov, self.success_steps, self.reward = data["camera"]["fov"], success_steps, reward or ProgressReward()
         height, width = data["camera"]["size"]
         self.single_observation_space = gym.spaces.Dict(
             images=gym.spaces.Dict({self.camera: gym.spaces.Box(0, 255, (height, width, 3), np.uint8)}),
@@ -97,10 +107,8 @@ class GenesisWorld(World):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self._build()
         self._stream = torch.stack([seed + torch.arange(num_envs), torch.zeros(num_envs, dtype=torch.long)], dim=1)
-        self._task = torch.zeros(num_envs, 3, dtype=torch.long)
-        self._elapsed = torch.zeros(num_envs, dtype=torch.long)
-        self._held = torch.zeros(num_envs, dtype=torch.long)
-        self._goals = torch.zeros(num_envs, len(self.scene.goal_names), 2)
+        self._elapsed, self._held = torch.zeros(2, num_envs, dtype=torch.long)
+        self._task, self._goals = torch.zeros(num_envs, 3, dtype=torch.long), torch.zeros(num_envs, len(self.scene.goal_names), 2)
         self._draw(torch.arange(num_envs))
 
     def _build(self) -> None:
@@ -145,23 +153,14 @@ class GenesisWorld(World):
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        mask = torch.ones(self.num_envs, dtype=torch.bool)
-        if options and "mask" in options:
-            mask = torch.as_tensor(options["mask"], dtype=torch.bool)
-            if mask.shape != (self.num_envs,):
-                raise ValueError(f"options['mask'] must have shape ({self.num_envs},), got {tuple(mask.shape)}")
-        if seed is not None:
-            seeds = seed + torch.arange(self.num_envs) if isinstance(seed, int) else torch.tensor(list(seed))
-            if seeds.shape != (self.num_envs,):
-                raise ValueError(f"seed must be an integer or {self.num_envs} integers, got {len(seeds)}")
+        mask, seeds = self.begun(seed, options)
+        if seeds is not None:
             self._stream[mask] = torch.stack([seeds, torch.zeros_like(seeds)], dim=1)[mask]
         self._draw(mask.nonzero().flatten())
         return self._observe(), {}
 
-    def step(self, actions: Float[Tensor, "b ad"]) -> tuple[Observation, Tensor, Tensor, Tensor, dict[str, Any]]:
-        result = self.step_chunk(self.check_actions(actions, ndim=2)[:, None])
-        info = {"final_obs": result.final_obs, "_final_obs": result.done, "final_judge": result.final_judge}
-        return result.obs, result.reward[:, 0], result.terminated[:, 0], result.truncated[:, 0], info
+    def step(self, actions: Float[Tensor, "b ad"]) -> Step:
+        return self.step_chunk(self.check_actions(actions, ndim=2)[:, None]).as_step()
 
     def step_chunk(self, actions: Float[Tensor, "b ah ad"]) -> ChunkResult:
         return self._play(actions, watched=None)
@@ -215,6 +214,15 @@ class GenesisWorld(World):
         self.count_physics(self.num_envs * len(felt))
         return torch.stack(felt, dim=1), torch.stack(places, dim=1)
 
+    @contextmanager
+    def endless(self) -> Iterator[None]:
+        """Within it only time ends an episode, success does not: for recordings of full length."""
+        ends, self.success_steps = self.success_steps, 10**9
+        try:
+            yield
+        finally:
+            self.success_steps = ends
+
     def set_dynamics(self, index: Int[Tensor, " n"], *, mass: Factor = 1.0, friction: Factor = 1.0, gain: Factor = 1.0) -> None:
         """Change the environments `index` from now on, over resets too; factors of the scene's values, one number or [n].
 
@@ -253,13 +261,10 @@ class GenesisWorld(World):
         block, goal = self._block_and_goal()
         distance = (block - goal).norm(dim=-1)
         progress = (1 - distance / self.scene.data["progress_scale_m"]).clamp(0, 1)
-        success = distance < self.scene.data["success_radius_m"]
-        robot = self._pusher()[:, :2]
+        success, robot = distance < self.scene.data["success_radius_m"], self._pusher()[:, :2]
         return Truth(success=success, progress=progress, block=block, goal=goal, pusher=robot, distance=distance)
 
-    def judge(self) -> Truth:
-        """The task's ground truth: the judge of last resort."""
-        return self.truth()
+    judge = truth  # the judge of last resort
 
     def expert(self) -> Float[Tensor, "b 2"]:
         truth = self.truth()
@@ -278,8 +283,7 @@ class GenesisWorld(World):
     @property
     def named_colors(self) -> Float[Tensor, "b 3"]:
         """RGB 0..1 of the block that each instruction names."""
-        colors = torch.tensor([block["color"] for block in self.scene.data["blocks"].values()])
-        return colors[self._task[:, 0]]
+        return torch.tensor([block["color"] for block in self.scene.data["blocks"].values()])[self._task[:, 0]]
 
     def camera_poses(self) -> Float[Tensor, "b 4 4"]:
         """Camera-to-world of every environment now, OpenGL axes [m]."""
@@ -292,18 +296,17 @@ class GenesisWorld(World):
         """The result of a chunk; a picture of every action's outcome is taken only for `watched`."""
         actions = self.check_actions(actions, ndim=3)
         done = torch.zeros(self.num_envs, dtype=torch.bool)
-        final = self.truth()
-        log: list[tuple[Tensor, ...]] = []
+        final, log = self.truth(), []
         ends: list[tuple[Tensor, PhysicsState]] = []  # physics goes on for all until the chunk ends; an episode's end is kept here
         for i, action in enumerate(actions.unbind(1)):
-            alive, progress = ~done, final.progress
+            alive = ~done
             self._simulate(action * alive[:, None])
             self._elapsed += alive
             self.count_physics(int(alive.sum()))
             truth = self.truth()
             self._held = torch.where(truth.success, self._held + 1, 0)
             ended = self._held >= self.success_steps
-            reward = torch.where(alive, truth.progress - progress + ended.float(), 0.0)
+            reward = torch.where(alive, self.reward(final, replace(truth, success=ended)), 0.0)
             terminated, truncated = ended & alive, (self._elapsed >= self.max_episode_steps) & alive & ~ended
             log.append((reward, terminated, truncated, alive))
             final = where_rows(alive, truth, final)
@@ -335,19 +338,16 @@ class GenesisWorld(World):
             return
         state = self.snapshot()
         for i in index.tolist():
-            seed, episode = self._stream[i].tolist()
-            layout = self.scene.draw(seed, episode)
+            layout = self.scene.draw(*self._stream[i].tolist())
             for n, (x, y, yaw) in enumerate(layout.blocks):
                 height = list(self.scene.data["blocks"].values())[n]["size"][2]
                 state.block_pose[i, n] = torch.tensor([x, y, height / 2, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)])
             state.goals[i] = torch.from_numpy(layout.goals)
             state.pusher[i] = torch.from_numpy(layout.pusher)
             state.task[i] = torch.tensor([layout.block, layout.goal, layout.phrasing])
-            state.stream[i, 1] = episode + 1
-        state.block_velocity[index] = 0
-        state.pusher_velocity[index] = 0
-        state.elapsed[index] = 0
-        state.held[index] = 0
+        for values in (state.block_velocity, state.pusher_velocity, state.elapsed, state.held):
+            values[index] = 0
+        state.stream[index, 1] += 1
         self._place(index, state[index])
 
     def _place(self, index: Tensor, state: PhysicsState) -> None:

@@ -76,7 +76,18 @@ def test_success_iff_the_block_lies_on_the_named_disc(world, share):
     assert terminated.tolist() == [share < 1] * 4
     assert not truncated.any()
     torch.testing.assert_close(reward, torch.full((4,), float(share < 1)), atol=0.02, rtol=0)
-    assert info["final_judge"].success.tolist() == [share < 1] * 4
+    assert info["is_success"].tolist() == info["final_judge"].success.tolist() == [share < 1] * 4
+    if share < 1:  # play goes on for some steps on the disc, and is paid for success once, at the end
+        world.success_steps = 3
+        world.restore(state)
+        result = world.step_chunk(torch.zeros(4, 4, 2))
+        world.restore(state)
+        with world.endless():
+            assert not world.step_chunk(torch.zeros(4, 4, 2)).done.any()
+        assert world.success_steps == 3
+        world.success_steps = 1
+        assert result.terminated.tolist() == [[False, False, True, False]] * 4 and result.is_success.all()
+        torch.testing.assert_close(result.reward, torch.tensor([0.0, 0, 1, 0]).expand(4, 4), atol=0.02, rtol=0)
 
 
 def test_the_other_disc_is_no_success(world):
