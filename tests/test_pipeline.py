@@ -40,7 +40,7 @@ EVOLVE = [
     "evolve.more_steps=2",
 ]
 
-pytestmark = [pytest.mark.slow, pytest.mark.genesis]
+pytestmark = [pytest.mark.slow, pytest.mark.genesis, pytest.mark.alone]
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,7 @@ def test_bench_of_exploitation_follows_both_runs(run: Path, tmp_path: Path) -> N
     config["guards"]["guarded"] = [
         "guard=physics",
         "trainer.callbacks.guard.every=2",
-        "trainer.callbacks.guard.alarms=[]",
+        "trainer.callbacks.guard.verdict_alarms=[]",
         f"{judge}.episodes=4",
         f"{judge}.world.num_envs=4",
     ]

@@ -13,7 +13,7 @@ pytest.importorskip("websockets")
 from worldsim.measure.remote import RemotePolicies
 from worldsim.robot.server import Server
 
-pytestmark = pytest.mark.realtime
+pytestmark = pytest.mark.alone
 
 
 class Echo:

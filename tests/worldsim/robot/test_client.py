@@ -17,7 +17,7 @@ from worldsim.robot.client import RemotePolicy
 from worldsim.robot.protocol import pack
 from worldsim.robot.server import Server
 
-pytestmark = pytest.mark.realtime
+pytestmark = pytest.mark.alone
 
 TESTS = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {"PYTHONPATH": f"{TESTS}:{TESTS.parent}", "OMP_NUM_THREADS": "1"}

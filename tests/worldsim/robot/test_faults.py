@@ -23,7 +23,7 @@ from worldsim.robot.loop import ControlLoop, Report
 from worldsim.robot.process import ProcessDriver
 from worldsim.robot.safety import Intervention, Mode, Safety
 
-pytestmark = pytest.mark.realtime
+pytestmark = pytest.mark.alone
 
 DEADLINE_S = 0.6
 FPS = 20

@@ -12,7 +12,7 @@ from worldsim.robot.drivers import DriverError
 from worldsim.robot.loop import ControlLoop, Inference, percentiles
 from worldsim.robot.safety import Fault, Mode, Safety
 
-pytestmark = pytest.mark.realtime
+pytestmark = pytest.mark.alone
 
 
 class FakeClock:

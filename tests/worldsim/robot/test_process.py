@@ -18,7 +18,7 @@ from toy_robot import ToyRobot, robot_process
 from worldsim.robot.drivers import DriverError, RobotObservation
 from worldsim.robot.process import MAX_ARRAYS, MAX_HEADER, ProcessDriver, _read, _write, serve_robot
 
-pytestmark = pytest.mark.realtime
+pytestmark = pytest.mark.alone
 
 
 class Served:

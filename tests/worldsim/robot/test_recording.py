@@ -13,7 +13,7 @@ from worldsim.robot.drivers import RobotObservation
 from worldsim.robot.recording import INTERVENTIONS, META, ROWS, Recorder, stream_file
 from worldsim.robot.safety import Command, Intervention, Mode
 
-pytestmark = pytest.mark.realtime
+pytestmark = pytest.mark.alone
 
 SETTINGS = {"fps": 20, "state_names": ["x", "y"], "action_names": ["dx", "dy"], "cameras": {"front": (32, 32)}, "instruction": "go"}
 COMMAND = Command(np.array([0.25, -0.5]), Mode.SLOW, ("slow",))

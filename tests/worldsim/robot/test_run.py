@@ -14,7 +14,7 @@ from worldsim.robot.drivers import RobotObservation
 from worldsim.robot.limits import require_limits
 from worldsim.robot.run import bundle_policy, main
 
-pytestmark = pytest.mark.realtime
+pytestmark = pytest.mark.alone
 
 
 def arguments(bundle, robot, *more: str) -> list[str]:

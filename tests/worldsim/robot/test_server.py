@@ -15,7 +15,7 @@ from websockets.sync.client import connect
 
 from worldsim.robot.server import Server
 
-pytestmark = pytest.mark.realtime
+pytestmark = pytest.mark.alone
 
 TESTS = Path(__file__).resolve().parents[2]
 

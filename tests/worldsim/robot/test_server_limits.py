@@ -18,7 +18,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from worldsim.robot.server import Server
 
-pytestmark = pytest.mark.realtime
+pytestmark = pytest.mark.alone
 
 TESTS = Path(__file__).resolve().parents[2]
 
