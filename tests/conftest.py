@@ -10,7 +10,7 @@ from xdist.scheduler import LoadScopeScheduling
 from models.policies.flow_vla import FlowVLA
 from models.world.latent_flow import LatentFlowWorldModel
 from reflectors.instant import InstantReflector
-from worldsim.core import checkpoint
+from worldsim.core import checkpoint, torchvision_remedy  # noqa: F401 - the latter before tests import Lightning
 from worldsim.core.types import Episode
 from worldsim.data.lerobot import DatasetWriter
 

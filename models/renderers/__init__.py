@@ -1,0 +1,1 @@
+from worldsim.core import torchvision_remedy  # noqa: F401 - before nerfstudio

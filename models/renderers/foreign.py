@@ -9,10 +9,11 @@ import math
 import pickle
 import re
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.models.nerfacto import NerfactoModel, NerfactoModelConfig
 from torch import Tensor, nn
+from torchmetrics.image import lpip
 
 from models.renderers.nerfstudio import RadianceField
 from models.renderers.splats import Splats
@@ -48,7 +50,7 @@ class Nerfacto(Renderer):
     def __init__(self, low: list[float], high: list[float], images: int, settings: dict[str, Any]):
         super().__init__()
         config = NerfactoModelConfig(**settings, camera_optimizer=CameraOptimizerConfig(mode="off"))
-        with patch("torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity", nn.Identity):  # it would download a network
+        with _no_download():
             self.model = NerfactoModel(config, SceneBox(torch.tensor([low, high])), images)
         self.register_buffer("background", torch.zeros(3), persistent=False)
 
@@ -63,6 +65,17 @@ class Nerfacto(Renderer):
         one = torch.ones_like(origins[:, :1])
         outputs = self.model(RayBundle(origins, directions, one, camera_indices=torch.zeros_like(one, dtype=torch.long)))
         return outputs["rgb"].clamp(0, 1), outputs["depth"][:, 0], outputs["accumulation"][:, 0]
+
+
+@contextmanager
+def _no_download() -> Iterator[None]:
+    """While it lasts, nerfacto is built without LPIPS, whose network it would download and no rendering needs."""
+    metric = lpip.LearnedPerceptualImagePatchSimilarity
+    lpip.LearnedPerceptualImagePatchSimilarity = nn.Identity
+    try:
+        yield
+    finally:
+        lpip.LearnedPerceptualImagePatchSimilarity = metric
 
 
 def convert(run: Path, out: Path) -> Path:

@@ -19,7 +19,9 @@ from hydra.errors import ConfigCompositionException, HydraException, Instantiati
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
+from worldsim.core.installation import EXTRAS, add, shipped
+
+CONFIG_DIR = shipped("configs")
 
 USER_ERRORS = (
     ValueError,
@@ -32,47 +34,64 @@ USER_ERRORS = (
 PATHS = {"root", "run", "run_dir", "out", "data", "recording", "bundle", "evaluation"}
 PATHS |= {"policy", "baseline", "world_model", "reflector", "judge"}
 
-# Import name of an optional dependency -> the extra that installs it.
-EXTRAS = {
-    "onnx": "export",
-    "onnxruntime": "export",
-    "onnxscript": "export",
-    "nerfstudio": "nerf",
-    "gsplat": "nerf",
-    "transformers": "vlm",
-    "metaworld": "metaworld",
-    "websockets": "robot",
-    "msgpack": "robot",
-    "ray": "ray",
-}
-
 
 class Verb(NamedTuple):
-    """A verb: its function as "module:name", one line of help and an example."""
+    """A verb.
+
+    Attributes:
+        function: as "module:name".
+        help: one line.
+        example: of its arguments.
+        needs: import names of what it needs with its default configuration, beyond a few small packages, and "gl" to render.
+    """
 
     function: str
     help: str
     example: str
+    needs: tuple[str, ...] = ()
 
 
+LEARN, RENDER = ("torch", "lightning"), ("torch", "genesis", "gl")
 VERBS = {
-    "collect": Verb("training.app.verbs:collect", "record demonstrations as a LeRobot v3 dataset", "world=push_block episodes=50"),
-    "fit": Verb("training.app.fit:fit", "train one module with Lightning", "experiment=world_model trainer.max_steps=2000"),
+    "collect": Verb(
+        "training.app.verbs:collect", "record demonstrations as a LeRobot v3 dataset", "world=push_block episodes=50", RENDER
+    ),
+    "fit": Verb("training.app.fit:fit", "train one module with Lightning", "experiment=world_model trainer.max_steps=2000", LEARN),
     "convert": Verb(
-        "training.app.verbs:convert", "make a scene trained with ns-train one that worlds show", "run=outputs/kitchen/nerfacto/1"
+        "training.app.verbs:convert",
+        "make a scene trained with ns-train one that worlds show",
+        "run=outputs/kitchen/nerfacto/1",
+        ("torch", "nerfstudio"),
     ),
-    "rollout": Verb("training.app.verbs:rollout", "imagine episodes: video, dataset, statistics", "policy=runs/policy world=dream"),
+    "rollout": Verb(
+        "training.app.verbs:rollout", "imagine episodes: video, dataset, statistics", "policy=runs/policy world=dream", ("torch",)
+    ),
     "evaluate": Verb(
-        "training.app.evaluate:evaluate", "measure success with confidence intervals", "policy=runs/policy world=push_block"
+        "training.app.evaluate:evaluate", "measure success with confidence intervals", "policy=runs/policy world=push_block", RENDER
     ),
-    "identify": Verb("training.app.verbs:identify", "find a robot's camera, delay and dynamics", "recording=data/robot seed=0"),
-    "export": Verb("training.app.verbs:export", "write a robot bundle and check its parity", "policy=runs/policy format=onnx"),
+    "identify": Verb(
+        "training.app.verbs:identify", "find a robot's camera, delay and dynamics", "recording=data/robot seed=0", RENDER
+    ),
+    "export": Verb(
+        "training.app.verbs:export",
+        "write a robot bundle and check its parity",
+        "policy=runs/policy format=onnx",
+        ("torch", "onnx", "onnxscript", "onnxruntime"),
+    ),
     "serve": Verb(
-        "training.app.verbs:serve", "answer robots over a websocket, in openpi's protocol", "bundle=runs/bundle port=8000"
+        "training.app.verbs:serve",
+        "answer robots over a websocket, in openpi's protocol",
+        "bundle=runs/bundle port=8000",
+        ("websockets", "msgpack", "onnxruntime"),
     ),
     "report": Verb("training.app.verbs:report", "write one self-contained HTML page about a run", "run=runs/demo"),
-    "demo": Verb("training.studies.demo:run_demo", "all of the above on the embedded default", ""),
-    "bench": Verb("training.studies.algorithms:bench", "compare learners, or show what guards are for", "algorithms seconds=60"),
+    "demo": Verb("training.studies.demo:run_demo", "all of the above on the embedded default", "size=tiny", (*LEARN, *RENDER[1:])),
+    "bench": Verb(
+        "training.studies.algorithms:bench",
+        "compare learners, or show what guards are for",
+        "algorithms seconds=60",
+        (*LEARN, *RENDER[1:]),
+    ),
     "doctor": Verb(
         "training.app.verbs:doctor", "say what this machine can run, or what is wrong with a dataset", "data=data/demos"
     ),
@@ -105,10 +124,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         return _fail(f"stopped: {error.code}", code=2, debug=debug)
     except ModuleNotFoundError as error:
-        extra = EXTRAS.get((error.name or "").partition(".")[0])
-        if extra is None:
+        module = (error.name or "").partition(".")[0]
+        if module not in EXTRAS:
             raise
-        return _fail(f"{error.name} is not installed; run: pip install -c constraints.txt -e '.[{extra}]'", code=2, debug=debug)
+        return _fail(f"{error.name} is not installed; run: {add(module)}", code=2, debug=debug)
     except USER_ERRORS as error:
         return _fail(_describe(error), code=2, debug=debug)
     return 0
@@ -253,7 +272,7 @@ def _verb_usage(verb: str) -> str:
 def _load(verb: str) -> dict[str, Any]:
     path = CONFIG_DIR / f"{verb}.yaml"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; worldsim runs from a checkout, installed with pip install -e")
+        raise FileNotFoundError(f"{path} is missing; install worldsim again, or restore it with git checkout configs")
     raw = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     assert isinstance(raw, dict)
     return {str(key): value for key, value in raw.items()}

@@ -4,6 +4,8 @@ Constructor signatures are the schema, so a misspelt argument is an error and no
 how the configuration is composed, `configs/fit.yaml` for its keys and `resume.py` for what may be continued.
 """
 
+from worldsim.core import torchvision_remedy  # isort: skip  # noqa: F401 - before Lightning
+
 import os
 import random
 import re

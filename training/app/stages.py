@@ -127,7 +127,9 @@ def _start(stage: Stage, run: Path, threads: int) -> BaseProcess:
     (folder(run, stage.name) / "command.txt").write_text("worldsim " + shlex.join(stage.arguments) + "\n")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    with _environment(OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore"):
+    # The server looks for modules where this process does, not in the working directory, which may have its own `models/`.
+    looks = {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONSAFEPATH": "1"}
+    with _environment(OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore", **looks):
         forkserver.ensure_running()
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     process = context.Process(target=_work, args=(stage, run, threads, environment, time.monotonic()), name=stage.name)

@@ -14,6 +14,7 @@ import torch
 from hydra.utils import instantiate
 from rich.progress import track
 
+from training.app.cli import VERBS
 from training.app.worlds import build_world
 from worldsim.core import checkpoint
 from worldsim.core.files import write_json
@@ -253,4 +254,5 @@ def doctor(cfg: Config) -> None:
     """What this machine can run, and what is missing; with `data=ROOT` what is wrong with a dataset, with `check=` see its file."""
     if not isinstance(cfg["mend"], bool):  # "no" is a word to Hydra
         raise ValueError(f"mend is {cfg['mend']!r}, expected true or false; write mend=true or leave it out")
-    examine(cfg["data"], mend=cfg["mend"], check=cfg["check"])
+    needs = {name: verb.needs for name, verb in VERBS.items()}
+    examine(cfg["data"], mend=cfg["mend"], needs=needs, check=cfg["check"])

@@ -4,6 +4,8 @@ All cells of a seed start from one behaviour-cloned policy and one learned world
 imagination or (one cell) in the simulator itself. Cells are plain `worldsim fit` commands; see `configs/suite/algorithms.yaml`.
 """
 
+from worldsim.core import torchvision_remedy  # isort: skip  # noqa: F401 - before Lightning
+
 import json
 import time
 from pathlib import Path

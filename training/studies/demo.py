@@ -190,10 +190,7 @@ def run_demo(cfg: dict[str, Any]) -> None:
     if saved.is_file() and yaml.safe_load(saved.read_text()) != cfg:
         raise ValueError(f"{run} was made with another configuration ({saved}); choose another folder (run=...) or delete it")
     saved.write_text(yaml.safe_dump(cfg, sort_keys=False))
-    print(
-        f"worldsim demo, seed {cfg['seed']}, in {run}: 20 to 40 minutes on 2 cores. Ctrl-C is safe, finished stages are kept.",
-        flush=True,
-    )
+    print(f"worldsim demo, seed {cfg['seed']}, in {run}: Ctrl-C is safe, finished stages are kept.", flush=True)
     began, clock = time.monotonic(), run / "loop.json"
     earlier = json.loads(clock.read_text())["loop_s"] if clock.is_file() else 0.0
     for name in execute(stages(cfg), run, jobs=cfg["jobs"]):

@@ -1,9 +1,8 @@
-"""Lets `import torchvision` succeed where its wheel was built for another torch, say a CUDA wheel beside a CPU torch.
+"""Importing this lets `import torchvision` succeed where its wheel was built for another torch, as CUDA's beside a CPU torch.
 
 Such a wheel lacks its compiled operators, and the import fails while it registers shapes for them: `operator torchvision::nms does
-not exist`. nerfstudio, and lightning and transformers where torchvision is installed, fail with it. Declaring the operators is
-enough, as nothing here calls them. torch runs `declare_missing_operators` when it is imported (entry point `torch.backends`), so
-that `ns-train` works as well."""
+not exist`. Lightning and torchmetrics fail with it, as they import torchvision wherever it is installed, and nerfstudio brings it.
+Declaring the operators is enough, as nothing here calls them. Packages whose modules import one of the three import this first."""
 
 import importlib.util
 from pathlib import Path
@@ -26,3 +25,6 @@ def declare_missing_operators() -> None:
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _libraries.append(library)
+
+
+declare_missing_operators()

@@ -7,7 +7,7 @@ A pose is camera-to-world in the OpenGL convention that nerfstudio, Blender and 
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,6 @@ class Intrinsics:
     def matrix(self) -> Float[np.ndarray, "3 3"]:
         """OpenCV's camera matrix."""
         return np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1]])
-
-    def resized(self, width: int, height: int) -> "Intrinsics":
-        """The same lens with another number of pixels."""
-        x, y = width / self.width, height / self.height
-        return replace(self, fx=self.fx * x, fy=self.fy * y, cx=self.cx * x, cy=self.cy * y, width=width, height=height)
 
     def directions(self) -> Float[np.ndarray, "h w 3"]:
         """Unit vectors through the pixels' centres, in OpenGL's camera axes."""

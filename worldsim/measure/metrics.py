@@ -294,35 +294,6 @@ def psnr(prediction: Shaped[Tensor, "*b h w 3"], target: Shaped[Tensor, "*b h w 
     return -10 * error.clamp_min(1e-10).log10()
 
 
-def mmrv(physical: Float[Tensor, " k"], imagined: Float[Tensor, " k"]) -> float:
-    """Mean maximum rank violation of k policies' success rates, mean_i max_j |Rᵢ-Rⱼ| [order differs]; 0 is a perfect ranking.
-
-    R is the physical rate (SIMPLER, Li et al. 2024, arXiv:2405.05941).
-
-    Raises:
-        ValueError: if the rates are empty, mismatched or not finite.
-    """
-    _check_rates(physical, imagined, least=1)
-    differs = (physical[:, None] < physical[None]) != (imagined[:, None] < imagined[None])
-    return float(((physical[:, None] - physical[None]).abs() * differs).max(dim=1).values.mean())
-
-
-def pearson(physical: Float[Tensor, " k"], imagined: Float[Tensor, " k"], confidence: float = 0.95) -> tuple[float, float, float]:
-    """Correlation of k policies' success rates and its interval, tanh(atanh r ± z/sqrt(k-3)) (Fisher 1921): (r, low, high).
-
-    The unit is the policy, not the episode: fewer than about eight policies say little, and the interval shows it.
-
-    Raises:
-        ValueError: if the rates are mismatched, not finite, constant, or of fewer than four policies.
-    """
-    _check_rates(physical, imagined, least=4)
-    if physical.std() == 0 or imagined.std() == 0:
-        raise ValueError("correlation is undefined for constant rates; compare policies of different skill")
-    r = torch.corrcoef(torch.stack([physical, imagined]).double())[0, 1].clamp(-1, 1)
-    half = _z(confidence) / math.sqrt(len(physical) - 3)
-    return float(r), float((r.atanh() - half).tanh()), float((r.atanh() + half).tanh())
-
-
 def _kappa(first: Bool[Tensor, "*b n"], second: Bool[Tensor, "*b n"]) -> Float[Tensor, "*b"]:
     observed, p, q = (x.double().mean(dim=-1) for x in (first == second, first, second))
     expected = p * q + (1 - p) * (1 - q)
@@ -355,11 +326,3 @@ def _check_scores(p: Tensor, label: Tensor) -> None:
         raise ValueError(
             f"p must be probabilities in [0, 1], got {float(p.min()):.3g}..{float(p.max()):.3g}; apply a sigmoid first"
         )
-
-
-def _check_rates(physical: Tensor, imagined: Tensor, *, least: int) -> None:
-    if physical.ndim != 1 or physical.shape != imagined.shape or len(physical) < least:
-        shapes = f"{tuple(physical.shape)} and {tuple(imagined.shape)}"
-        raise ValueError(f"need two vectors of the rates of at least {least} policies, got shapes {shapes}")
-    if not (torch.isfinite(physical) & torch.isfinite(imagined)).all():
-        raise ValueError("rates must be finite; leave out policies without episodes")

@@ -10,7 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -23,6 +23,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from worldsim.core import cores
+from worldsim.core.installation import CHECKOUT, EXTRAS, INSTALL, add
 
 Status = Literal["ok", "info", "absent", "broken", "missing"]
 
@@ -51,39 +52,12 @@ REQUIRED = {
     "wandb": "wandb",
 }
 
-# Import name -> the extra of worldsim that installs it.
-OPTIONAL = {
-    "onnx": "export",
-    "onnxscript": "export",
-    "onnxruntime": "export",
-    "transformers": "vlm",
-    "nerfstudio": "nerf",
-    "gsplat": "nerf",
-    "metaworld": "metaworld",
-    "ray": "ray",
-    "websockets": "robot",
-    "msgpack": "robot",
-}
-
-# What each verb needs with its default configuration, beyond a few small packages: import names, and "gl" to render.
-VERBS = {
-    "collect": ("torch", "genesis", "gl"),
-    "fit": ("torch", "lightning"),
-    "rollout": ("torch",),
-    "evaluate": ("torch", "genesis", "gl"),
-    "convert": ("torch", "nerfstudio"),
-    "identify": ("torch", "genesis", "gl"),
-    "export": ("torch", "onnx", "onnxscript", "onnxruntime"),
-    "serve": ("websockets", "msgpack", "onnxruntime"),
-    "report": (),
-    "demo": ("torch", "lightning", "genesis", "gl"),
-    "bench": ("torch", "lightning", "genesis", "gl"),
-    "doctor": (),
-}
-
 GL_LIBRARIES = ("EGL", "GL", "GLU", "X11")
-_GL_REMEDY = "run .ci/system_libraries --install as root, or .ci/system_libraries to see the command"
-_SETUP = "run make setup"
+_GL_REMEDY = (
+    "run .ci/system_libraries --install as root, or .ci/system_libraries to see the command"
+    if CHECKOUT
+    else "on Debian or Ubuntu: apt-get install libegl1 libgl1 libglu1-mesa libx11-6"
+)
 
 
 @dataclass(frozen=True)
@@ -105,23 +79,28 @@ class Finding:
     remedy: str = ""
 
 
-def diagnose() -> list[Finding]:
-    """Everything `worldsim doctor` knows about this machine. Imports torch if it can and runs `import torchvision` elsewhere."""
-    torch_findings, torch_works = _torch()
-    findings = [_python(), *torch_findings, *_packages(), *_machine(), *_graphics(), *_torchvision(), *_extras()]
-    return [*findings, *_verbs(findings, torch_works)]
-
-
-def print_report(console: Console | None = None) -> list[Finding]:
-    """Print `diagnose()` as tables.
+def diagnose(needs: Mapping[str, Sequence[str]]) -> list[Finding]:
+    """Everything `worldsim doctor` knows about this machine. Imports torch if it can and runs `import torchvision` elsewhere.
 
     Args:
+        needs: of each verb the import names of what it cannot do without, and "gl" if it renders.
+    """
+    torch_findings, torch_works = _torch()
+    findings = [_python(), *torch_findings, *_packages(), *_machine(), *_graphics(), *_torchvision(), *_extras()]
+    return [*findings, *_verbs(needs, findings, torch_works)]
+
+
+def print_report(needs: Mapping[str, Sequence[str]], console: Console | None = None) -> list[Finding]:
+    """Print `diagnose(needs)` as tables.
+
+    Args:
+        needs: of each verb.
         console: where to; the terminal by default.
 
     Raises:
         ValueError: if something is missing that every installation needs, after the report.
     """
-    findings = diagnose()
+    findings = diagnose(needs)
     print_findings(findings, console)
     missing = [finding for finding in findings if finding.status == "missing"]
     if missing:
@@ -145,12 +124,13 @@ def print_findings(findings: list[Finding], console: Console | None = None) -> N
         console.print()
 
 
-def examine(data: str | Path | None, *, mend: bool, check: str | None = None) -> None:
+def examine(data: str | Path | None, *, mend: bool, needs: Mapping[str, Sequence[str]], check: str | None = None) -> None:
     """The verb: report on the machine or, if it is given, on the dataset at `data`, or on what `check` names.
 
     Args:
         data: folder of a dataset, or None.
         mend: first make its `info.json` count what its files hold.
+        needs: of each verb, for the report on the machine.
         check: one of `CHECKS`, or None.
 
     Raises:
@@ -166,7 +146,7 @@ def examine(data: str | Path | None, *, mend: bool, check: str | None = None) ->
     if data is None and mend:
         raise ValueError("mend=true needs the dataset to mend: worldsim doctor data=ROOT mend=true")
     if data is None:
-        print_report()
+        print_report(needs)
         return
     from worldsim.data.faults import print_faults  # here, as it needs packages of which the report on a machine says that they lack
 
@@ -197,9 +177,7 @@ def _python() -> Finding:
     found = platform.python_version()
     if (3, 10) <= sys.version_info[:2] < (3, 13):
         return Finding("Software", "python", "ok", found)
-    return Finding(
-        "Software", "python", "missing", f"{found}, worldsim needs 3.10 to 3.12", "install Python 3.11 and run make setup"
-    )
+    return Finding("Software", "python", "missing", f"{found}, worldsim needs 3.10 to 3.12", f"install Python 3.11 and {INSTALL}")
 
 
 def _packages() -> list[Finding]:
@@ -210,7 +188,7 @@ def _packages() -> list[Finding]:
         if module == "torch":
             continue
         if not _installed(module):
-            findings.append(Finding("Software", module, "missing", f"{distribution} is not installed", _SETUP))
+            findings.append(Finding("Software", module, "missing", f"{distribution} is not installed", INSTALL))
         elif module in named:
             findings.append(Finding("Software", module, "ok", _version(distribution)))
     return findings
@@ -218,16 +196,15 @@ def _packages() -> list[Finding]:
 
 def _torch() -> tuple[list[Finding], bool]:
     if not _installed("torch"):
-        return [Finding("Software", "torch", "missing", "torch is not installed", _SETUP)], False
+        return [Finding("Software", "torch", "missing", "torch is not installed", INSTALL)], False
     try:
         import torch  # here, and not at the top: a report is what one wants when this fails
 
         from worldsim.core import precision as device
     except (ImportError, OSError) as error:  # OSError: a shared library of the wheel does not load
         reason = " ".join(str(error).split())[:200]
-        return [
-            Finding("Software", "torch", "missing", f"does not import: {reason}", "reinstall torch: rm -r .venv; make setup")
-        ], False
+        remedy = f"pip uninstall torch, then {INSTALL}" if not CHECKOUT else "reinstall torch: rm -r .venv; make setup"
+        return [Finding("Software", "torch", "missing", f"does not import: {reason}", remedy)], False
     findings = [Finding("Software", "torch", "ok", torch.__version__)]
     units = [torch.backends.cpu.get_cpu_capability()]
     units += ["AVX512-bf16"] if device.has_avx512_bf16() else []
@@ -280,31 +257,39 @@ def _graphics() -> list[Finding]:
 
 
 def _torchvision() -> list[Finding]:
-    """A torchvision of another build than torch breaks `import lightning` and `import torchmetrics.image`."""
+    """A torchvision of another build than torch breaks `import lightning`, except after `core/torchvision_remedy.py`."""
     if not _installed("torchvision"):
         return [Finding("Optional packages", "torchvision", "info", "not installed, and not needed")]
     found = _version("torchvision")
-    try:
-        trial = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, text=True, timeout=120)
-        reason = "" if trial.returncode == 0 else (trial.stderr.strip().splitlines() or ["it crashed"])[-1]
-    except subprocess.TimeoutExpired:
-        reason = "its import takes longer than two minutes"
+    reason = _why_not("import torchvision")
     if not reason:
         return [Finding("Optional packages", "torchvision", "ok", found)]
-    remedy = "pip uninstall torchvision, or install it from the index that torch came from; as it is, import lightning may fail"
+    remedy = "pip uninstall torchvision, or install it from the index that torch came from"
+    if not _why_not("import worldsim.core.torchvision_remedy, torchvision"):
+        value = f"{found} is of another build than torch: worldsim runs, ns-train does not"
+        return [Finding("Optional packages", "torchvision", "info", value, remedy)]
     return [Finding("Optional packages", "torchvision", "broken", f"{found} does not import: {reason[:200]}", remedy)]
+
+
+def _why_not(code: str) -> str:
+    """Last line of what a Python process says of `code`; empty if it runs."""
+    try:
+        trial = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+        return "" if trial.returncode == 0 else (trial.stderr.strip().splitlines() or ["it crashed"])[-1]
+    except subprocess.TimeoutExpired:
+        return "its import takes longer than two minutes"
 
 
 def _extras() -> list[Finding]:
     return [
         Finding("Optional packages", module, "ok", _version(module))
         if _installed(module)
-        else Finding("Optional packages", module, "absent", "not installed", _extra_remedy(module))
-        for module in OPTIONAL
+        else Finding("Optional packages", module, "absent", "not installed", add(module))
+        for module in EXTRAS
     ]
 
 
-def _verbs(findings: list[Finding], torch_works: bool) -> list[Finding]:
+def _verbs(verbs: Mapping[str, Sequence[str]], findings: list[Finding], torch_works: bool) -> list[Finding]:
     rendering = not any(f.name == "headless rendering" and f.status == "broken" for f in findings)
     torchvision = not any(f.name == "torchvision" and f.status == "broken" for f in findings)
 
@@ -314,7 +299,7 @@ def _verbs(findings: list[Finding], torch_works: bool) -> list[Finding]:
         return _installed(need) and (torchvision or need != "lightning")
 
     result = []
-    for verb, needs in VERBS.items():
+    for verb, needs in verbs.items():
         lost = [need for need in needs if not works(need)]
         if not lost:
             result.append(Finding("Verbs", verb, "ok", "can run"))
@@ -323,7 +308,7 @@ def _verbs(findings: list[Finding], torch_works: bool) -> list[Finding]:
         if verb == "export" and "torch" not in lost:
             result.append(Finding("Verbs", verb, "absent", f"can run with format=torch; ONNX needs {names}", _remedy(lost)))
             continue
-        status = "absent" if all(need in OPTIONAL for need in lost) else "broken"
+        status = "absent" if all(need in EXTRAS for need in lost) else "broken"
         result.append(Finding("Verbs", verb, status, f"cannot run without {names}", _remedy(lost)))
     return result
 
@@ -333,17 +318,13 @@ def _remedy(lost: list[str]) -> str:
     for need in lost:
         if need == "gl":
             remedies.append(_GL_REMEDY)
-        elif need in OPTIONAL:
-            remedies.append(_extra_remedy(need))
+        elif need in EXTRAS:
+            remedies.append(add(need))
         elif need == "lightning" and _installed(need):
             remedies.append("repair torchvision, see above")
         else:
-            remedies.append(_SETUP)
+            remedies.append(INSTALL)
     return "; ".join(dict.fromkeys(remedies))
-
-
-def _extra_remedy(module: str) -> str:
-    return f"pip install -c constraints.txt -e '.[{OPTIONAL[module]}]'"
 
 
 def _installed(module: str) -> bool:

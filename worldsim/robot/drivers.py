@@ -1,12 +1,12 @@
 """Drivers: the one interface through which the control loop sees and moves a robot, whatever the robot is.
 
-A Gymnasium environment, an object in the style of LeRobot's robots, a process on this machine and a dry run all look alike to
-`loop.py`, so that what was rehearsed is what runs. Read `process.py` next for a robot in a process of its own.
+An object in the style of LeRobot's robots, a process on this machine and a dry run all look alike to `loop.py`, so
+that what was rehearsed is what runs. Read `process.py` next for a robot in a process of its own.
 """
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,74 +85,6 @@ class DryRun(Driver):
 
     def close(self) -> None:
         self._driver.close()
-
-
-class GymDriver(Driver):
-    """A single Gymnasium environment as a robot: a command is a step, and an episode that ends is followed by the next.
-
-    Args:
-        env: a `gymnasium.Env`.
-        read: images by camera and state from an observation; LeRobot's keys by default.
-        still: the action that stands still; zeros by default.
-        seed: of the first episode.
-        simulated: False if the environment moves a machine, so that it does not start without limits.
-
-    Attributes:
-        episodes: finished so far.
-        successes: those whose last `info` had a true `is_success`.
-    """
-
-    def __init__(
-        self,
-        env: Any,
-        *,
-        read: Callable[[Any], tuple[dict[str, np.ndarray], np.ndarray]] | None = None,
-        still: np.ndarray | None = None,
-        seed: int | None = None,
-        simulated: bool = True,
-    ):
-        self.simulated = simulated
-        self._env, self._read = env, read or lerobot_observation
-        self._still = np.zeros(env.action_space.shape, env.action_space.dtype) if still is None else still
-        self.episodes = self.successes = 0
-        self._take(env.reset(seed=seed)[0])
-
-    def observe(self) -> RobotObservation:
-        return RobotObservation(*self._sensed, time.monotonic())
-
-    def send(self, action: np.ndarray) -> None:
-        obs, _, terminated, truncated, info = self._env.step(np.asarray(action, self._env.action_space.dtype))
-        if terminated or truncated:
-            self.episodes += 1
-            self.successes += bool(info.get("is_success", False))
-            obs = self._env.reset()[0]
-        self._take(obs)
-
-    def hold(self) -> None:
-        self.send(self._still)
-
-    def stop(self) -> None:
-        """A simulation stands still while nobody steps it."""
-
-    def close(self) -> None:
-        self._env.close()
-
-    def _take(self, obs: Any) -> None:
-        images, state = self._read(obs)
-        self._sensed = images, np.asarray(state, np.float32)
-
-
-def lerobot_observation(obs: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Images and state of an observation with LeRobot's keys: `pixels` (an array, or arrays by camera) and `agent_pos`.
-
-    Raises:
-        ValueError: if a key is missing.
-    """
-    if missing := [key for key in ("pixels", "agent_pos") if key not in obs]:
-        raise ValueError(f"the observation lacks {missing[0]!r}, has {', '.join(map(str, obs))}; pass a `read` of your own")
-    pixels = obs["pixels"]
-    images = {str(name): np.asarray(image) for name, image in pixels.items()} if isinstance(pixels, Mapping) else {"front": pixels}
-    return images, np.asarray(obs["agent_pos"])
 
 
 class RobotDriver(Driver):

@@ -35,14 +35,13 @@ def broken(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_mismatched_torchvision_imports_once_torch_has_run_the_entry_point(broken: Path) -> None:
-    assert run("import torch, torchvision", broken).returncode == 0
-    without = run("import torch, torchvision", broken, TORCH_DEVICE_BACKEND_AUTOLOAD="0")
-    assert "operator torchvision::nms does not exist" in without.stderr
+def test_a_mismatched_torchvision_imports_after_the_remedy(broken: Path) -> None:
+    assert run("from worldsim.core import torchvision_remedy; import torchvision", broken).returncode == 0
+    assert "operator torchvision::nms does not exist" in run("import torch, torchvision", broken).stderr
 
 
 def test_without_torchvision_nothing_is_declared(tmp_path: Path) -> None:
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text("")
-    code = "import torch; from worldsim.core import torchvision_remedy as remedy; assert not remedy._libraries"
+    code = "from worldsim.core import torchvision_remedy as remedy; assert not remedy._libraries"
     assert run(code, tmp_path).returncode == 0, "nor with one that has no compiled operators at all"

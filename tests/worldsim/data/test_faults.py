@@ -212,4 +212,4 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_mending_needs_a_dataset() -> None:
     with pytest.raises(ValueError, match="mend=true needs the dataset to mend"):
-        doctor.examine(None, mend=True)
+        doctor.examine(None, mend=True, needs={})

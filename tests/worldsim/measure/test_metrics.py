@@ -170,33 +170,6 @@ def test_psnr_needs_one_shape():
         metrics.psnr(torch.zeros(4, 4, 3), torch.zeros(2, 4, 4, 3))
 
 
-def test_mmrv_by_hand():
-    # the order of policies 0 and 1 is swapped: violations .2, .2, 0
-    assert metrics.mmrv(torch.tensor([0.1, 0.3, 0.9]), torch.tensor([0.4, 0.2, 0.8])) == pytest.approx(0.4 / 3)
-    assert metrics.mmrv(torch.tensor([0.1, 0.3, 0.9]), torch.tensor([0.0, 0.2, 0.3])) == 0
-
-
-def test_pearson_by_hand():
-    # deviations (-1.5 -.5 .5 1.5) and (-1.5 .5 -.5 1.5): r = 4/5; half-width 1.96/sqrt(4-3) around atanh .8 = 1.0986
-    r, low, high = metrics.pearson(torch.tensor([1.0, 2, 3, 4]), torch.tensor([1.0, 3, 2, 4]))
-    assert (r, low, high) == pytest.approx((0.8, math.tanh(1.0986 - 1.95996), math.tanh(1.0986 + 1.95996)), abs=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("physical", "imagined"),
-    [
-        (torch.rand(3), torch.rand(3)),
-        (torch.ones(4), torch.arange(4.0)),
-        (torch.rand(4), torch.rand(5)),
-        (torch.full((4,), math.nan), torch.rand(4)),
-    ],
-    ids=["few", "constant", "lengths", "nan"],
-)
-def test_pearson_refuses_undefined_input(physical, imagined):
-    with pytest.raises(ValueError, match="rates"):
-        metrics.pearson(physical, imagined)
-
-
 def test_agreement_and_kappa_by_hand():
     """Both succeed 4, only the first 1, only the second 2, both fail 3 of 10: p_o = .7, p_e = .5*.6 + .5*.4 = .5, kappa = .4."""
     first, second = outcomes(4 * "11" + "10" + 2 * "01" + 3 * "00")

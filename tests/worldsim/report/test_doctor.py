@@ -9,10 +9,12 @@ from importlib.machinery import ModuleSpec
 import pytest
 from rich.console import Console
 
-from training.app.cli import EXTRAS
-from training.app.cli import VERBS as COMMANDS
+from training.app.cli import VERBS
 from worldsim.core import cores
+from worldsim.core.installation import EXTRAS
 from worldsim.report import doctor
+
+NEEDS = {name: verb.needs for name, verb in VERBS.items()}
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def text() -> tuple[Console, io.StringIO]:
 
 def test_this_machine_is_reported_in_full():
     console, stream = text()
-    findings = doctor.print_report(console)
+    findings = doctor.print_report(NEEDS, console)
     for name in ("python", "torch", "lightning", "genesis", "diffusers"):
         assert find(findings, name).status == "ok"
         assert find(findings, name).value in stream.getvalue()
@@ -50,21 +52,16 @@ def test_this_machine_is_reported_in_full():
     assert all(finding.remedy for finding in findings if finding.status in ("absent", "broken", "missing"))
 
 
-def test_verbs_and_extras_are_those_of_the_command_line():
-    assert set(COMMANDS) <= set(doctor.VERBS)
-    assert doctor.OPTIONAL == EXTRAS
-
-
 def test_everything_runs_where_nothing_is_missing(machine):
-    findings = doctor.diagnose()
+    findings = doctor.diagnose(NEEDS)
     assert {finding.status for finding in findings if finding.section == "Verbs"} == {"ok"}
     assert not [finding for finding in findings if finding.status in ("absent", "broken", "missing")]
 
 
 def test_absent_optional_packages_are_named_with_their_extra_and_do_not_fail(machine):
-    machine("torchvision", *doctor.OPTIONAL)
+    machine("torchvision", *EXTRAS)
     console, stream = text()
-    findings = doctor.print_report(console)
+    findings = doctor.print_report(NEEDS, console)
     assert find(findings, "nerfstudio").status == "absent"
     assert find(findings, "nerfstudio").remedy == "pip install -c constraints.txt -e '.[nerf]'"
     assert "'.[nerf]'" in stream.getvalue()  # rich would take the brackets for markup
@@ -77,15 +74,15 @@ def test_a_missing_requirement_is_one_line_after_the_report(machine):
     machine("torchvision", "genesis", "wandb")
     console, stream = text()
     with pytest.raises(ValueError, match=r"^this installation lacks genesis, wandb; run make setup$"):
-        doctor.print_report(console)
+        doctor.print_report(NEEDS, console)
     assert "genesis-world is not installed" in stream.getvalue()
-    assert find(doctor.diagnose(), "evaluate").status == "broken"
-    assert find(doctor.diagnose(), "fit").status == "ok"
+    assert find(doctor.diagnose(NEEDS), "evaluate").status == "broken"
+    assert find(doctor.diagnose(NEEDS), "fit").status == "ok"
 
 
 def test_a_report_without_torch(machine, monkeypatch):
     machine("torch", "torchvision")
-    findings = doctor.diagnose()
+    findings = doctor.diagnose(NEEDS)
     assert find(findings, "torch").status == "missing"
     assert find(findings, "fit").value == "cannot run without torch"
     assert find(findings, "report").status == "ok"
@@ -93,7 +90,7 @@ def test_a_report_without_torch(machine, monkeypatch):
 
 def test_a_torch_that_does_not_import(machine, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)  # makes `import torch` an ImportError
-    findings = doctor.diagnose()
+    findings = doctor.diagnose(NEEDS)
     assert find(findings, "torch").status == "missing"
     assert "does not import" in find(findings, "torch").value
 
@@ -101,7 +98,7 @@ def test_a_torch_that_does_not_import(machine, monkeypatch):
 def test_missing_graphics_libraries_stop_the_verbs_that_render(machine, monkeypatch):
     monkeypatch.setattr(doctor.platform, "system", lambda: "Linux")
     monkeypatch.setattr(ctypes.util, "find_library", lambda name: None if name == "EGL" else f"lib{name}.so.1")
-    findings = doctor.diagnose()
+    findings = doctor.diagnose(NEEDS)
     assert find(findings, "headless rendering").value == "libEGL not found"
     assert find(findings, "collect").value == "cannot run without headless rendering"
     assert find(findings, "rollout").status == "ok"
@@ -111,7 +108,7 @@ def test_a_broken_torchvision_is_found_and_explained(machine, monkeypatch):
     machine()
     stderr = "Traceback ...\nRuntimeError: operator torchvision::nms does not exist\n"
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: subprocess.CompletedProcess(args, 1, "", stderr))
-    findings = doctor.diagnose()
+    findings = doctor.diagnose(NEEDS)
     assert "operator torchvision::nms does not exist" in find(findings, "torchvision").value
     assert "pip uninstall torchvision" in find(findings, "torchvision").remedy
     assert find(findings, "fit").value == "cannot run without lightning"
@@ -126,9 +123,9 @@ def test_a_folder_is_not_a_package(monkeypatch):
 def test_container_limits(machine, monkeypatch):
     monkeypatch.setattr(cores, "cgroup", {"cpu.max": "50000 100000", "memory.max": str(3 * 2**30)}.__getitem__)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    findings = doctor.diagnose()
+    findings = doctor.diagnose(NEEDS)
     assert find(findings, "CPU cores").value.endswith("limited to the time of 0.5")  # 50 ms of every 100 ms
     assert find(findings, "memory").value.endswith("limited to 3.0 GiB")
     assert find(findings, "OMP_NUM_THREADS").remedy.startswith("export OMP_NUM_THREADS=1:")
     monkeypatch.setattr(cores, "cgroup", {"cpu.max": "max 100000", "memory.max": "max"}.__getitem__)
-    assert "limited" not in find(doctor.diagnose(), "CPU cores").value
+    assert "limited" not in find(doctor.diagnose(NEEDS), "CPU cores").value

@@ -5,9 +5,9 @@ frame belongs to. A frame knows that itself. `building.py` and its neighbours ge
 
 import inspect
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
-from unittest.mock import patch
 
 _search = inspect.getmodule
 
@@ -18,9 +18,14 @@ def _module(thing: Any, _filename: str | None = None) -> Any:
     return _search(thing, _filename)
 
 
-def quick_frames() -> AbstractContextManager[Any]:
+@contextmanager
+def quick_frames() -> Iterator[None]:
     """While it lasts, `inspect.getmodule` asks frames themselves."""
-    return patch.object(inspect, "getmodule", _module)
+    inspect.getmodule = _module
+    try:
+        yield
+    finally:
+        inspect.getmodule = _search
 
 
 with quick_frames():

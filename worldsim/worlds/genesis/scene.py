@@ -14,7 +14,9 @@ import numpy as np
 import torch
 import yaml
 
-ASSETS = Path(__file__).resolve().parents[3] / "sim_assets"
+from worldsim.core.installation import shipped
+
+ASSETS = shipped("sim_assets")
 
 
 @dataclass(frozen=True)
