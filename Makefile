@@ -44,7 +44,7 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 
 $(VENV)/.nerf: $(VENV)/.stamp
 	@echo "nerfstudio, for tests and checks of the NeRF path (a few minutes)"
-	@$(PIP) -e '.[dev,export,nerf,robot]'
+	@$(PIP) -e '.[dev,export,nerf,robot]' $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 	@touch $@
 
 demo: setup  ## the whole pipeline on the embedded default; options in ARGS

@@ -4,6 +4,8 @@ Every stage is a `worldsim` command that a user could type. Stages run side by s
 there, and are skipped when the demo is started again. `training/app/stages.py` runs them."""
 
 import json
+import shlex
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -252,7 +254,7 @@ def summarise(cfg: dict[str, Any]) -> dict[str, Any]:
             name: version(name)
             for name in ("worldsim", "torch", "lightning", "genesis-world", "diffusers", "gymnasium", "hydra-core")
         },
-        "command": f"worldsim demo seed={cfg['seed']}",
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
 
 
