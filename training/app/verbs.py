@@ -45,6 +45,8 @@ def collect(cfg: Config) -> None:
     With `capture=orbit` the scene is photographed instead.
     """
     if cfg["capture"]:
+        if cfg["randomization"]:
+            raise ValueError("a capture photographs the scene as it is; leave randomization out")
         scene = cfg["world"].get("scene")
         if scene is None:
             raise ValueError(f"a capture needs a world with a scene, such as world=push_block, got {cfg['world']['_target_']}")

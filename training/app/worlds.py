@@ -12,6 +12,12 @@ from worldsim.core.interfaces import World
 
 
 def build_world(cfg: dict[str, Any]) -> World:
-    """The world of `cfg["world"]`, under `cfg["randomization"]` if that is not null."""
+    """The world of `cfg["world"]`, under `cfg["randomization"]` if that is not null.
+
+    Raises:
+        ValueError: if a renderer is chosen for a dream.
+    """
+    if {"fields", "world_model"} <= cfg["world"].keys():
+        raise ValueError("a dream draws its own pictures; leave renderer out, or choose world=push_block or world=room")
     world: World = instantiate(cfg["world"], _convert_="all")
     return instantiate(cfg["randomization"], _convert_="all")(world) if cfg["randomization"] else world

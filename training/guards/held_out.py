@@ -6,6 +6,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -130,6 +131,7 @@ class PhysicsCheck(HeldOut):
         budget: control steps of the whole run. No check begins that could exceed it, and a check takes up to `episodes`, rounded up
             to a multiple of the world's `num_envs`, times its `max_episode_steps`, so choose `Guard.every` to match: what follows
             the last check is not measured, and a line says so when it happens.
+        randomization: wraps the world, `+randomization@trainer.callbacks.guard.judge.randomization=moderate` on the command line.
     """
 
     def __init__(
@@ -140,10 +142,12 @@ class PhysicsCheck(HeldOut):
         episodes: int = 128,
         seed: int = GUARDING,
         budget: int = 40_000,
+        randomization: Callable[[World], World] | None = None,
     ):
         check_guarding(seed, episodes)
         super().__init__(world_model, [reflector], seed)
-        self.world, self.episodes, self.budget, self.num_envs = world, episodes, budget, world.num_envs
+        self.world = world if randomization is None else randomization(world)
+        self.episodes, self.budget, self.num_envs = episodes, budget, world.num_envs
 
     def measure(self, policy: Policy) -> Verdict | None:
         limit, before = self.world.max_episode_steps, self.world.physics_steps

@@ -1,6 +1,7 @@
 """Where a learner plays: in a learned world, or for comparison in physics (`arena=...` on the command line)."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -61,11 +62,12 @@ class PhysicsArena(Arena):
 
     Args:
         world: with batch size * group size environments.
+        randomization: wraps it, `+randomization@model.arena.randomization=moderate` on the command line.
     """
 
-    def __init__(self, world: World):
+    def __init__(self, world: World, randomization: Callable[[World], World] | None = None):
         super().__init__()
-        self.world, self.reflector = world, None
+        self.world, self.reflector = world if randomization is None else randomization(world), None
 
     def begin(self, batch: Batch, group_size: int, generator: torch.Generator) -> tuple[World, Observation, Tensor]:
         n = len(batch["instruction"])

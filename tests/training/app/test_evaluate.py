@@ -127,6 +127,23 @@ def test_what_cannot_be_compared_is_refused_in_one_line(folders, recorded: str, 
     assert "precision must be 32-true or bf16-mixed, got 'half'" in capsys.readouterr().err
 
 
+@pytest.mark.genesis
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [
+        (["world=room", "renderer=nerf"], "NerfWorld cannot move the robot of scene 'room', which lacks max_delta_m;"),
+        (["renderer=nerf_rooms"], "NerfDriveWorld cannot move the robot of scene 'push_block', which lacks max_speed_m_s, track_m"),
+        (["world=dream", "renderer=nerf"], "a dream draws its own pictures; leave renderer out"),
+        (["capture=orbit", "randomization=moderate"], "a capture photographs the scene as it is; leave randomization out"),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(choices: list[str], words: str, tmp_path: Path, capsys) -> None:
+    assert cli.main(["collect", *choices, f"root={tmp_path / 'data'}"]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+    assert not (tmp_path / "data").exists()
+
+
 def known(name: str, tmp_path: Path, *more: str) -> list[str]:
     """Arguments of a verb that plays `KnownWorld` with a policy of its size."""
     folder = checkpoint.save(FlowVLA(state_dim=2, action_dim=1, width=16, channels=8, blocks=1, image=(8, 8)), tmp_path / "policy")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conditions import watched
 from guarding import (
     CHUNK,
     EPISODES,
@@ -169,11 +170,14 @@ def test_every_experiment_of_post_training_is_guarded() -> None:
 
 @pytest.mark.slow
 @pytest.mark.genesis
-def test_physics_guard_of_the_configuration(folders: dict[str, str], data: list[str], tmp_path: Path) -> None:
+def test_physics_guard_of_the_configuration(folders: dict[str, str], data: list[str], tmp_path: Path, monkeypatch) -> None:
     judge = "trainer.callbacks.guard.judge"
     overrides = [f"{judge}.{name}={folders[name]}" for name in ("world_model", "reflector")]
     overrides += [f"{judge}.world.num_envs=2", f"{judge}.episodes=2", f"{judge}.budget=200"]
+    overrides += [f"+randomization@{judge}.randomization=moderate"]
+    randomised = watched(monkeypatch)
     run_fit(configured(folders, data, tmp_path / "run", "physics", *overrides))
+    assert [world.num_envs for world in randomised] == [2, 2], "once per check"
     verdicts = [Verdict(**verdict) for verdict in read(tmp_path / "run" / "guard.json")["verdicts"]]
     assert [verdict.step for verdict in verdicts] == [0, 2]
     assert all(0 < verdict.physics_steps <= 80 for verdict in verdicts)

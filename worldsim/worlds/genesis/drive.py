@@ -27,6 +27,7 @@ class DriveWorld(GenesisWorld):
 
     state_names = ("v", "w")
     action_names = ("left", "right")
+    robot_needs = ("max_speed_m_s", "track_m")
 
     @property
     def heading(self) -> Float[Tensor, " b"]:

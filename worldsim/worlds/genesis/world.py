@@ -72,11 +72,12 @@ class GenesisWorld(World, Branchable, Scripted):
         reward: null is `ProgressReward`. It is told of success when that ends the episode, and of the task's true progress.
 
     Raises:
-        ValueError: if num_envs < 1, or for a malformed scene.
+        ValueError: if num_envs < 1, for a malformed scene, or for one whose robot this world cannot move.
     """
 
     state_names = ("x", "y", "vx", "vy")
     action_names = ("dx", "dy")
+    robot_needs: tuple[str, ...] = ("max_delta_m",)  # of the scene's robot, to move it
     physics = True
     reward: Reward
 
@@ -93,6 +94,11 @@ class GenesisWorld(World, Branchable, Scripted):
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
         self.scene = Scene(scene, phrasings)
         data = self.scene.data
+        if missing := [key for key in self.robot_needs if key not in data["robot"]]:
+            raise ValueError(
+                f"{type(self).__name__} cannot move the robot of scene {scene!r}, which lacks {', '.join(missing)}; "
+                "renderer=nerf is for world=push_block and its scenes, renderer=nerf_rooms for world=room and its own"
+            )
         self.num_envs, self.fps, self.max_episode_steps = num_envs, data["fps"], data["max_episode_steps"]
         self.camera, self.robot_type = data["camera"]["name"], Path(data["robot"]["file"]).stem
         self.fov, self.success_steps, self.reward = data["camera"]["fov"], success_steps, reward or ProgressReward()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conditions import watched
 
 from models.renderers.baked import BakedField
 from training.app.cli import main
@@ -169,7 +170,7 @@ def test_captured_rooms_stand_around_the_moving_robot(tmp_path: Path):
     nerf.close()
 
 
-def test_a_policy_is_cloned_and_then_reinforced_in_captured_rooms(tmp_path: Path):
+def test_a_policy_is_cloned_and_then_reinforced_in_captured_rooms(tmp_path: Path, monkeypatch):
     fields = [room_field("room_oak", tmp_path), room_field("room_brick", tmp_path)]
     where = [f"world.fields=[{','.join(fields)}]", "world.num_envs=4"]
     data, first, second = (tmp_path / name for name in ("demos", "cloned", "reinforced"))
@@ -178,7 +179,10 @@ def test_a_policy_is_cloned_and_then_reinforced_in_captured_rooms(tmp_path: Path
     assert main(["fit", "experiment=policy_room", *quick, "trainer.max_steps=2", f"run_dir={first}"]) == 0
     arena = [f"model.arena.{option}" for option in where]
     learn = [f"model.policy={first}", "model.chunks=3", "model.advantage.warmup=0", "trainer.limit_train_batches=2"]
-    assert main(["fit", "experiment=post_train_room", *quick, *arena, *learn, f"run_dir={second}"]) == 0
+    randomised = watched(monkeypatch)
+    conditions = "+randomization@model.arena.randomization=moderate"
+    assert main(["fit", "experiment=post_train_room", *quick, *arena, *learn, conditions, f"run_dir={second}"]) == 0
+    assert randomised and {type(world) for world in randomised} == {NerfDriveWorld}
     before, after = (dict(checkpoint.load(folder, Policy).named_parameters()) for folder in (first, second))
     assert all(value.isfinite().all() for value in after.values())
     assert any(not torch.equal(value, before[name]) for name, value in after.items())
