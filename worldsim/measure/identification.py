@@ -17,6 +17,7 @@ from jaxtyping import Float, UInt8
 from scipy.optimize import differential_evolution
 from torch import Tensor
 
+from worldsim.core.interfaces import World
 from worldsim.core.noise import Noise
 from worldsim.core.types import Episode, float_image
 from worldsim.measure.dream_quality import ColorTracker
@@ -221,7 +222,7 @@ def _parameters(coded: Tensor) -> dict[str, Tensor]:
     return {name: row if name in OTHERS else row.exp() for name, row in zip(DYNAMICS, coded, strict=True)}
 
 
-def identified_world(world: GenesisWorld, file: str, spread: float = 1.0) -> RandomizedWorld:
+class IdentifiedWorld(RandomizedWorld):
     """A world with identified parameters, randomised as far as they are uncertain.
 
     Args:
@@ -232,17 +233,20 @@ def identified_world(world: GenesisWorld, file: str, spread: float = 1.0) -> Ran
     Raises:
         ValueError: if a parameter is missing.
     """
-    document = json.loads(Path(file).read_text())
-    found: Found = document.get("found", {}) if isinstance(document, dict) else {}
-    if missing := SPREAD.keys() - found.keys():
-        raise ValueError(f"{file} lacks {sorted(missing)}; write it with worldsim identify")
 
-    def around(part: str) -> dict[str, Any]:
-        """Distributions of one effect's parameters, by field."""
-        return {name.partition(".")[2]: _around(name, found[name], spread) for name in SPREAD if name.startswith(f"{part}.")}
+    def __init__(self, world: World, file: str, spread: float = 1.0):
+        document = json.loads(Path(file).read_text())
+        found: Found = document.get("found", {}) if isinstance(document, dict) else {}
+        if missing := SPREAD.keys() - found.keys():
+            raise ValueError(f"{file} lacks {sorted(missing)}; write it with worldsim identify")
 
-    effects = {"view": View(**around("view")), "light": Light(**around("light")), "sensor": Sensor(**around("sensor"))}
-    return RandomizedWorld(world, effects, Latency(**around("latency"), jitter=Normal(0, 0)), Dynamics(**around("dynamics")))
+        def around(part: str) -> dict[str, Any]:
+            """Distributions of one effect's parameters, by field."""
+            return {name.partition(".")[2]: _around(name, found[name], spread) for name in SPREAD if name.startswith(f"{part}.")}
+
+        effects = {"view": View(**around("view")), "light": Light(**around("light")), "sensor": Sensor(**around("sensor"))}
+        latency = Latency(**around("latency"), jitter=Normal(0, 0))
+        super().__init__(world, effects, latency, Dynamics(**around("dynamics")))
 
 
 def _around(name: str, value: float, spread: float) -> Distribution:

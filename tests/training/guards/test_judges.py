@@ -1,6 +1,7 @@
 """What judges measure and what it costs, and how a configuration chooses a guard."""
 
 import inspect
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from training.guards.held_out import PhysicsCheck, SecondReflector, Verdict
 from worldsim.core import checkpoint
 from worldsim.core.interfaces import Policy, Reflector
 from worldsim.core.seeds import GUARDING, REPORTING
+from worldsim.measure.identification import SPREAD
 
 # Judges -----------------------------------------------------------------------------------------------------------------------
 
@@ -174,7 +176,8 @@ def test_physics_guard_of_the_configuration(folders: dict[str, str], data: list[
     judge = "trainer.callbacks.guard.judge"
     overrides = [f"{judge}.{name}={folders[name]}" for name in ("world_model", "reflector")]
     overrides += [f"{judge}.world.num_envs=2", f"{judge}.episodes=2", f"{judge}.budget=200"]
-    overrides += [f"+randomization@{judge}.randomization=moderate"]
+    (tmp_path / "identified.json").write_text(json.dumps({"found": dict.fromkeys(SPREAD, 1.0) | {"latency.delay": 0.0}}))
+    overrides += [f"+randomization@{judge}.randomization=identified", f"{judge}.randomization.file={tmp_path / 'identified.json'}"]
     randomised = watched(monkeypatch)
     run_fit(configured(folders, data, tmp_path / "run", "physics", *overrides))
     assert [world.num_envs for world in randomised] == [2, 2], "once per check"

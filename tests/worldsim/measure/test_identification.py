@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from worldsim.measure.collect import ExpertActor, collect
-from worldsim.measure.identification import SPREAD, changed, fit_pictures, identified_world, identify, known_starts, noise_of
+from worldsim.measure.identification import SPREAD, IdentifiedWorld, changed, fit_pictures, identify, known_starts, noise_of
 from worldsim.worlds.effects import Normal, Uniform
 from worldsim.worlds.genesis.world import GenesisWorld
 from worldsim.worlds.randomized import Dynamics, Latency, RandomizedWorld
@@ -87,10 +87,10 @@ def test_a_world_with_what_was_found(worlds, tmp_path: Path):
     found = {name: 1.0 for name in SPREAD} | HIDDEN | {"latency.delay": 0.05, "dynamics.gain": 0.6}
     file = tmp_path / "identified.json"
     file.write_text(json.dumps({"found": found}))
-    exact = identified_world(worlds[0], str(file), spread=0.0)
+    exact = IdentifiedWorld(worlds[0], str(file), spread=0.0)
     assert {name: values[0].item() for name, values in exact.parameters().items()} == pytest.approx(found)
-    spread = identified_world(worlds[0], str(file)).parameters()["dynamics.gain"]
+    spread = IdentifiedWorld(worlds[0], str(file)).parameters()["dynamics.gain"]
     assert 0.6 / 1.1 <= spread.min() < spread.max() <= 0.6 * 1.1
     file.write_text(json.dumps({"found": {k: v for k, v in found.items() if k != "view.pan"}}))
     with pytest.raises(ValueError, match=r"lacks \['view.pan'\]"):
-        identified_world(worlds[0], str(file))
+        IdentifiedWorld(worlds[0], str(file))
