@@ -93,7 +93,7 @@ VERBS = {
         (*LEARN, *RENDER[1:]),
     ),
     "doctor": Verb(
-        "training.app.verbs:doctor", "say what this machine can run, or what is wrong with a dataset", "data=data/demos"
+        "training.app.doctor:doctor", "say what this machine can run, or what is wrong with a dataset", "data=data/demos"
     ),
 }
 
@@ -146,6 +146,8 @@ def _run(args: list[str]) -> None:
     if verb == "bench" and rest and "=" not in rest[0]:  # worldsim bench algorithms
         rest = [f"suite={rest[0]}", *rest[1:]]
     overrides, search_dir = _split(verb, rest)
+    optional = {f"{group}=null" for group, choice in _groups(_load(verb)) if choice is None}
+    overrides = [override for override in overrides if override not in optional]  # which Hydra refuses, although it is the default
     config = OmegaConf.to_container(compose_config(verb, overrides, search_dir), resolve=True, throw_on_missing=True)
     assert isinstance(config, dict)
     for key in PATHS & config.keys():

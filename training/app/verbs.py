@@ -14,7 +14,6 @@ import torch
 from hydra.utils import instantiate
 from rich.progress import track
 
-from training.app.cli import VERBS
 from training.app.worlds import build_world
 from worldsim.core import checkpoint
 from worldsim.core.files import write_json
@@ -30,7 +29,6 @@ from worldsim.measure.collect import PolicyActor
 from worldsim.measure.collect import collect as record_episodes
 from worldsim.measure.metrics import percent, success_rate
 from worldsim.report import video
-from worldsim.report.doctor import examine
 from worldsim.report.page import described, write_report
 from worldsim.robot.bundle import sha256
 from worldsim.robot.reliability import FEWEST, fit_reference
@@ -250,11 +248,3 @@ def serve(cfg: Config) -> None:
 def report(cfg: Config) -> None:
     """One self-contained HTML page about a run."""
     print(write_report(Path(cfg["run"])))
-
-
-def doctor(cfg: Config) -> None:
-    """What this machine can run, and what is missing; with `data=ROOT` what is wrong with a dataset, with `check=` see its file."""
-    if not isinstance(cfg["mend"], bool):  # "no" is a word to Hydra
-        raise ValueError(f"mend is {cfg['mend']!r}, expected true or false; write mend=true or leave it out")
-    needs = {name: verb.needs for name, verb in VERBS.items()}
-    examine(cfg["data"], mend=cfg["mend"], needs=needs, check=cfg["check"])

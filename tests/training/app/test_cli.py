@@ -54,6 +54,13 @@ def verbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("standin_verbs", None)
 
 
+def test_the_default_of_an_optional_choice_can_be_typed(verbs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cli.VERBS, "evaluate", cli.VERBS["evaluate"]._replace(function="standin_verbs:record"))
+    assert cli.main(["evaluate", "policy=p", "renderer=null", "randomization=null"]) == 0
+    (config,) = sys.modules["standin_verbs"].calls
+    assert config["randomization"] is None and "fields" not in config["world"]
+
+
 def use(monkeypatch: pytest.MonkeyPatch, function: str) -> None:
     monkeypatch.setitem(cli.VERBS, "fit", cli.VERBS["fit"]._replace(function=f"standin_verbs:{function}"))
 

@@ -131,8 +131,8 @@ def test_what_cannot_be_compared_is_refused_in_one_line(folders, recorded: str, 
 @pytest.mark.parametrize(
     ("choices", "words"),
     [
-        (["world=room", "renderer=nerf"], "NerfWorld cannot move the robot of scene 'room', which lacks max_delta_m;"),
-        (["renderer=nerf_rooms"], "NerfDriveWorld cannot move the robot of scene 'push_block', which lacks max_speed_m_s, track_m"),
+        (["world=room", "renderer=nerf"], "the robot of scene room has no max_delta_m, which this world moves it by;"),
+        (["renderer=nerf_rooms"], "the robot of scene push_block has no max_speed_m_s and no track_m, which this world"),
         (["world=dream", "renderer=nerf"], "a dream draws its own pictures; leave renderer out"),
         (["capture=orbit", "randomization=moderate"], "a capture photographs the scene as it is; leave randomization out"),
     ],

@@ -14,12 +14,13 @@ ROOT = Path(__file__).parents[3]
 BROKEN = """
 import torch
 from pathlib import Path
+from torch import library
 try:
     torch.ops.load_library(Path(__file__).with_name("_C.so"))
 except OSError:
     pass
 
-@torch.library.register_fake("torchvision::nms")
+@library.register_fake("torchvision::nms")
 def shape(dets, scores, iou_threshold):
     return dets.new_empty(0)
 """

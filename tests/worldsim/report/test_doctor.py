@@ -5,6 +5,7 @@ import io
 import subprocess
 import sys
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -14,6 +15,7 @@ from worldsim.core import cores
 from worldsim.core.installation import EXTRAS
 from worldsim.report import doctor
 
+ROOT = Path(__file__).parents[3]
 NEEDS = {name: verb.needs for name, verb in VERBS.items()}
 
 
@@ -86,6 +88,14 @@ def test_a_report_without_torch(machine, monkeypatch):
     assert find(findings, "torch").status == "missing"
     assert find(findings, "fit").value == "cannot run without torch"
     assert find(findings, "report").status == "ok"
+
+
+def test_the_command_answers_without_torch():
+    code = "import sys; sys.modules['torch'] = None; from training.app.cli import main; sys.exit(main(['doctor']))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == "worldsim: this installation lacks torch; run make setup\n"
+    assert "cannot run without torch" in done.stdout
 
 
 def test_a_torch_that_does_not_import(machine, monkeypatch):

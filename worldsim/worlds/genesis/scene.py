@@ -45,13 +45,14 @@ class Scene:
     Args:
         name: file name in `sim_assets/scenes` without ending, or a path to a YAML file.
         phrasings: which sentence templates to speak, "train" or "eval" (kept out of all training data).
+        robot_needs: what the scene must say of its robot, for a world to move it.
 
     Raises:
         FileNotFoundError: if there is no such scene.
-        ValueError: if a key is missing or `phrasings` is unknown.
+        ValueError: if a key is missing, `phrasings` is unknown, or the scene's robot is another world's.
     """
 
-    def __init__(self, name: str, phrasings: str = "train"):
+    def __init__(self, name: str, phrasings: str = "train", robot_needs: Sequence[str] = ()):
         path = Path(name) if name.endswith((".yaml", ".yml")) else ASSETS / "scenes" / f"{name}.yaml"
         if not path.is_file():
             known = sorted(p.stem for p in (ASSETS / "scenes").glob("*.yaml"))
@@ -64,6 +65,11 @@ class Scene:
             raise ValueError(f"scene {path} lacks the keys {sorted(missing)}; compare with sim_assets/scenes/push_block.yaml")
         if phrasings not in self.data["instructions"]:
             raise ValueError(f"phrasings must be one of {sorted(self.data['instructions'])}, got {phrasings!r}")
+        if missing := [key for key in robot_needs if key not in self.data["robot"]]:
+            raise ValueError(
+                f"the robot of scene {self.data['name']} has no {' and no '.join(missing)}, which this world moves it by; "
+                "world=room and renderer=nerf_rooms drive through rooms, world=push_block and renderer=nerf push on a table"
+            )
         self.templates: list[str] = self.data["instructions"][phrasings]
         self.block_names = tuple(self.data["blocks"])
         self.goal_names = tuple(self.data["goals"])

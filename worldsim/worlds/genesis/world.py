@@ -92,13 +92,8 @@ class GenesisWorld(World, Branchable, Scripted):
     ):
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
-        self.scene = Scene(scene, phrasings)
+        self.scene = Scene(scene, phrasings, self.robot_needs)
         data = self.scene.data
-        if missing := [key for key in self.robot_needs if key not in data["robot"]]:
-            raise ValueError(
-                f"{type(self).__name__} cannot move the robot of scene {scene!r}, which lacks {', '.join(missing)}; "
-                "renderer=nerf is for world=push_block and its scenes, renderer=nerf_rooms for world=room and its own"
-            )
         self.num_envs, self.fps, self.max_episode_steps = num_envs, data["fps"], data["max_episode_steps"]
         self.camera, self.robot_type = data["camera"]["name"], Path(data["robot"]["file"]).stem
         self.fov, self.success_steps, self.reward = data["camera"]["fov"], success_steps, reward or ProgressReward()
