@@ -8,6 +8,10 @@ makes each step a Gaussian with the same marginals, so that acting becomes a dec
 transitions, and between decisions the world. PPO (arXiv:1707.06347) then clips the ratio of every transition, and all transitions
 of a decision share its advantage. The world is a dream: a learned video model shows what follows, a reflector rewards it.
 
+It shows the method, not a recipe: 60 iterations (the defaults, seed 0) from the first policy of `worldsim demo seed=1` took 3 min
+50 s on two threads of an EPYC core, and `worldsim evaluate policy=runs/ppo baseline=runs/demo/policy episodes=256 seed=700000000`
+went from 52.0 % [45.8, 58.0] to 53.9 % [47.8, 59.9], a paired +2.0 points [-5.2, +9.1].
+
 What `training/rl/` adds: other chains, advantages and arenas, warm-up, an anchor, guards, resumption, logs.
 """
 
@@ -129,7 +133,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--noise_level", type=float, default=0.5, help="a of Flow-SDE")
     parser.add_argument("--gamma", type=float, default=0.95, help="discount of a decision")
     parser.add_argument("--lam", type=float, default=0.95)
-    parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument(
+        "--lr", type=float, default=5e-5, help="of the policy; at 2e-4 the first updates moved it by a quarter of a nat"
+    )
     parser.add_argument("--critic_lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
