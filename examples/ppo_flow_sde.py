@@ -30,7 +30,7 @@ from worldsim.core import checkpoint
 from worldsim.core.interfaces import Policy, Reflector, WorldModel
 from worldsim.core.noise import Noise
 from worldsim.core.types import Observation
-from worldsim.data.windows import FrameTable
+from worldsim.data.store import FrameStore
 from worldsim.nn.layers import mlp
 from worldsim.worlds.dream import DreamWorld, Starts
 
@@ -143,7 +143,7 @@ def main(arguments: list[str] | None = None) -> None:
     policy = worldsim.load(options.run / "policy", Policy)
     world_model = worldsim.load(options.run / "world_model", WorldModel)
     reflector = worldsim.load(options.run / "reflector", Reflector)
-    starts = Starts.first_frames(FrameTable.read(options.run / "data" / "demos", policy.camera), world_model.context)
+    starts = Starts.first_frames(FrameStore.read(options.run / "data" / "demos", {policy.camera: None}), world_model.context)
     world = DreamWorld(world_model, reflector, starts, num_envs=options.dreams)
     checkpoint.save(train(policy, world, options), options.out)
     print(f"worldsim evaluate policy={options.out} baseline={options.run / 'policy'}")

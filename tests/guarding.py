@@ -20,7 +20,7 @@ from training.rl.post_training import PostTraining
 from training.rl.ppo import PPOPostTraining
 from worldsim.core import checkpoint
 from worldsim.core.interfaces import Policy, Reflector, WorldModel
-from worldsim.data.windows import FrameTable
+from worldsim.data.store import FrameStore
 from worldsim.worlds.dream import DreamWorld, Starts
 
 SENTENCES = ("push the red block onto the green disc", "push the red block onto the blue disc")
@@ -157,7 +157,8 @@ def dream(folders: dict[str, str], data: list[str], cls: type[DreamWorld] = Drea
     """A dream in the place of physics: any world will do."""
     model = checkpoint.load(folders["world_model"], WorldModel)
     judge = checkpoint.load(folders["reflector"], Reflector)
-    return cls(model, judge, Starts.first_frames(FrameTable.read(data, "front"), model.context), num_envs=4, max_episode_steps=6)
+    starts = Starts.first_frames(FrameStore.read(data, {"front": None}), model.context)
+    return cls(model, judge, starts, num_envs=4, max_episode_steps=6)
 
 
 class CountedDream(DreamWorld):

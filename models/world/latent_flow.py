@@ -209,7 +209,7 @@ class LatentFlowWorldModel(WorldModel):
         """Mean over the unrolled chunks of |x_0 - z|^2 and the proprioception error in standard deviations.
 
         Args:
-            batch: a `FrameTable.window` of `unroll * action_horizon` future frames.
+            batch: a `FrameStore.window` of `unroll * action_horizon` future frames.
             generator: draws t, the noise and the masks of unknown actions.
         """
         horizon, b = self.action_horizon, batch["frames"].shape[0]

@@ -17,7 +17,7 @@ from torch import Tensor
 from worldsim.core import checkpoint
 from worldsim.core.interfaces import Policy, Reflector, World, WorldModel
 from worldsim.core.seeds import GUARDING, check_guarding
-from worldsim.data.windows import FrameTable
+from worldsim.data.store import FrameStore
 from worldsim.measure.evaluate import evaluate, imagine_outcomes
 from worldsim.measure.metrics import agreement, confusion
 from worldsim.worlds.dream import Starts
@@ -108,7 +108,7 @@ class SecondReflector(HeldOut):
         if Path(reflector).resolve() == Path(second_reflector).resolve():
             raise ValueError(f"second_reflector must differ from reflector={reflector}; train another one with another seed")
         super().__init__(world_model, [reflector, second_reflector], seed)
-        starts = Starts.first_frames(FrameTable.read(data, self.world_model.camera), self.world_model.context)
+        starts = Starts.first_frames(FrameStore.read(data, {self.world_model.camera: None}), self.world_model.context)
         if not 1 <= episodes <= len(starts):
             raise ValueError(f"episodes must be in [1, {len(starts)}], the number in {data}, got {episodes}")
         self.starts = starts[torch.randperm(len(starts), generator=torch.Generator().manual_seed(seed))[:episodes]]

@@ -1,16 +1,17 @@
-"""Batches, and the chance in learning from them: a pure function of (seed, rank, number of the batch).
+"""Batches, and the chance in learning from them: a pure function of (seed, number of the batch).
 
 Read `training/supervised/data.py` next.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
 from lightning import LightningModule
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
 
 Batch = dict[str, Any]
 
@@ -18,25 +19,39 @@ Batch = dict[str, Any]
 class BatchStream(IterableDataset):
     """Endless batches `draw(generator)`, each from its own generator seeded with (seed, number of the batch), and with a ``seed``.
 
+    There is one stream, whoever draws it. Batch i goes to rank i mod `ranks`, so that together they learn from the batches that a
+    single process would have seen; and within a rank every worker of a `DataLoader` draws each n-th batch, which the loader puts in
+    their order again. None is drawn twice, and nothing depends on the number of workers.
+
     Args:
         draw: makes one batch.
-        seed: with the process rank mixed in by the data module.
-        start: gives the number of the first batch, asked when that is drawn.
+        seed: of the stream.
+        start: gives the number of the first batch among those of this rank, asked when that is drawn.
+        rank: of this process.
+        ranks: how many processes learn together.
     """
 
-    def __init__(self, draw: Callable[[torch.Generator], Batch], seed: Sequence[int], start: Callable[[], int] = lambda: 0):
-        self.draw, self.seed, self.start = draw, tuple(seed), start
+    def __init__(
+        self,
+        draw: Callable[[torch.Generator], Batch],
+        seed: int,
+        start: Callable[[], int] = lambda: 0,
+        rank: int = 0,
+        ranks: int = 1,
+    ):
+        self.draw, self.seed, self.start, self.rank, self.ranks = draw, seed, start, rank, ranks
 
     def __iter__(self) -> Iterator[Batch]:
-        number = self.start()
-        while True:
-            batch, learning = (int(word) >> 1 for word in np.random.SeedSequence([*self.seed, number]).generate_state(2, np.uint64))
+        worker = get_worker_info()
+        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for own in count(self.start() + first, step):
+            seeds = np.random.SeedSequence([self.seed, 0, own * self.ranks + self.rank])  # 0: the training stream of this seed
+            batch, learning = (int(word) >> 1 for word in seeds.generate_state(2, np.uint64))
             yield {**self.draw(torch.Generator().manual_seed(batch)), "seed": learning}
-            number += 1
 
 
 def seed_of(batch: Batch) -> int:
-    """The seed of whatever chance a learner needs for this batch, so that learning too depends on (seed, rank, batch number) alone.
+    """The seed of whatever chance a learner needs for this batch, so that learning too depends on (seed, batch number) alone.
 
     Raises:
         ValueError: if the batch has none.

@@ -1,6 +1,6 @@
-"""Lightning DataModules: each draws whole batches at random from a `FrameTable` in memory.
+"""Lightning DataModules: each draws whole batches at random from a `FrameStore`.
 
-Batch number i depends only on (seed, rank, i), so a resumed run sees the batches that an uninterrupted one would have seen.
+Batch number i depends only on (seed, i), so a resumed run sees the batches that an uninterrupted one would have seen.
 Read `training/supervised/world_model.py` next.
 """
 
@@ -17,7 +17,8 @@ from training.supervised.batches import Batch, BatchStream
 from worldsim.core.sizes import check_context, check_sizes, check_window
 from worldsim.core.types import Observation
 from worldsim.data.lerobot import Dataset
-from worldsim.data.windows import FrameTable, Mirror, shift
+from worldsim.data.store import FrameStore
+from worldsim.data.windows import Mirror, shift
 from worldsim.worlds.genesis.scene import Paraphrases
 
 
@@ -38,11 +39,11 @@ class StreamData(LightningDataModule):
         raise NotImplementedError
 
     def train_dataloader(self) -> DataLoader:
-        rank = self.trainer.global_rank if self.trainer else 0
-        return DataLoader(BatchStream(self.draw, (self.seed, rank), self.next_batch), batch_size=None)
+        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return DataLoader(BatchStream(self.draw, self.seed, self.next_batch, rank, ranks), batch_size=None)
 
     def next_batch(self) -> int:
-        """Number of the batch that comes next, over all epochs."""
+        """Number of the batch that comes next among those of this rank, over all epochs."""
         # A learner that asks for the length of its run makes Lightning open the stream before it has restored its counters.
         return max(self._resumed, self.trainer.fit_loop.total_batch_idx + 1) if self.trainer else 0
 
@@ -86,17 +87,17 @@ class TableData(StreamData):
         self.roots, self.camera, self.batch_size, self.held_out, self.mirror = roots, camera, batch_size, held_out, mirror
 
     def setup(self, stage: str) -> None:
-        self.table = FrameTable.read(self.roots, self.camera, held_out=self.held_out)
+        self.table = FrameStore.read(self.roots, {self.camera: None}, held_out=self.held_out)
         if self.mirror is not None:
             self.mirror.check(self.table)
         self.instructions = sorted(set(self.table.instruction))
         if self.trainer is not None:
             check_sizes(self.trainer.lightning_module, self.table.sizes)
 
-    def unseen(self) -> FrameTable | None:
+    def unseen(self) -> FrameStore | None:
         """The episodes that training never sees, each once even where a dataset counts twice; None if there are none."""
         once = list(dict.fromkeys(str(Path(root).resolve()) for root in self.roots))
-        return FrameTable.read_held_out(once, self.camera, held_out=self.held_out)
+        return FrameStore.read_held_out(once, {self.camera: None}, held_out=self.held_out)
 
     def augmented(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Half of the rows mirrored, if the scene has that symmetry."""
@@ -203,7 +204,7 @@ class ReflectorData(TableData):
 
     def draw(self, generator: torch.Generator) -> Batch:
         rows = self.enriched(self.judged, self.successes, generator)
-        return self.labelled(self.table.frames.index_select(0, rows), rows, generator)
+        return self.labelled(self.table.frames[rows], rows, generator)
 
     def enriched(self, candidates: Tensor, successes: Tensor, generator: torch.Generator) -> Tensor:
         """`batch_size` of `candidates`, a share of them from `successes`."""
@@ -256,7 +257,7 @@ class DemonstrationData(TableData):
 
     def draw(self, generator: torch.Generator) -> Batch:
         rows = self.rows(self.table.acting_rows, generator)
-        seen = {"frames": self.table.frames.index_select(0, rows), "state": self.table.state[rows]}
+        seen = {"frames": self.table.frames[rows], "state": self.table.state[rows]}
         batch = self.augmented({**seen, **self.table.actions(rows, self.action_horizon)}, generator)
         down, right = torch.randint(-self.max_shift, self.max_shift + 1, (2,), generator=generator).tolist()
         sentences = self.sentences(rows)
@@ -365,12 +366,12 @@ class KeyframeStarts(StartData):
         return rows, torch.randint(len(self.instructions), (number,), generator=generator)
 
 
-def is_judged(table: FrameTable) -> Tensor:
+def is_judged(table: FrameStore) -> Tensor:
     """Which rows somebody judged, success or progress, [r]."""
     return ~(table.success.isnan() & table.progress.isnan())
 
 
-def labels(table: FrameTable, rows: Tensor) -> Batch:
+def labels(table: FrameStore, rows: Tensor) -> Batch:
     """Instruction, success and progress of some rows."""
     sentences = tuple(table.instruction[i] for i in table.episode[rows].tolist())
     return {"instruction": sentences, "success": table.success[rows], "progress": table.progress[rows]}

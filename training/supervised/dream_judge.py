@@ -24,7 +24,8 @@ from worldsim.core.files import write_json
 from worldsim.core.interfaces import Policy, Reflector, WorldModel
 from worldsim.core.noise import Noise
 from worldsim.core.sizes import check_sizes
-from worldsim.data.windows import FrameTable, Mirror
+from worldsim.data.store import FrameStore
+from worldsim.data.windows import Mirror
 from worldsim.measure.evaluate import imagine_outcomes
 from worldsim.worlds.dream import Starts
 from worldsim.worlds.genesis.scene import Paraphrases
@@ -98,7 +99,7 @@ class DreamedReflectorData(ReflectorData):
 
     @torch.no_grad()
     def _dream(
-        self, model: WorldModel, table: FrameTable, number: int, generator: torch.Generator
+        self, model: WorldModel, table: FrameStore, number: int, generator: torch.Generator
     ) -> tuple[UInt8[Tensor, "n h w 3"], Int[Tensor, " n"]]:
         """Frames of `number` dreams, and the row of the table that each of them foretells."""
         candidates, horizon = table.acting_rows, model.action_horizon
@@ -137,7 +138,7 @@ class DreamThreshold(Callback):
 
     def __init__(self, policy: str, world_model: str, recording: str, max_episode_steps: int = 40):
         self.policy, self.world_model = checkpoint.load(policy, Policy), checkpoint.load(world_model, WorldModel)
-        table = FrameTable.read([recording], self.world_model.camera)
+        table = FrameStore.read([recording], {self.world_model.camera: None})
         for model in (self.policy, self.world_model):
             check_sizes(model, table.sizes)
         success, unknown = (set(table.episode[rows].tolist()) for rows in (table.success == 1, table.success.isnan()))

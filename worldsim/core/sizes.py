@@ -23,7 +23,7 @@ MEANING = {
 
 
 def world_sizes(world: World) -> Sizes:
-    """What a world shows and takes, as `FrameTable.sizes` says it of data."""
+    """What a world shows and takes, as `FrameStore.sizes` says it of data."""
     images: Any = world.single_observation_space["images"]
     image = list(images[world.camera].shape[:2])
     return {"state_dim": len(world.state_names), "action_dim": len(world.action_names), "image": image}
@@ -34,7 +34,7 @@ def check_sizes(module: nn.Module, sizes: Sizes, there: str = "the data have") -
 
     Args:
         module: whose arguments of these names count, and those of every `Configured` inside it.
-        sizes: state_dim, action_dim, action_horizon, and image as [height, width]; see `FrameTable.sizes`.
+        sizes: state_dim, action_dim, action_horizon, and image as [height, width]; see `FrameStore.sizes`.
         there: what has those sizes, as the message says it.
     """
     for model in module.modules():

@@ -8,13 +8,15 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import cached_property, partial
-from itertools import chain
+from hashlib import sha256
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from jaxtyping import UInt8
 
 from worldsim.core.cores import cores
 from worldsim.core.types import Episode
@@ -24,9 +26,10 @@ from worldsim.data.contents import Contents, EpisodeFiles, counter_faults
 from worldsim.data.journal import NEW_FILES
 from worldsim.data.stats import NAMES, Stats, merge_statistics, statistics
 from worldsim.data.timing import in_order, timing
-from worldsim.data.video import decode_images, read_video
+from worldsim.data.video import decode_images, video_frames
 
 NUM_THREADS = min(4, cores())
+CLIP = 64  # frames that are decoded at a time
 
 
 class Dataset:
@@ -81,6 +84,7 @@ class Dataset:
         pictures_there = [key for key in self._camera_keys.values() if self.features[key]["dtype"] == "image"]
         self._columns = [key for key in wanted if key in self.features] + ["episode_index", "task_index"] + pictures_there
         self._doctor = f"worldsim doctor data={self.root} lists all faults"
+        self._open_file: _DataFile | None = None
         self._contents = Contents(self.root, videos=self._video_keys, info=self.info)
         self._episodes = self._contents.held
         self._check_counters()
@@ -109,6 +113,31 @@ class Dataset:
         if stored.get("action", {}).get("count") != [self.num_frames]:
             return None
         return {key: {name: np.array(value) for name, value in stats.items()} for key, stats in stored.items()}
+
+    @property
+    def lengths(self) -> list[int]:
+        """Frames of each episode."""
+        return [episode.length for episode in self._episodes]
+
+    def sources(self, camera: str) -> list[str]:
+        """What the frames of each episode are decoded from: a hash of its file's name, size and time of change and of its place."""
+        key = self._camera_keys[camera]
+        files = [episode.videos[key] if key in self._video_keys else (episode.data, episode.index) for episode in self._episodes]
+        stats = {path: (self._contents.name(path), path.stat().st_size, path.stat().st_mtime_ns) for path, _ in files}
+        named = [(*stats[path], place, length) for (path, place), length in zip(files, self.lengths, strict=True)]
+        return [sha256(repr(values).encode()).hexdigest()[:32] for values in named]
+
+    def clips(self, camera: str, index: int) -> Iterator[UInt8[np.ndarray, "n h w 3"]]:
+        """All frames of the episode at `index`, a few at a time, so that its length costs no memory.
+
+        Raises:
+            FileNotFoundError: if a data or video file is missing.
+            ValueError: if one is damaged.
+        """
+        episode, key = self._episodes[index], self._camera_keys[camera]
+        table = pa.table({}) if key in self._video_keys else self._file(episode.data).rows(episode.index)
+        with ThreadPoolExecutor(NUM_THREADS) as pool:
+            yield from self._clips(key, episode, table, pool)
 
     def episodes(self, indices: Sequence[int] | None = None) -> Iterator[Episode]:
         """The episodes at `indices`, in that order; by default all of them.
@@ -186,12 +215,10 @@ class Dataset:
         return dict([*tasks.items()][:counted])
 
     def _iterate(self, indices: Sequence[int]) -> Iterator[Episode]:
-        file, uneven = None, {}
+        uneven: dict[int, float] = {}
         with ThreadPoolExecutor(NUM_THREADS) as pool:
             for episode in (self._episodes[index] for index in indices):
-                if file is None or file.path != episode.data:
-                    file = _DataFile(episode.data, self._columns)
-                table = file.rows(episode.index)
+                table = self._file(episode.data).rows(episode.index)
                 uneven |= self._check_rows(episode, table)
                 yield self._episode(episode, table, pool)
         if uneven:
@@ -200,6 +227,12 @@ class Dataset:
                 f"{1000 * max(uneven.values()):.1f} ms; every step is taken to last {1000 / self.fps:.1f} ms",
                 stacklevel=2,
             )
+
+    def _file(self, path: Path) -> "_DataFile":
+        """A data file; the last one stays open."""
+        if self._open_file is None or self._open_file.path != path:
+            self._open_file = _DataFile(path, self._columns)
+        return self._open_file
 
     def _check_rows(self, episode: EpisodeFiles, table: pa.Table) -> dict[int, float]:
         """ValueError if the rows of an episode are damaged or mean something else than an `Episode` can say.
@@ -245,7 +278,10 @@ class Dataset:
         if "success" not in table.column_names:
             success = np.append(np.float32(np.nan), label(path, table, "next.success")[:-1])  # nobody judged the first frame
         return Episode(
-            images={camera: torch.from_numpy(self._images(key, episode, table, pool)) for camera, key in self._camera_keys.items()},
+            images={
+                camera: torch.from_numpy(np.concatenate([*self._clips(key, episode, table, pool)]))
+                for camera, key in self._camera_keys.items()
+            },
             state=torch.from_numpy(vectors(path, table, "observation.state", len(self.state_names)).astype(np.float32)),
             action=torch.from_numpy(vectors(path, table, "action", len(self.action_names))[:-1].astype(np.float32)),
             reward=torch.from_numpy(reward.astype(np.float32)),
@@ -255,13 +291,18 @@ class Dataset:
             source=table["source"][0].as_py() if "source" in table.column_names else "unknown",
         )
 
-    def _images(self, key: str, episode: EpisodeFiles, table: pa.Table, pool: Executor) -> np.ndarray:
+    def _clips(self, key: str, episode: EpisodeFiles, table: pa.Table, pool: Executor) -> Iterator[UInt8[np.ndarray, "n h w 3"]]:
         if key in self._video_keys:
             path, start_s = episode.videos[key]
-            return read_video(path, start_s=start_s, num_frames=episode.length, fps=self.fps)
+            frames = video_frames(path, start_s=start_s, num_frames=episode.length, fps=self.fps)
+            while clip := [*islice(frames, CLIP)]:
+                yield np.stack(clip)
+            return
         size, encoded = fmt.resolution(key, self.features[key]), pictures(episode.data, table, key)
-        decode, share = partial(decode_images, episode.data, key, size), -(-len(encoded) // NUM_THREADS)
-        return np.stack([*chain(*pool.map(decode, [encoded[i : i + share] for i in range(0, len(encoded), share)]))])
+        decode, share = partial(decode_images, episode.data, key, size), -(-CLIP // NUM_THREADS)
+        for first in range(0, len(encoded), CLIP):
+            part = encoded[first : first + CLIP]
+            yield np.stack([*chain(*pool.map(decode, [part[i : i + share] for i in range(0, len(part), share)]))])
 
 
 class _DataFile:

@@ -5,7 +5,7 @@ sees only uint8 RGB arrays. Read `lerobot.py` next: it decides which frames go w
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import av
@@ -15,8 +15,6 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.stream import VideoStream
 from jaxtyping import Float, UInt8
-
-from worldsim.data.timing import nearest
 
 # LeRobot's encoder settings: a key frame every second frame makes random access cheap.
 CODEC, PIXEL_FORMAT, OPTIONS = "libsvtav1", "yuv420p", {"g": "2", "crf": "30", "preset": "12"}
@@ -69,38 +67,51 @@ def write_video(path: Path, frames: Iterable[UInt8[np.ndarray, "h w 3"]], *, fps
         container.mux(stream.encode(None))
 
 
-def read_video(path: Path, *, start_s: float, num_frames: int, fps: float) -> UInt8[np.ndarray, "n h w 3"]:
-    """Decode `num_frames` RGB frames: the ones shown at `start_s` + i / fps seconds, or nearest to it.
+def video_frames(path: Path, *, start_s: float, num_frames: int, fps: float) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    """Decode `num_frames` RGB frames, one at a time: the ones shown at `start_s` + i / fps seconds, or nearest to it.
 
     Raises:
         FileNotFoundError: if the file is missing.
-        ValueError: if it is damaged, runs at another rate, or shows no frame within half a step of a wanted time.
+        ValueError: if it is damaged or runs at another rate, or, after the last one, if no frame was within half a step of a wanted
+            time.
     """
-    wanted = start_s + np.arange(num_frames) / fps
-    times: list[float] = []
-    frames: list[np.ndarray] = []
-    try:
-        with _open(path) as container:
-            stream = container.streams.video[0]
-            check_rate(path, stream, fps)
-            if start_s > 0:
-                container.seek(int(start_s * av.time_base))
-            for frame in container.decode(stream):
-                time = -1.0 if frame.time is None else frame.time
-                if time >= start_s - 0.5 / fps:
-                    times.append(time)
-                    frames.append(frame.to_ndarray(format="rgb24"))
-                if time >= wanted[-1] - 0.01 / fps:
-                    break
-    except FFmpegError as error:
-        raise ValueError(f"video file {path} cannot be decoded ({error}); copy it again") from error
-    chosen = nearest(np.array(times), wanted, fps)
-    if (lost := wanted[chosen < 0]).size:
+    wanted, lost = [*(start_s + np.arange(num_frames) / fps)], []
+    number, before = 0, None
+    for time, frame in _shown(path, start_s, wanted[-1], fps):
+        while number < num_frames and wanted[number] <= time:
+            nearer = before if before and wanted[number] - before[0] <= time - wanted[number] else (time, frame)
+            lost += [wanted[number]] if abs(nearer[0] - wanted[number]) > 0.5 / fps * (1 + 1e-6) else []
+            yield nearer[1].to_ndarray(format="rgb24")
+            number += 1
+        before = (time, frame)
+    for late in wanted[number:]:
+        if before is None or late - before[0] > 0.5 / fps * (1 + 1e-6):
+            lost.append(late)
+        else:
+            yield before[1].to_ndarray(format="rgb24")
+    if lost:
         raise ValueError(
             f"video file {path} shows no frame at {lost[0]:.3f} s, nor within half a step of it: {len(lost)} of {num_frames} "
             f"frames are lost; copy or encode it again"
         )
-    return np.stack([frames[i] for i in chosen])
+
+
+def _shown(path: Path, first_s: float, last_s: float, fps: float) -> Iterator[tuple[float, av.VideoFrame]]:
+    """The frames around a span of time, in order, and when they are shown [s]."""
+    try:
+        with _open(path) as container:
+            stream = container.streams.video[0]
+            check_rate(path, stream, fps)
+            if first_s > 0:
+                container.seek(int(first_s * av.time_base))
+            for frame in container.decode(stream):
+                time = -1.0 if frame.time is None else frame.time
+                if time >= first_s - 0.5 / fps:
+                    yield time, frame
+                if time >= last_s - 0.01 / fps:
+                    break
+    except FFmpegError as error:
+        raise ValueError(f"video file {path} cannot be decoded ({error}); copy it again") from error
 
 
 def check_rate(path: Path, stream: VideoStream, fps: float) -> None:

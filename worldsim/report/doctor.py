@@ -7,6 +7,7 @@ findings, `print_report` prints them; `worldsim/core/precision.py` decides the p
 import ctypes.util
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -169,8 +170,30 @@ def _plugins() -> list[Finding]:
     return findings or [Finding("Plug-ins", "none", "info", f"no distribution lists a class under {', '.join(plugins.GROUPS)}")]
 
 
+def _caches() -> list[Finding]:
+    """Every cache of decoded frames below this folder and in the folder for all datasets, and what may be deleted."""
+    from worldsim.data.frame_cache import caches, readable  # here, as it needs packages of which another report says that they lack
+
+    section, found = "Caches of decoded frames", caches(Path.cwd())
+    findings = [
+        Finding(
+            f"{section}, {cache.dataset}",
+            cache.view,
+            "broken" if cache.stale else "ok",
+            f"{cache.stale or f'{cache.episodes} episodes'}, {readable(cache.size)}, written {cache.age_s / 86400:.1f} days ago",
+            f"rm -r {shlex.quote(str(cache.folder))}" if cache.stale else "",
+        )
+        for cache in found
+    ]
+    stale, all_of_it = (readable(sum(cache.size for cache in part)) for part in ([c for c in found if c.stale], found))
+    total = (
+        f"{all_of_it}, of which {stale} are of no use; any may be deleted while nothing trains, and is decoded again when needed"
+    )
+    return [*findings, Finding(section, "together", "info", total)]
+
+
 # What `check=` can name, beside the machine and datasets.
-CHECKS: dict[str, Callable[[], list[Finding]]] = {"plugins": _plugins}
+CHECKS: dict[str, Callable[[], list[Finding]]] = {"plugins": _plugins, "cache": _caches}
 
 
 def _python() -> Finding:

@@ -22,7 +22,7 @@ from worldsim.core.interfaces import Branchable, ChunkResult, Divisible, Reflect
 from worldsim.core.noise import Noise
 from worldsim.core.sizes import check_sizes
 from worldsim.core.types import Judgement, Observation, TensorBatch, float_image, where_rows
-from worldsim.data.windows import FrameTable
+from worldsim.data.store import FrameStore
 from worldsim.tasks.reward import ProgressReward
 
 
@@ -56,7 +56,7 @@ class Starts(TensorBatch):
         )
 
     @classmethod
-    def first_frames(cls, table: FrameTable, context: int) -> "Starts":
+    def first_frames(cls, table: FrameStore, context: int) -> "Starts":
         """The first frame of every episode, repeated to fill the context."""
         rows = table.first.unique()
         window = table.window(rows, context=context, horizon=0)
@@ -159,7 +159,7 @@ class DreamWorld(World, Branchable, Divisible):
         """
         model = checkpoint.load(world_model, WorldModel)
         judge = checkpoint.load(reflector, Reflector)
-        table = FrameTable.read(data, model.camera)
+        table = FrameStore.read(data, {model.camera: None})
         for part in (model, judge):
             check_sizes(part, table.sizes)
         starts = Starts.first_frames(table, model.context)

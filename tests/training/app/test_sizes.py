@@ -20,7 +20,8 @@ from training.supervised.reflector import ReflectorTraining
 from training.supervised.world_model import WorldModelTraining
 from worldsim.core import checkpoint
 from worldsim.core.sizes import check_sizes, check_window
-from worldsim.data.windows import FrameTable, Mirror
+from worldsim.data.store import FrameStore
+from worldsim.data.windows import Mirror
 from worldsim.worlds.dream import DreamWorld
 
 
@@ -81,7 +82,7 @@ def test_datasets_that_are_not_alike(tmp_path: Path, recorded: str) -> None:
     episode = replace(random_episode(0), images={"front": torch.zeros(6, 64, 64, 3, dtype=torch.uint8)})
     write(tmp_path, [episode], cameras={"front": (64, 64)})
     with pytest.raises(ValueError, match=r"has 3 numbers of state, .* has 4; learn from datasets that are alike"):
-        FrameTable.read([recorded, tmp_path], "front")
+        FrameStore.read([recorded, tmp_path], {"front": None})
 
 
 def test_a_mirror_has_a_factor_for_each_dimension(recorded: str) -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 from toy_datasets import DATA_FILE, edit_column
 
 from training.supervised import dream_judge as dreamed
@@ -88,12 +90,24 @@ def test_batches_depend_on_seed_and_number_alone(name, root):
     assert all(same(a, b) for a, b in zip(batches, islice(again.train_dataloader(), 6), strict=True))
     assert not any(same(a, b) for a, b in zip(batches, islice(other.train_dataloader(), 6), strict=True))
     assert not any(same(batches[0], b) for b in batches[1:]), "no two batches are equal"
-    resumed = islice(BatchStream(data.draw, (data.seed, 0), start=lambda: 3), 3)
+    resumed = islice(BatchStream(data.draw, data.seed, start=lambda: 3), 3)
     assert all(same(a, b) for a, b in zip(batches[3:], resumed, strict=True)), "a resumed run sees what the first would have seen"
-    other.trainer = SimpleNamespace(global_rank=1, fit_loop=SimpleNamespace(total_batch_idx=-1))  # pyright: ignore
-    other.seed = data.seed
-    rank = islice(other.train_dataloader(), 6)
-    assert not any(same(a, b) for a, b in zip(batches, rank, strict=True)), "each process draws its own"
+
+
+@pytest.mark.parametrize("name", ["WorldModelData", "ReflectorData"])
+def test_workers_and_ranks_share_the_batches_of_one_process(name: str, root: Path):
+    data = build(name, root)
+    alone = list(islice(data.train_dataloader(), 8))
+    assert alone[0]["seed"] == int(np.random.SeedSequence([0, 0, 0]).generate_state(2, np.uint64)[1]) >> 1, "as ever"
+    assert len({batch["seed"] for batch in alone}) == 8
+    loader = DataLoader(BatchStream(data.draw, data.seed), batch_size=None, num_workers=2)
+    assert all(same(a, b) and a["seed"] == b["seed"] for a, b in zip(alone, islice(loader, 8), strict=True))
+    for rank in range(2):
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=2, fit_loop=SimpleNamespace(total_batch_idx=-1))  # pyright: ignore
+        share = list(islice(data.train_dataloader(), 4))
+        assert all(same(a, b) and a["seed"] == b["seed"] for a, b in zip(alone[rank::2], share, strict=True))
+        data.trainer.fit_loop.total_batch_idx = 1  # two of its batches are learned
+        assert same(alone[rank::2][2], next(iter(data.train_dataloader()))), "a rank goes on with its own"
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -275,9 +289,9 @@ def test_keyframes_are_where_progress_changes(root):
     """Progress jumps at frame 4 of 6. Two steps ahead of 2 and 3 it changes by 1, elsewhere by 0; with the constant 0.01 these two
     weigh 2.02 of 2.06. The standard deviation over 6000 draws is 0.002."""
     data = build("KeyframeStarts", root, lookahead=2, mirror=None)
-    data.table = replace(data.table, progress=(data.table.frames[:, 0, 0, 1] >= 4).float())
+    data.table = replace(data.table, progress=(data.table.frames[:][:, 0, 0, 1] >= 4).float())
     rows, wishes = data.moments(6000, torch.Generator().manual_seed(0))
-    frame = data.table.frames[rows, 0, 0, 1]
+    frame = data.table.frames[rows][:, 0, 0, 1]
     decisive = ((frame == 2) | (frame == 3)).float().mean().item()
     assert decisive == pytest.approx(2.02 / 2.06, abs=0.008)
     # Every instruction is asked for everywhere, whatever was recorded there: 1/3, standard deviation 0.006.
@@ -286,12 +300,12 @@ def test_keyframes_are_where_progress_changes(root):
     assert (data.table.episode[rows] % 3 == wishes).float().mean().item() == pytest.approx(1 / 3, abs=0.024)
 
     sharp = build("KeyframeStarts", root, lookahead=6, sharpness=2.0, mirror=None)  # progress is linear: 1, 5/6, ... 1/6
-    share = (sharp.table.frames[sharp.moments(6000, torch.Generator().manual_seed(0))[0], 0, 0, 1] == 0).float().mean().item()
+    share = (sharp.table.frames[sharp.moments(6000, torch.Generator().manual_seed(0))[0]][:, 0, 0, 1] == 0).float().mean().item()
     assert share == pytest.approx(1.01 / (91 / 36 + 0.06), abs=0.025), "1^2 of the sum of the squares"
 
     first = build("KeyframeStarts", root, first_share=0.5, mirror=None)
     first.table = data.table
-    share = (data.table.frames[first.moments(6000, torch.Generator().manual_seed(0))[0], 0, 0, 1] == 0).float().mean().item()
+    share = (data.table.frames[first.moments(6000, torch.Generator().manual_seed(0))[0]][:, 0, 0, 1] == 0).float().mean().item()
     assert share == pytest.approx(0.5 + 0.5 * 1.01 / 4.06, abs=0.025), "half, and a share among frames 0..3 of the rest"
 
 
@@ -303,7 +317,7 @@ def test_small_datasets_hold_out_one_episode_by_default(name: str, number: int, 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         data.setup("fit")
-    assert data.table.frames[:, 0, 0, 0].unique().tolist() == list(range(number - 1))
+    assert data.table.frames[:][:, 0, 0, 0].unique().tolist() == list(range(number - 1))
     held_out = {value for batch in data.val_dataloader() for value in batch["frames"][..., 0].flatten().tolist()}
     assert held_out == {number - 1}
 
@@ -333,7 +347,7 @@ def test_actions_that_would_be_clamped_are_one_warning_with_their_share(tmp_path
 def test_keyframes_of_unknown_progress(root: Path) -> None:
     """Where nobody knows, nothing changes; where nobody knows anything, there are no keyframes."""
     data = build("KeyframeStarts", root, lookahead=2, mirror=None)
-    green = data.table.frames[:, 0, 0, 1]
+    green = data.table.frames[:][:, 0, 0, 1]
     progress = torch.where(data.table.episode == 0, (green >= 4).float(), torch.nan)
     data.table = replace(data.table, progress=progress)
     rows, _ = data.moments(2000, torch.Generator().manual_seed(0))

@@ -16,7 +16,7 @@ from worldsim.core import checkpoint
 from worldsim.core.interfaces import Policy, Reflector, WorldModel
 from worldsim.core.types import Episode, Reflection
 from worldsim.data.lerobot import DatasetWriter
-from worldsim.data.windows import FrameTable
+from worldsim.data.store import FrameStore
 from worldsim.measure.evaluate import imagine_outcomes
 from worldsim.worlds.dream import Starts
 
@@ -91,7 +91,7 @@ def test_episodes_that_nobody_judged_are_no_failures(folders: dict[str, str], tm
         edit_column(Path(data) / f"data/chunk-000/file-{number:03d}.parquet", "success", dict.fromkeys(range(4)))
     callback = DreamThreshold(*two, data, STEPS)
     assert callback.success.tolist() == [True, False] and len(callback.starts) == 2
-    table = FrameTable.read([data], "front")
+    table = FrameStore.read([data], {"front": None})
     assert torch.equal(callback.starts.frames[:, -1], table.frames[table.first.unique()][[1, 3]])
     for number in (1, 3):
         edit_column(Path(data) / f"data/chunk-000/file-{number:03d}.parquet", "success", dict.fromkeys(range(4)))
@@ -114,7 +114,7 @@ class Surer(Reflector):
 
 def test_the_highest_probability_is_that_of_dreams_that_go_on_until_time_is_up(folders: dict[str, str], tmp_path: Path) -> None:
     policy, world_model = checkpoint.load(folders["policy"], Policy), checkpoint.load(folders["world_model"], WorldModel)
-    table = FrameTable.read([recording(tmp_path / "data", [True, False, False])], "front")
+    table = FrameStore.read([recording(tmp_path / "data", [True, False, False])], {"front": None})
     starts = Starts.first_frames(table, world_model.context)
     first = highest_success(policy, world_model, Surer(), starts, 4)
     later = highest_success(policy, world_model, Surer(), starts, 12)

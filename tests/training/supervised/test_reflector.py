@@ -151,7 +151,7 @@ def test_unknown_frames_calibrate_and_report_nothing(tmp_path: Path) -> None:
     data = data_of(tmp_path, held_out)
     expected = calibrate(data, tmp_path)
     success, progress = data.calibration.success.clone(), data.calibration.progress.clone()
-    more = data.calibration.frames[:, 0, 0, 1] == 4
+    more = data.calibration.frames[:][:, 0, 0, 1] == 4
     success[more], progress[more] = NAN, NAN
     data.calibration = replace(data.calibration, success=success, progress=progress)
     scores = calibrate(data, tmp_path)

@@ -200,7 +200,7 @@ def test_a_name_that_cannot_be_a_models_is_refused_before_any_import(tmp_path, t
         ("worldsim.nn.layers.tokenizer", {}),
         ("worldsim.core.checkpoint", {}),
         ("worldsim.core.files.write_json", {"path": "x", "value": 1}),
-        ("worldsim.data.windows.FrameTable", {}),
+        ("worldsim.data.store.FrameStore", {}),
     ],
 )
 def test_what_is_no_model_is_never_called(tmp_path, target, arguments):

@@ -12,14 +12,14 @@ from toy_datasets import DATA_FILE, EPISODE_FILE, edit_column, edit_info, foreig
 from worldsim.data import lerobot_format as fmt
 from worldsim.data.faults import dataset_faults, print_faults
 from worldsim.data.lerobot import Dataset
-from worldsim.data.windows import FrameTable
+from worldsim.data.store import FrameStore
 
 SECOND = DATA_FILE.replace("000.parquet", "001.parquet")
 
 
 def refused(root: Path, message: str) -> None:
     """Whoever reads the dataset is told so in one line, before any frame is read."""
-    for read in (Dataset, lambda root: FrameTable.read(root, "top")):
+    for read in (Dataset, lambda root: FrameStore.read(root, {"top": None})):
         with pytest.raises((ValueError, FileNotFoundError), match=message) as raised:
             read(root)
         assert "\n" not in str(raised.value)

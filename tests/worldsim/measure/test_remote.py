@@ -13,7 +13,7 @@ from training.app import cli
 from worldsim.core import checkpoint
 from worldsim.core.interfaces import Policy, Reflector, WorldModel
 from worldsim.core.noise import Noise
-from worldsim.data.windows import FrameTable
+from worldsim.data.store import FrameStore
 from worldsim.deploy.serving import TorchPolicy
 from worldsim.measure.collect import PolicyActor
 from worldsim.measure.evaluate import evaluate, imagine_outcomes
@@ -36,7 +36,7 @@ def policy(folders: dict[str, str]) -> Policy:
 def dream(folders: dict[str, str], recorded: str, threshold: float = 0.5) -> DreamWorld:
     model, judge = checkpoint.load(folders["world_model"], WorldModel), checkpoint.load(folders["reflector"], Reflector)
     judge.threshold.fill_(threshold)
-    starts = Starts.first_frames(FrameTable.read([recorded], "front"), model.context)
+    starts = Starts.first_frames(FrameStore.read([recorded], {"front": None}), model.context)
     return DreamWorld(model, judge, starts, num_envs=4, max_episode_steps=12)
 
 
