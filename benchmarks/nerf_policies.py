@@ -136,7 +136,7 @@ if __name__ == "__main__":
         better / "model.safetensors",
         "fit",
         "experiment=post_train_room",
-        f"model.policy={few}",
+        f"model.policy.folder={few}",
         f"model.arena.{where}",
         f"data.roots=[{OUT}/data/rooms_few]",
         f"run_dir={better}",

@@ -12,11 +12,14 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from models.policies.flow_vla import FlowVLA
+from models.world.latent_flow import LatentFlowWorldModel
 from training.supervised.data import DemonstrationData, ReflectorData, TableData, WorldModelData
 from worldsim.data.frame_cache import FrameFile
 from worldsim.data.store import Frames, FrameStore
@@ -110,7 +113,10 @@ def speed(roots: list[str], rounds: int) -> None:
         "reflector": ReflectorData(roots, mirror=mirror),
         "policy": DemonstrationData(roots, mirror=mirror),
     }
+    learner = torch.nn.Module()
+    learner.world_model, learner.policy = LatentFlowWorldModel(), FlowVLA()  # whose windows and chunks are drawn
     for name, data in modules.items():
+        data.trainer = SimpleNamespace(lightning_module=learner)  # pyright: ignore
         began = time.monotonic()
         data.setup("fit")
         opened, stored = time.monotonic() - began, data.table

@@ -1,4 +1,4 @@
-"""PPO with Flow-SDE in a dream, on one page: the learner behind `worldsim fit experiment=post_train_ppo`, read top to bottom.
+"""PPO with Flow-SDE in a dream, on one page: the learner of `worldsim fit experiment=post_train learner=ppo`, to be read downwards.
 
     worldsim demo                                                   # or your own policy, world model, reflector and data
     python examples/ppo_flow_sde.py runs/demo --out runs/ppo        # then evaluate runs/ppo in physics

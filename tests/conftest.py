@@ -1,6 +1,7 @@
 """Tiny models and a tiny dataset, on which every learner runs within seconds."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,8 +29,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> WholeFi
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> dict[str, str]:
-    """Exported models by the name of the argument that takes their folder."""
+def models() -> dict[str, Any]:
+    """Models by the name of the argument that takes them."""
     torch.manual_seed(0)
     world_model = LatentFlowWorldModel(channels=(8, 16), layers=(1, 1))
     world_model.fit_statistics(torch.randint(0, 256, (8, 64, 64, 3), dtype=torch.uint8), torch.randn(50, 4))
@@ -42,6 +43,12 @@ def folders(tmp_path: Path) -> dict[str, str]:
         "reflector": InstantReflector(features=32, channels=8, blocks=1),
     }
     models["reflector"].threshold.fill_(0.99)  # an untrained judge would end most dreams at once
+    return {name: model.eval() for name, model in models.items()}
+
+
+@pytest.fixture
+def folders(models: dict[str, Any], tmp_path: Path) -> dict[str, str]:
+    """The same, exported."""
     return {name: str(checkpoint.save(model, tmp_path / name)) for name, model in models.items()}
 
 

@@ -19,7 +19,7 @@ from training.rl.estimators import GAE
 from training.rl.post_training import PostTraining
 from training.rl.ppo import PPOPostTraining
 from worldsim.core import checkpoint
-from worldsim.core.interfaces import Policy, Reflector, WorldModel
+from worldsim.core.interfaces import Policy
 from worldsim.data.store import FrameStore
 from worldsim.worlds.dream import DreamWorld, Starts
 
@@ -43,7 +43,7 @@ def starts(batch: int) -> dict[str, Any]:
 class Scripted(PostTraining):
     """Logs what it is told to; every iteration moves the weights a little. No metric is logged where the script says None."""
 
-    def __init__(self, policy: str, metrics: dict[str, Sequence[float | None]] | None = None, *, poison: int | None = None):
+    def __init__(self, policy: Policy, metrics: dict[str, Sequence[float | None]] | None = None, *, poison: int | None = None):
         super().__init__(policy, ema_decay=0.5)
         self.metrics, self.poison = metrics or {}, poison
 
@@ -106,6 +106,8 @@ def fit(module: LightningModule, folder: Path, iterations: int, *callbacks: Call
     )
     batches = [{**starts(EPISODES), "seed": i} for i in range(iterations)]
     trainer.fit(module, DataLoader(batches, batch_size=None), ckpt_path=ckpt, weights_only=True)
+    if isinstance(module, PostTraining):
+        checkpoint.save(module.policy, folder)
     return trainer
 
 
@@ -142,23 +144,23 @@ def guarded(
     return trainer, alarm, recorder.weights
 
 
-def ppo(folders: dict[str, str], **changes: Any) -> PPOPostTraining:
+def ppo(models: dict[str, Any], **changes: Any) -> PPOPostTraining:
     advantage, chain = changes.pop("advantage", GAE(warmup=0)), changes.pop("chain", FlowSDE())
-    arena = DreamArena(folders["world_model"], folders["reflector"])
-    return PPOPostTraining(folders["policy"], arena, chain, advantage, **{"chunks": 2, "minibatch": 4, **changes})
+    arena = DreamArena(models["world_model"], models["reflector"])
+    return PPOPostTraining(models["policy"], arena, chain, advantage, **{"chunks": 2, "minibatch": 4, **changes})
 
 
-def analytic(folders: dict[str, str], **changes: Any) -> AnalyticPostTraining:
-    three = {name: folders[name] for name in ("policy", "world_model", "reflector")}
+def analytic(models: dict[str, Any], **changes: Any) -> AnalyticPostTraining:
+    three = {name: models[name] for name in ("policy", "world_model", "reflector")}
     return AnalyticPostTraining(**three, **{"chunks": 1, "critic_warmup": 0, "judged": (1, 3), **changes})
 
 
-def dream(folders: dict[str, str], data: list[str], cls: type[DreamWorld] = DreamWorld) -> DreamWorld:
+def dream(models: dict[str, Any], data: list[str], cls: type[DreamWorld] = DreamWorld) -> DreamWorld:
     """A dream in the place of physics: any world will do."""
-    model = checkpoint.load(folders["world_model"], WorldModel)
-    judge = checkpoint.load(folders["reflector"], Reflector)
-    starts = Starts.first_frames(FrameStore.read(data, {"front": None}), model.context)
-    return cls(model, judge, starts, num_envs=4, max_episode_steps=6)
+    model, judge = models["world_model"], models["reflector"]
+    return cls(
+        model, judge, Starts.first_frames(FrameStore.read(data, {"front": None}), model.context), num_envs=4, max_episode_steps=6
+    )
 
 
 class CountedDream(DreamWorld):

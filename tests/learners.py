@@ -1,12 +1,14 @@
 """What the tests of learners share: moments to start from, and runs of a few iterations."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import Callback, Trainer
 from torch.utils.data import DataLoader
 
 from training.rl.arena import DreamArena
+from worldsim.core import checkpoint
 
 SENTENCES = ("push the red block onto the green disc", "push the red block onto the blue disc")
 
@@ -32,8 +34,9 @@ def fit(module, batch: dict, folder: Path, iterations: int, *callbacks: Callback
         callbacks=list(callbacks),
     )
     trainer.fit(module, DataLoader([{**batch, "seed": i} for i in range(iterations)], batch_size=None))
+    checkpoint.save(module.policy, folder)
     return trainer
 
 
-def arena(folders: dict[str, str]) -> DreamArena:
-    return DreamArena(folders["world_model"], folders["reflector"])
+def arena(models: dict[str, Any]) -> DreamArena:
+    return DreamArena(models["world_model"], models["reflector"])

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from hydra.utils import get_object, instantiate
@@ -13,14 +13,17 @@ from omegaconf import OmegaConf
 from training.app.cli import CONFIG_DIR, VERBS, compose_config
 from training.app.fit import parameters, run_fit
 from training.supervised.data import StreamData
+from worldsim.core.interfaces import Policy, Reflector, WorldModel
 from worldsim.tasks.reward import ProgressReward, SparseSuccess
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("*.yaml"))
 ALGORITHMS = [
     path.relative_to(CONFIG_DIR)
-    for pattern in ("chain/*", "advantage/*", "arena/dream", "reward/*")
+    for pattern in ("chain/*", "advantage/*", "reward/*")
     for path in sorted(CONFIG_DIR.glob(f"{pattern}.yaml"))
 ]
+LEARNERS = sorted(path.stem for path in (CONFIG_DIR / "learner").glob("*.yaml"))
+MODELS = sorted(path.relative_to(CONFIG_DIR) for path in (CONFIG_DIR / "model").rglob("*.yaml"))
 CHOICES = [
     f"{group}={path.stem}"
     for group in ("world", "renderer", "randomization")
@@ -52,14 +55,9 @@ def check(config: Any) -> None:
     for target, arguments in found:
         if target.startswith(("worldsim.worlds.genesis.world", "worldsim.worlds.genesis.nerf", "worldsim.worlds.genesis.drive")):
             continue  # importing it starts the simulator; test_genesis.py builds it
-        known = accepted(get_object(target))
+        known = parameters(get_object(target))
         unknown = [name for name in arguments if name not in known]
         assert not unknown, f"{target} does not take {unknown}"
-
-
-def accepted(target: Any) -> list[str]:
-    """Parameters of a class or of a function that makes one."""
-    return parameters(target) if inspect.isclass(target) else list(inspect.signature(target).parameters)
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "fit"])
@@ -74,6 +72,22 @@ def test_experiments(experiment: str) -> None:
         pytest.importorskip("nerfstudio", reason="needs the extra nerf")
     check(config)
     assert issubclass(get_object(config.data._target_), StreamData)
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_learners(learner: str) -> None:
+    check(compose_config("fit", ["experiment=post_train", f"learner={learner}"]))
+
+
+@pytest.mark.parametrize("file", MODELS, ids=str)
+def test_models(file: Path) -> None:
+    """Each is what its group says: a `saved` one by the return type of the function that reads it."""
+    (target, arguments), kind = *targets(written(file)), file.parent.name
+    made = get_object(target) if file.stem != "saved" else get_type_hints(get_object(target))["return"]
+    assert issubclass(made, {"policy": Policy, "world_model": WorldModel, "reflector": Reflector}[kind])
+    assert set(arguments) <= set(parameters(get_object(target)))
+    experiment = compose_config("fit", [f"experiment={kind}", f"model/{kind}={file.stem}"])
+    assert experiment.model[kind]._target_ == target
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -97,18 +111,18 @@ def test_no_two_algorithms_are_the_same() -> None:
 
 @pytest.fixture
 def build(folders: dict[str, str], recorded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """A function that does all of `worldsim fit experiment=post_train_ppo ...` but the fitting and gives the learner."""
+    """A function that does all of `worldsim fit experiment=post_train learner=ppo ...` but the fitting and gives the learner."""
     fitted = []
     monkeypatch.setattr(Trainer, "fit", lambda trainer, model, **more: fitted.append(model))
 
-    def built(*overrides: str, experiment: str = "post_train_ppo") -> Any:
+    def built(*overrides: str, learner: str = "ppo") -> Any:
         models = [
-            f"model.policy={folders['policy']}",
-            *(f"model.arena.{name}={folders[name]}" for name in ("world_model", "reflector")),
+            f"model.policy.folder={folders['policy']}",
+            *(f"model.arena.{name}.folder={folders[name]}" for name in ("world_model", "reflector")),
         ]
         run = [f"run_dir={tmp_path / 'run'}", f"data.roots=[{recorded}]", "trainer.logger=null"]
         config = OmegaConf.to_container(
-            compose_config("fit", [f"experiment={experiment}", *models, *run, *overrides]), resolve=True
+            compose_config("fit", ["experiment=post_train", f"learner={learner}", *models, *run, *overrides]), resolve=True
         )
         run_fit(config)  # type: ignore[arg-type]
         return fitted[-1]
@@ -118,8 +132,8 @@ def build(folders: dict[str, str], recorded: str, tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("file", [file for file in ALGORITHMS if file.parent.name in ("chain", "advantage")], ids=str)
 def test_a_learner_is_built_as_its_yaml_says(build: Callable[..., Any], file: Path) -> None:
-    experiment = "post_train_nft" if file.stem == "deterministic" else "post_train_ppo"  # which needs a chain that explores
-    made = getattr(build(f"{file.parent.name}={file.stem}", experiment=experiment), file.parent.name)
+    learner = "nft" if file.stem == "deterministic" else "ppo"  # which needs a chain that explores
+    made = getattr(build(f"{file.parent.name}={file.stem}", learner=learner), file.parent.name)
 
     def check_values(made: Any, expected: dict[str, Any]) -> None:
         assert type(made) is get_object(expected.pop("_target_"))
@@ -136,10 +150,8 @@ def test_a_reward_is_chosen_on_the_command_line(build: Callable[..., Any], folde
     sparse, own = "reward@model.arena.reward=sparse", "+model.arena.reward.success=3"
     made = build(f"+{sparse}", own[1:]).arena.reward
     assert type(made) is SparseSuccess and made.success == 3
-    three = [f"model.{name}={folders[name]}" for name in ("world_model", "reflector")]
-    config = compose_config(
-        "fit", ["experiment=post_train", f"model.policy={folders['policy']}", *three, "+reward@model.reward=progress"]
-    )
+    models = [f"model.{name}.folder={folder}" for name, folder in folders.items()]
+    config = compose_config("fit", ["experiment=post_train", *models, "+reward@model.reward=progress"])
     made = instantiate(config.model).reward
     assert type(made) is ProgressReward and made.progress == 1.0
     assert compose_config("collect", ["+reward@world.reward=sparse"]).world.reward._target_.endswith("SparseSuccess")
@@ -169,5 +181,5 @@ def test_a_misspelt_option_is_refused_in_one_line(build: Callable[..., Any], ove
 
 def test_configs_stay_few_and_small() -> None:
     files = list(CONFIG_DIR.rglob("*.yaml"))
-    assert len(files) <= 65
+    assert len(files) <= 73
     assert all(len(Path(file).read_text().splitlines()) <= 40 for file in files)

@@ -170,6 +170,10 @@ class LatentFlowWorldModel(WorldModel):
         self.register_buffer("state_mean", torch.zeros(state_dim))
         self.register_buffer("state_std", torch.ones(state_dim))
 
+    @property
+    def horizon(self) -> int:
+        return self.unroll * self.action_horizon
+
     def fit_statistics(self, frames: Shaped[Tensor, "n h w 3"], state: Float[Tensor, "n s"]) -> None:
         """Fit the codec and the normalisation of proprioception; once, before training."""
         self.codec.fit(frames)

@@ -6,19 +6,21 @@ how the configuration is composed, `configs/fit.yaml` for its keys and `resume.p
 
 from worldsim.core import torchvision_remedy  # isort: skip  # noqa: F401 - before Lightning
 
+import inspect
 import os
 import random
 import re
 import sys
 import time
 from argparse import ArgumentError
+from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from hydra.utils import get_class
+from hydra.utils import get_object
 from jsonargparse import ArgumentParser
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -27,6 +29,8 @@ from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from training.app.resume import CONFIG_FILE, check_same_run, find_checkpoint
+from training.rl.post_training import PostTraining
+from worldsim.core import checkpoint, loading
 from worldsim.core.files import write_json
 from worldsim.core.interfaces import World
 from worldsim.core.precision import precision
@@ -92,6 +96,7 @@ def run_fit(config: dict[str, Any]) -> None:
         raise ValueError(str(error)) from error
     except SIGTERMException as error:  # Lightning's own exit code is 0, as if the run had finished
         raise SystemExit("terminated by a signal; resume=true continues") from error
+    cli.after_fit()
 
 
 def to_class_path(node: Any) -> Any:
@@ -121,13 +126,15 @@ def explain(message: str) -> str:
     option = re.search(r"option '([^']+)'", text, flags=re.IGNORECASE)
     if class_path is None or option is None:
         return text
-    close = get_close_matches(option.group(1), parameters(get_class(class_path)), n=1)
+    close = get_close_matches(option.group(1), parameters(get_object(class_path)), n=1)
     return text + (f". Did you mean '{close[0]}'?" if close else "")
 
 
-def parameters(cls: type) -> list[str]:
-    """What a configuration may set: the constructor's parameters, those that its ``**kwargs`` pass on to a base class included."""
-    return ArgumentParser(exit_on_error=False).add_class_arguments(cls, fail_untyped=False)
+def parameters(target: Callable[..., Any]) -> list[str]:
+    """What a configuration may set: a function's parameters, or a constructor's with those that its ``**kwargs`` pass on."""
+    parser = ArgumentParser(exit_on_error=False)
+    add: Callable[..., list[str]] = parser.add_class_arguments if inspect.isclass(target) else parser.add_function_arguments
+    return add(target, fail_untyped=False)
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -154,6 +161,16 @@ class FitCLI(LightningCLI):
             save_config_kwargs={"save_to_log_dir": False},
             **kwargs,
         )
+
+    def instantiate_classes(self) -> None:
+        """Build everything; a folder that several parts name is read once."""
+        with loading.once():
+            super().instantiate_classes()
+
+    def after_fit(self) -> None:
+        """Leave the policy that a learner has improved in the run's folder; learners themselves write nothing."""
+        if isinstance(self.model, PostTraining) and self.trainer.is_global_zero:
+            checkpoint.save(self.model.policy, self.trainer.default_root_dir)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The configured trainer plus a progress display; which one depends on the terminal, so it is not in the configuration."""

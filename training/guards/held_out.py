@@ -4,17 +4,16 @@
 `guard.py` next: it measures with them while a learner runs.
 """
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from worldsim.core import checkpoint
 from worldsim.core.interfaces import Policy, Reflector, World, WorldModel
 from worldsim.core.seeds import GUARDING, check_guarding
 from worldsim.data.store import FrameStore
@@ -41,11 +40,12 @@ class Verdict:
 class HeldOut(ABC):
     """Measures a policy by something that it was not trained on, always on the same episodes, so that checks can be compared.
 
-    It leaves torch's global generator as it is, when built and when measuring, so that it never changes what is learned.
+    It leaves torch's global generator as it is, so that it never changes what is learned, and judges on the CPU with copies of its
+    models: a learner that shares them may take them to an accelerator.
 
     Args:
-        world_model: folder of the model that training uses.
-        reflectors: folders; the first one gives the imagined success.
+        world_model: the model that training uses.
+        reflectors: the first one gives the imagined success.
         seed: of the episodes and of the policy's noise.
 
     Attributes:
@@ -58,10 +58,9 @@ class HeldOut(ABC):
     physics_steps: int = 0
     spent: str | None = None
 
-    def __init__(self, world_model: str, reflectors: list[str], seed: int):
-        with torch.random.fork_rng(devices=[]):  # constructors draw weights before these are loaded
-            self.world_model: WorldModel = checkpoint.load(world_model, WorldModel)
-            self.reflectors: list[Reflector] = [checkpoint.load(folder, Reflector) for folder in reflectors]
+    def __init__(self, world_model: WorldModel, reflectors: list[Reflector], seed: int):
+        self.world_model = copy.deepcopy(world_model).eval()
+        self.reflectors = [copy.deepcopy(reflector).eval() for reflector in reflectors]
         self.seed = seed
 
     @abstractmethod
@@ -89,24 +88,24 @@ class SecondReflector(HeldOut):
     Takes no physics, and sees mistakes of the reflector but none of the world model.
 
     Args:
-        world_model, reflector: folders of the models that training uses.
-        second_reflector: folder of one trained with another seed, better on other episodes too.
+        world_model, reflector: the models that training uses.
+        second_reflector: one trained with another seed, better on other episodes too.
         data: datasets; `episodes` of their episodes, drawn with `seed`, begin the dreams.
         max_episode_steps: length of a dream.
     """
 
     def __init__(
         self,
-        world_model: str,
-        reflector: str,
-        second_reflector: str,
+        world_model: WorldModel,
+        reflector: Reflector,
+        second_reflector: Reflector,
         data: list[str],
         episodes: int = 64,
         seed: int = 0,
         max_episode_steps: int = 40,
     ):
-        if Path(reflector).resolve() == Path(second_reflector).resolve():
-            raise ValueError(f"second_reflector must differ from reflector={reflector}; train another one with another seed")
+        if second_reflector is reflector:
+            raise ValueError("second_reflector must differ from reflector, got the same one; train another one with another seed")
         super().__init__(world_model, [reflector, second_reflector], seed)
         starts = Starts.first_frames(FrameStore.read(data, {self.world_model.camera: None}), self.world_model.context)
         if not 1 <= episodes <= len(starts):
@@ -125,8 +124,8 @@ class PhysicsCheck(HeldOut):
 
     Args:
         world: physics.
-        world_model: folder of the model that training uses.
-        reflector: folder of the one whose imagined success is compared: the one that training uses, or one that knows dreams.
+        world_model: the model that training uses.
+        reflector: the one whose imagined success is compared: the one that training uses, or one that knows dreams.
         seed: episode i starts from stream seed + i, see `worldsim.core.seeds`.
         budget: control steps of the whole run. No check begins that could exceed it, and a check takes up to `episodes`, rounded up
             to a multiple of the world's `num_envs`, times its `max_episode_steps`, so choose `Guard.every` to match: what follows
@@ -137,8 +136,8 @@ class PhysicsCheck(HeldOut):
     def __init__(
         self,
         world: World,
-        world_model: str,
-        reflector: str,
+        world_model: WorldModel,
+        reflector: Reflector,
         episodes: int = 128,
         seed: int = GUARDING,
         budget: int = 40_000,

@@ -15,12 +15,11 @@ from training.rl.chains import Chain, Deterministic
 from training.rl.critics import Critic
 from training.rl.imagine import Continuation, Dream, Moment, imagine
 from training.rl.math.returns import action_penalty, discounted_return, td_lambda_targets
-from training.rl.post_training import PostTraining
+from training.rl.post_training import PostTraining, frozen
 from training.supervised.batches import Batch, drawn_by_batch, seed_of
 from training.supervised.optim import decayed_adamw
-from worldsim.core import checkpoint
 from worldsim.core.flow import sample_ode
-from worldsim.core.interfaces import Reflector, Reward, WorldModel
+from worldsim.core.interfaces import Policy, Reflector, Reward, WorldModel
 from worldsim.core.noise import Noise
 from worldsim.tasks.reward import ProgressReward
 
@@ -29,8 +28,8 @@ class AnalyticPostTraining(PostTraining):
     """Maximise J = sum_i gamma^i prod_j (1 - p_j) r_i + bootstrap over h-chunk dreams, with a BC anchor; ships the EMA.
 
     Args:
-        policy: folder of the policy to improve (also the anchor).
-        world_model, reflector: folders; both stay frozen.
+        policy: where it starts from, and the anchor; a copy learns.
+        world_model, reflector: what dreams and what rewards; both are frozen.
         chunks: h, length of a dream in chunks.
         gamma: discount per chunk.
         lam: TD(lambda) of the critic's targets.
@@ -46,7 +45,7 @@ class AnalyticPostTraining(PostTraining):
         clip: largest gradient norm.
         ema_decay: of the shipped policy.
         critics: number of critics, the least of whose estimates counts (clipped double Q, arXiv:1802.09477).
-        rivals: folders of world models from other seeds; the least promising one counts, see `imagine`.
+        rivals: world models from other seeds, frozen too; the least promising one counts, see `imagine`.
         chain: the sampler that acts in dreams; null is the ODE. A noisy chain explores with its reparameterised noise.
         continuation: goes on with some dreams where they ended; null starts all of them from data.
         reward: of each chunk, see `imagine`; null is twice the progress gained plus the probability of success.
@@ -54,9 +53,9 @@ class AnalyticPostTraining(PostTraining):
 
     def __init__(
         self,
-        policy: str,
-        world_model: str,
-        reflector: str,
+        policy: Policy,
+        world_model: WorldModel,
+        reflector: Reflector,
         chunks: int = 2,
         gamma: float = 0.95,
         lam: float = 0.95,
@@ -72,21 +71,21 @@ class AnalyticPostTraining(PostTraining):
         clip: float = 0.5,
         ema_decay: float = 0.95,
         critics: int = 1,
-        rivals: tuple[str, ...] = (),
+        rivals: tuple[WorldModel, ...] = (),
         chain: Chain | None = None,
         continuation: Continuation | None = None,
         reward: Reward | None = None,
     ):
         super().__init__(policy, ema_decay)
-        self.save_hyperparameters(ignore=["continuation", "chain", "reward"])
+        self.save_hyperparameters(ignore=["policy", "world_model", "reflector", "rivals", "continuation", "chain", "reward"])
         self.continuation, self.chain = continuation, Deterministic() if chain is None else chain
         self.reward = ProgressReward(progress=2.0) if reward is None else reward
         self.chain.build(self.policy)
         self.policy.train()
         self.settings: Any = self.hparams
-        self.world_model: WorldModel = checkpoint.load(world_model, WorldModel).requires_grad_(False)
-        self.reflector: Reflector = checkpoint.load(reflector, Reflector).requires_grad_(False)
-        self.rivals = nn.ModuleList(checkpoint.load(folder, WorldModel).requires_grad_(False) for folder in rivals)
+        self.world_model, self.reflector = frozen(world_model), frozen(reflector)
+        self.rivals = nn.ModuleList(frozen(rival) for rival in rivals)
+        self.context = world_model.context
         self.critics = nn.ModuleList(Critic.like(self.reflector) for _ in range(critics))
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from training.rl.post_training import frozen
 from training.supervised.batches import Batch
-from worldsim.core import checkpoint
 from worldsim.core.interfaces import Reflector, Reward, World, WorldModel
 from worldsim.core.seeds import CHOOSING
 from worldsim.core.types import Observation
@@ -19,9 +19,11 @@ class Arena(nn.Module, ABC):
 
     Attributes:
         reflector: whose trunk a critic may start from; None in physics.
+        context: frames with which its episodes start.
     """
 
     reflector: Reflector | None
+    context: int = 1
 
     @abstractmethod
     def begin(self, batch: Batch, group_size: int, generator: torch.Generator) -> tuple[World, Observation, Tensor]:
@@ -35,17 +37,16 @@ class DreamArena(Arena):
     """Dreams of a frozen world model, judged by a frozen reflector, from the recorded moments of the batch.
 
     Args:
-        world_model, reflector: folders of exported models.
+        world_model, reflector: what dreams and what judges; both are frozen.
         reward: what its dreams pay by, see `DreamWorld`.
     """
 
     reflector: Reflector
 
-    def __init__(self, world_model: str, reflector: str, reward: Reward | None = None):
+    def __init__(self, world_model: WorldModel, reflector: Reflector, reward: Reward | None = None):
         super().__init__()
-        self.reward = reward
-        self.world_model: WorldModel = checkpoint.load(world_model, WorldModel).requires_grad_(False).eval()
-        self.reflector = checkpoint.load(reflector, Reflector).requires_grad_(False).eval()
+        self.world_model, self.reflector, self.reward = frozen(world_model), frozen(reflector), reward
+        self.context = world_model.context
 
     def begin(self, batch: Batch, group_size: int, generator: torch.Generator) -> tuple[World, Observation, Tensor]:
         n = len(batch["instruction"])

@@ -2,15 +2,16 @@
 
 It acts with the deterministic sampler and needs no log-probability, so any sampler and any number of steps may act."""
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from training.rl.math.losses import nft
+from training.rl.post_training import frozen
 from training.rl.rollout_learner import Decisions, RolloutLearner
 from training.supervised.batches import Batch
-from worldsim.core import checkpoint
 from worldsim.core.flow import interpolate, velocity_target
 from worldsim.core.interfaces import Policy
 
@@ -29,10 +30,17 @@ class NFTPostTraining(RolloutLearner):
     needs_logprob = False
 
     def __init__(
-        self, policy: str, *args: Any, beta: float = 1.0, spread: float = 2.0, follow: float = 0.5, repeats: int = 4, **kwargs: Any
+        self,
+        policy: Policy,
+        *args: Any,
+        beta: float = 1.0,
+        spread: float = 2.0,
+        follow: float = 0.5,
+        repeats: int = 4,
+        **kwargs: Any,
     ):
         super().__init__(policy, *args, **kwargs)
-        self.old: Policy = checkpoint.load(policy, Policy).requires_grad_(False)
+        self.old = frozen(copy.deepcopy(policy))
         self.beta, self.spread, self.follow, self.repeats = beta, spread, follow, repeats
 
     @property

@@ -3,34 +3,46 @@
 `analytic.py` differentiates through dreams, `rollout_learner.py` learns from rollouts; `training/guards/guard.py` watches both.
 """
 
+import copy
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers.training_utils import EMAModel
 from lightning import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
-from worldsim.core import checkpoint
 from worldsim.core.flow import sample_ode
 from worldsim.core.interfaces import Policy
 from worldsim.core.noise import Noise
 from worldsim.core.types import Observation
+
+N = TypeVar("N", bound=nn.Module)
+
+
+def frozen(model: N) -> N:
+    """`model` itself, in evaluation mode and without gradients for its parameters."""
+    return model.requires_grad_(False).eval()
 
 
 class PostTraining(LightningModule):
     """Base of the learners.
 
     Args:
-        policy: folder of the policy to improve (also the reference).
+        policy: where it starts from, and the reference; a copy learns.
         ema_decay: of the average that is shipped; 0 ships the last iterate.
+
+    Attributes:
+        context: frames with which a dream starts, asked by `StartData`.
     """
 
-    def __init__(self, policy: str, ema_decay: float):
+    context: int = 1
+
+    def __init__(self, policy: Policy, ema_decay: float):
         super().__init__()
         self.automatic_optimization = False
-        self.policy: Policy = checkpoint.load(policy, Policy)
-        self.reference: Policy = checkpoint.load(policy, Policy).requires_grad_(False)
+        self.policy = copy.deepcopy(policy).eval()
+        self.reference = frozen(copy.deepcopy(policy))
         self.ema = EMAModel(self.policy.parameters(), decay=ema_decay, foreach=True)
         self.told: dict[str, Tensor] = {}
 
@@ -83,9 +95,8 @@ class PostTraining(LightningModule):
             optimizer.state.clear()
 
     def on_train_end(self) -> None:
-        """Ship the averaged policy."""
+        """The averaged policy is what comes out; `worldsim fit` leaves it in the run's folder."""
         self.policy.load_state_dict(self.shipped())
-        checkpoint.save(self.policy, self.trainer.default_root_dir)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["ema"] = self.ema.state_dict()

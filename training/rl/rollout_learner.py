@@ -49,7 +49,7 @@ class RolloutLearner(PostTraining, ABC):
     One batch of `StartData` gives the candidate starts of one iteration; each is played `advantage.group_size` times.
 
     Args:
-        policy: folder of the policy to improve (also the anchor).
+        policy: where it starts from, and the anchor; a copy learns.
         arena: where it plays.
         chain: how it explores.
         advantage: how decisions are assessed.
@@ -72,7 +72,7 @@ class RolloutLearner(PostTraining, ABC):
 
     def __init__(
         self,
-        policy: str,
+        policy: Policy,
         arena: Arena,
         chain: Chain,
         advantage: Advantage,
@@ -92,7 +92,7 @@ class RolloutLearner(PostTraining, ABC):
         super().__init__(policy, ema_decay)
         if self.needs_logprob and not chain.explores:
             raise ValueError(f"{type(self).__name__} needs a chain that explores, got {type(chain).__name__}; chain=flow_sde does")
-        self.arena, self.chain, self.advantage = arena, chain, advantage
+        self.arena, self.chain, self.advantage, self.context = arena, chain, advantage, arena.context
         self.chain.build(self.policy)
         self.advantage.build(self.policy, arena.reflector)
         self.chunks, self.epochs, self.minibatch, self.lr = chunks, epochs, minibatch, lr

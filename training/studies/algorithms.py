@@ -81,7 +81,7 @@ def base(cfg: dict[str, Any], seed: int) -> list[Stage]:
     run = cfg["runs"][seed]
     command = (
         *("fit", "experiment=policy", "name=diffusion", f"run_dir={cfg['out']}/diffusion_{seed}", f"data.roots=[{run}/data/demos]"),
-        "model.policy._target_=models.policies.diffusion_vla.DiffusionVLA",
+        "model/policy=diffusion_vla",
         *(f"seed_everything={seed}", f"data.seed={seed}", "resume=true", f"trainer.max_steps={cfg['policy_steps']}"),
     )
     return [Stage(f"diffusion_{seed}", command)]
@@ -90,16 +90,12 @@ def base(cfg: dict[str, Any], seed: int) -> list[Stage]:
 def learner_command(cfg: dict[str, Any], cell: str, seed: int, folder: str, *more: str) -> tuple[str, ...]:
     """The `worldsim fit` command of one cell."""
     run, overrides = cfg["runs"][seed], cfg["cells"][cell]
-    models = f"{run}/{cfg['world_model']}", f"{run}/{cfg['reflector']}"
-    if any(part == "experiment=post_train" for part in overrides):
-        where = (f"model.world_model={models[0]}", f"model.reflector={models[1]}")
-    elif any(part == "arena=physics" for part in overrides):
-        where = ()
-    else:
-        where = (f"model.arena.world_model={models[0]}", f"model.arena.reflector={models[1]}")
+    dream = () if "arena=physics" in overrides else ("world_model", "reflector")
+    place = "model.arena" if any(part.startswith("learner=") for part in overrides) else "model"
     roots = ",".join(f"{run}/data/{name}" for name in cfg["data"])
     return (
-        *("fit", *overrides, f"name={cell}", f"run_dir={folder}", f"model.policy={policy(cfg, cell, seed)}", *where),
+        *("fit", "experiment=post_train", *overrides, f"name={cell}", f"run_dir={folder}"),
+        *(f"model.policy.folder={policy(cfg, cell, seed)}", *(f"{place}.{name}.folder={run}/{cfg[name]}" for name in dream)),
         *(f"data.roots=[{roots}]", f"seed_everything={seed}", f"data.seed={seed}"),
         *("+trainer.callbacks.pace._target_=training.studies.algorithms.Pace", *more),
     )

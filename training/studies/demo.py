@@ -47,10 +47,10 @@ def fit_command(cfg: dict[str, Any], experiment: str, name: str, *more: str, str
 def learner_inputs(run: str, policy: str, world_model: str, reflector: str) -> tuple[str, ...]:
     """Overrides that tell the best learner of docs/results/algorithms.md which models of the run it starts from."""
     return (
-        "+chain=flow_noise",
-        f"model.policy={run}/{policy}",
-        f"model.world_model={run}/{world_model}",
-        f"model.reflector={run}/{reflector}",
+        "chain=flow_noise",
+        f"model.policy.folder={run}/{policy}",
+        f"model.world_model.folder={run}/{world_model}",
+        f"model.reflector.folder={run}/{reflector}",
     )
 
 
@@ -151,13 +151,12 @@ def judge(cfg: dict[str, Any]) -> Stage:
     world_model = f"{before['world_model']}_more" if rounds > 1 else "world_model"
     threshold = "trainer.callbacks.threshold"
     recorded = (
-        f"{threshold}.policy={run}/{before['policy']}",
-        f"{threshold}.world_model={run}/{world_model}",
+        f"{threshold}.policy.folder={run}/{before['policy']}",
         f"{threshold}.recording={run}/data/policy_{rounds}",
     )
     settings = (
         roots(cfg, rounds),
-        f"data.world_model={run}/{world_model}",
+        f"data.world_model.folder={run}/{world_model}",
         f"model.weights={run}/{reflector}",
         f"trainer.max_steps={cfg['size']['judge_steps']}",
         f"data.dreams={cfg['size']['judge_dreams']}",

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from training.supervised.batches import Batch, BatchStream
-from worldsim.core.sizes import check_context, check_sizes, check_window
+from worldsim.core.interfaces import WorldModel
+from worldsim.core.sizes import check_sizes
 from worldsim.core.types import Observation
 from worldsim.data.lerobot import Dataset
 from worldsim.data.store import FrameStore
@@ -33,6 +34,15 @@ class StreamData(LightningDataModule):
         super().__init__()
         self.seed = seed
         self._resumed = 0  # number of the batch with which a resumed run begins
+
+    @property
+    def module(self) -> Any:
+        """What learns from the batches; its models say how long contexts, windows and chunks are."""
+        if self.trainer is None:
+            raise ValueError(
+                f"{type(self).__name__} asks the module that learns for its sizes; use Trainer.fit(module, datamodule=...)"
+            )
+        return self.trainer.lightning_module
 
     def draw(self, generator: torch.Generator) -> Batch:
         """One training batch."""
@@ -115,11 +125,7 @@ class TableData(StreamData):
 
 
 class WorldModelData(TableData):
-    """Windows of `context` frames and `horizon` future frames and actions, from any moment of any episode.
-
-    Args:
-        context, horizon: of a window; the world model's context and unroll * action_horizon, or the run does not start.
-    """
+    """Windows of the world model's `context` frames and `horizon` future frames and actions, from any moment of any episode."""
 
     def __init__(
         self,
@@ -129,16 +135,13 @@ class WorldModelData(TableData):
         held_out: float = 0.05,
         seed: int = 0,
         mirror: Mirror | None = None,
-        context: int = 2,
-        horizon: int = 8,
     ):
         super().__init__(roots, camera, batch_size, held_out, seed, mirror)
-        self.context, self.horizon = context, horizon
 
     def setup(self, stage: str) -> None:
-        if self.trainer is not None:
-            check_window(self.trainer.lightning_module, self.context, self.horizon)
         super().setup(stage)
+        model: WorldModel = self.module.world_model
+        self.context, self.horizon = model.context, model.horizon
         held_out = self.unseen() or self.table
         rows = held_out.acting_rows
         self.validation = held_out.window(rows[:: max(1, len(rows) // 128)][:128], context=self.context, horizon=self.horizon)
@@ -226,10 +229,9 @@ class ReflectorData(TableData):
 
 
 class DemonstrationData(TableData):
-    """Behaviour cloning: observations with the chunk of actions that followed.
+    """Behaviour cloning: observations with the policy's chunk of actions that followed; beyond an episode's end `valid` is False.
 
     Args:
-        action_horizon: length of a chunk, the policy's; beyond an episode's end `valid` is False.
         max_shift: the images of a batch are moved by up to so many pixels in each direction. A shift of the scene leaves the action
             as it is, but not an absolute position: the policy must not read one (`FlowVLA.state_used`).
         paraphrases: each sentence is heard in one of its wordings; null for the recorded one.
@@ -243,17 +245,15 @@ class DemonstrationData(TableData):
         held_out: float = 0.0,
         seed: int = 0,
         mirror: Mirror | None = None,
-        action_horizon: int = 4,
         max_shift: int = 0,
         paraphrases: Paraphrases | None = None,
     ):
         super().__init__(roots, camera, batch_size, held_out, seed, mirror)
-        self.action_horizon, self.max_shift, self.paraphrases = action_horizon, max_shift, paraphrases
+        self.max_shift, self.paraphrases = max_shift, paraphrases
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if self.trainer is not None:
-            check_sizes(self.trainer.lightning_module, {"action_horizon": self.action_horizon})
+        self.action_horizon: int = self.module.policy.action_horizon
 
     def draw(self, generator: torch.Generator) -> Batch:
         rows = self.rows(self.table.acting_rows, generator)
@@ -271,10 +271,9 @@ class StartData(TableData):
     """Real moments from anywhere in real episodes, with an instruction drawn at random: where dreams for learning begin.
 
     Args:
-        context: frames per start, the world model's.
         first_share: share of starts at the beginning of an episode.
         pool: the starts are so many pairs of moment and instruction, drawn once; batches name them as ``start`` [b], so that a
-            learner can remember how hard each is (`economy.BetaStarts`). Null draws afresh for every batch.
+            learner can remember how hard each is (`sampling.BetaStarts`). Null draws afresh for every batch.
     """
 
     def __init__(
@@ -285,17 +284,15 @@ class StartData(TableData):
         held_out: float = 0.0,
         seed: int = 0,
         mirror: Mirror | None = None,
-        context: int = 2,
         first_share: float = 0.25,
         pool: int | None = None,
     ):
         super().__init__(roots, camera, batch_size, held_out, seed, mirror)
-        self.context, self.first_share, self.pool = context, first_share, pool
+        self.first_share, self.pool = first_share, pool
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if self.trainer is not None:
-            check_context(self.trainer.lightning_module, self.context)
+        self.context: int = self.module.context
         if self.pool is not None:
             self.pooled = self.moments(self.pool, torch.Generator().manual_seed(self.seed))
 
@@ -340,13 +337,12 @@ class KeyframeStarts(StartData):
         held_out: float = 0.0,
         seed: int = 0,
         mirror: Mirror | None = None,
-        context: int = 2,
         first_share: float = 0.0,
         pool: int | None = None,
         lookahead: int = 8,
         sharpness: float = 1.0,
     ):
-        super().__init__(roots, camera, batch_size, held_out, seed, mirror, context, first_share, pool)
+        super().__init__(roots, camera, batch_size, held_out, seed, mirror, first_share, pool)
         self.lookahead, self.sharpness = lookahead, sharpness
 
     def moments(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

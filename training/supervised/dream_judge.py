@@ -35,7 +35,7 @@ class DreamedReflectorData(ReflectorData):
     """As `ReflectorData`, but a share of each batch, and all held-out frames, are dreamed open loop along recorded actions.
 
     Args:
-        world_model: folder of an exported world model.
+        world_model: what dreams.
         dreams: how many, drawn once; an eighth as many for the held-out episodes.
         chunks: length of a dream in calls of the world model, at most to the end of the recorded episode.
         first_share: share of dreams that start with an episode; the others start anywhere in it.
@@ -48,7 +48,7 @@ class DreamedReflectorData(ReflectorData):
     def __init__(
         self,
         roots: list[str],
-        world_model: str,
+        world_model: WorldModel,
         camera: str = "front",
         batch_size: int = 96,
         held_out: float = 0.05,
@@ -70,7 +70,7 @@ class DreamedReflectorData(ReflectorData):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        model, generator = checkpoint.load(self.world_model, WorldModel).eval(), torch.Generator().manual_seed(self.seed)
+        model, generator = self.world_model.eval(), torch.Generator().manual_seed(self.seed)
         check_sizes(model, self.table.sizes)
         with self.trainer.precision_plugin.forward_context() if self.trainer else nullcontext():
             self.dreamed, self.moments = self._dream(model, self.table, self.dreams, generator)
@@ -129,15 +129,15 @@ class DreamThreshold(Callback):
     ``frame_threshold`` that frames suggested and the ``recorded_success``, and no f1, which would be of the latter.
 
     Args:
-        policy: folder of the policy that was recorded.
-        world_model: folder of the world model that dreams.
+        policy: the one that was recorded.
+        world_model: what dreams.
         recording: dataset of its episodes in physics, of which those count that somebody judged; a little noise on their actions
             does no harm.
         max_episode_steps: as in physics.
     """
 
-    def __init__(self, policy: str, world_model: str, recording: str, max_episode_steps: int = 40):
-        self.policy, self.world_model = checkpoint.load(policy, Policy), checkpoint.load(world_model, WorldModel)
+    def __init__(self, policy: Policy, world_model: WorldModel, recording: str, max_episode_steps: int = 40):
+        self.policy, self.world_model = policy.eval(), world_model.eval()
         table = FrameStore.read([recording], {self.world_model.camera: None})
         for model in (self.policy, self.world_model):
             check_sizes(model, table.sizes)

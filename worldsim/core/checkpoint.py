@@ -57,6 +57,10 @@ class Configured(nn.Module):
         object.__setattr__(instance, "arguments", {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()})
         return instance
 
+    def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, Any]]:
+        """What `copy.deepcopy` gives to `__new__`, which binds it to the constructor's signature."""
+        return (), self.arguments
+
 
 def save(model: Configured, folder: str | Path, base: str | Path | None = None) -> Path:
     """Write a model's weights, class and constructor arguments, each file whole or not at all.
@@ -112,6 +116,8 @@ def _same(tensor: Tensor, other: Tensor | None) -> bool:
 def load(folder: str | Path, expected: type[M] | tuple[type[M], ...]) -> M:
     """Build the model that `save` described and load its weights, in evaluation mode.
 
+    The global generator stays as it is: how many models a run loads changes nothing that it draws.
+
     Args:
         folder: written by `save`, or by anyone: at most modules of worldsim's and of installed plug-ins are imported before its
             class is known to be right, and a model within it must be one that the constructor's annotation asks for.
@@ -134,7 +140,8 @@ def load(folder: str | Path, expected: type[M] | tuple[type[M], ...]) -> M:
         raise ValueError(f"{folder / DESCRIPTION} does not fit {target}: {reason}; export the model again") from error
     files = _weights_files(folder, base)
     _check_weights(model, files)
-    model = _build(part)
+    with torch.random.fork_rng(devices=[]):  # constructors draw weights, of which none stays
+        model = _build(part)
     _fill(model, files)
     return model.eval()
 

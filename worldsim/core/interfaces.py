@@ -281,6 +281,11 @@ class WorldModel(Configured, ABC):
     action_horizon: int
     action_dim: int
 
+    @property
+    def horizon(self) -> int:
+        """Actions of a window that `loss` takes: one chunk, unless a model learns from several in a row."""
+        return self.action_horizon
+
     @abstractmethod
     def fit_statistics(self, frames: Shaped[Tensor, "n h w 3"], state: Float[Tensor, "n s"]) -> None:
         """Fit what is not trained by gradient (codec, normalisation) to frames and states of the data; once, before training."""

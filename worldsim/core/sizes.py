@@ -10,14 +10,13 @@ from typing import Any
 from torch import nn
 
 from worldsim.core.checkpoint import Configured
-from worldsim.core.interfaces import World, WorldModel
+from worldsim.core.interfaces import World
 
 Sizes = Mapping[str, int | list[int]]
 
 MEANING = {
     "state_dim": "numbers of state",
     "action_dim": "numbers of an action",
-    "action_horizon": "actions in a chunk",
     "image": "pixels (height, width)",
 }
 
@@ -34,7 +33,7 @@ def check_sizes(module: nn.Module, sizes: Sizes, there: str = "the data have") -
 
     Args:
         module: whose arguments of these names count, and those of every `Configured` inside it.
-        sizes: state_dim, action_dim, action_horizon, and image as [height, width]; see `FrameStore.sizes`.
+        sizes: state_dim, action_dim, and image as [height, width]; see `FrameStore.sizes`.
         there: what has those sizes, as the message says it.
     """
     for model in module.modules():
@@ -45,27 +44,3 @@ def check_sizes(module: nn.Module, sizes: Sizes, there: str = "the data have") -
                     f"{there} {size} {MEANING[name]}, {type(model).__name__} was built with {name}={built}; "
                     f"set its {name} to {size}, or use another one"
                 )
-
-
-def check_context(module: nn.Module, context: int) -> None:
-    """ValueError if starts of `context` frames are not what a world model inside `module` begins with."""
-    for model in (part for part in module.modules() if isinstance(part, WorldModel)):
-        if context != model.context:
-            raise ValueError(
-                f"data.context is {context}, {type(model).__name__} has context {model.context}: its actions would belong to other "
-                f"frames; set data.context={model.context}"
-            )
-
-
-def check_window(module: nn.Module, context: int, horizon: int) -> None:
-    """ValueError if windows of `context` frames and `horizon` actions are not what a world model inside `module` takes."""
-    check_context(module, context)
-    for model in (part for part in module.modules() if isinstance(part, WorldModel)):
-        unroll = model.arguments.get("unroll")
-        wanted = model.action_horizon * (unroll or max(1, horizon // model.action_horizon))
-        if horizon != wanted:
-            product = f"unroll {unroll} x action_horizon" if unroll else "a multiple of action_horizon"
-            raise ValueError(
-                f"data.horizon is {horizon}, {type(model).__name__} takes {product} {model.action_horizon}; "
-                f"set data.horizon={wanted}"
-            )

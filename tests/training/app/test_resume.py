@@ -1,5 +1,6 @@
 """A post-training run that is interrupted, at whatever moment, goes on bit for bit as if nothing had happened."""
 
+import copy
 import csv
 import multiprocessing
 import random
@@ -15,7 +16,6 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from reflectors.instant import InstantReflector
 from training.app import cli
 from training.app.fit import LastCheckpoint
 from training.rl.analytic import AnalyticPostTraining
@@ -32,34 +32,34 @@ from worldsim.core import checkpoint
 from worldsim.core.interfaces import Policy
 
 ITERATIONS = 6
-Folders = dict[str, str]
+Models = dict[str, Any]
 
 
-def analytic(folders: Folders) -> LightningModule:
-    return AnalyticPostTraining(**folders, critic_warmup=2, continuation=Continuation(share=1.0, max_chunks=9))
+def analytic(models: Models) -> LightningModule:
+    return AnalyticPostTraining(**models, critic_warmup=2, continuation=Continuation(share=1.0, max_chunks=9))
 
 
-def ppo(folders: Folders) -> LightningModule:
+def ppo(models: Models) -> LightningModule:
     economy = {"early_stop": EarlyStop(value_below=-0.5, patience=1), "starts": BetaStarts(pool=12), "buffer": SuccessBuffer(8)}
-    return PPOPostTraining(folders["policy"], arena(folders), FlowNoise(), GAE(warmup=2), chunks=3, minibatch=8, **economy)
+    return PPOPostTraining(models["policy"], arena(models), FlowNoise(), GAE(warmup=2), chunks=3, minibatch=8, **economy)
 
 
-def grpo(folders: Folders) -> LightningModule:
+def grpo(models: Models) -> LightningModule:
     sampling = DynamicSampling(attempts=2)
-    return PPOPostTraining(folders["policy"], arena(folders), FlowSDE(), GRPO(2), chunks=2, minibatch=8, sampling=sampling)
+    return PPOPostTraining(models["policy"], arena(models), FlowSDE(), GRPO(2), chunks=2, minibatch=8, sampling=sampling)
 
 
-def nft(folders: Folders) -> LightningModule:
-    return NFTPostTraining(folders["policy"], arena(folders), Deterministic(), GAE(warmup=1), chunks=2, minibatch=8)
+def nft(models: Models) -> LightningModule:
+    return NFTPostTraining(models["policy"], arena(models), Deterministic(), GAE(warmup=1), chunks=2, minibatch=8)
 
 
-def arena(folders: Folders) -> DreamArena:
+def arena(models: Models) -> DreamArena:
     """A judge that is content with something now and then, or nothing would be kept."""
-    reflector = checkpoint.load(folders["reflector"], InstantReflector)
+    reflector = models["reflector"]
     frames = torch.randint(0, 256, (32, 64, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     p_success = reflector.judge(frames, ("push the red block onto the green disc",) * 32).p_success
     reflector.threshold.fill_(p_success.quantile(0.6).item())
-    return DreamArena(folders["world_model"], str(checkpoint.save(reflector, folders["reflector"])))
+    return DreamArena(models["world_model"], reflector)
 
 
 class Killed(Exception):
@@ -100,6 +100,7 @@ def run(
     resume = str(last) if last.is_file() else None
     if kill is None:
         trainer.fit(learner, datamodule=data, ckpt_path=resume)
+        checkpoint.save(learner.policy, folder)
     else:
         with pytest.raises(Killed):
             trainer.fit(learner, datamodule=data, ckpt_path=resume)
@@ -118,15 +119,15 @@ def differences(a: Any, b: Any, place: str = "") -> list[str]:
 
 
 def check(
-    build: Callable[[Folders], LightningModule], folders: Folders, recorded: str, tmp_path: Path, kills: tuple[int, ...], **more
+    build: Callable[[Models], LightningModule], models: Models, recorded: str, tmp_path: Path, kills: tuple[int, ...], **more
 ):
     torch.manual_seed(5)
-    straight = run(build(folders), recorded, tmp_path / "straight", **more)
+    straight = run(build(models), recorded, tmp_path / "straight", **more)
     torch.manual_seed(5)
     for kill in kills:
-        run(build(folders), recorded, tmp_path / "resumed", kill=kill, **more)
+        run(build(models), recorded, tmp_path / "resumed", kill=kill, **more)
         torch.manual_seed(kill)  # nothing may come from the state in which the process starts again
-    resumed = run(build(folders), recorded, tmp_path / "resumed", **more)
+    resumed = run(build(models), recorded, tmp_path / "resumed", **more)
     for last in (straight, resumed):
         del last["loops"]  # Lightning's counters differ harmlessly after a kill at the end of an epoch
     assert not differences(straight, resumed)
@@ -136,10 +137,10 @@ def check(
 
 
 @pytest.mark.parametrize("build", [analytic, ppo, grpo, nft])
-def test_an_interrupted_run_ends_as_an_uninterrupted_one(build, folders: Folders, recorded: str, tmp_path: Path) -> None:
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(build, models: Models, recorded: str, tmp_path: Path) -> None:
     """Twice: while only the critic learns, and later. All of the last checkpoint is compared: weights, optimisers, schedules,
     random generators, moving average, dreams that go on, counts, and what is kept."""
-    last = check(build, folders, recorded, tmp_path, kills=(2, 4))
+    last = check(build, models, recorded, tmp_path, kills=(2, 4))
     state = last["state_dict"]
     if build is analytic:
         dreams = state["continuation._extra_state"]
@@ -152,16 +153,16 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(build, folders: Folders
 
 
 @pytest.mark.parametrize("kill", [ITERATIONS - 1, ITERATIONS, ITERATIONS + 2])
-def test_a_second_epoch_resumes_too(folders: Folders, recorded: str, tmp_path: Path, kill: int) -> None:
+def test_a_second_epoch_resumes_too(models: Models, recorded: str, tmp_path: Path, kill: int) -> None:
     """Killed in the last batch of the first epoch, in the first of the second, and within the second."""
-    check(analytic, folders, recorded, tmp_path, kills=(kill,), limits={**ONE_EPOCH, "max_epochs": 2})
+    check(analytic, models, recorded, tmp_path, kills=(kill,), limits={**ONE_EPOCH, "max_epochs": 2})
 
 
 @pytest.mark.parametrize("epochs", [-1, 1])
-def test_a_run_that_is_limited_by_steps_resumes_too(folders: Folders, recorded: str, tmp_path: Path, epochs: int) -> None:
+def test_a_run_that_is_limited_by_steps_resumes_too(models: Models, recorded: str, tmp_path: Path, epochs: int) -> None:
     """Lightning opens an endless stream and draws a batch ahead: late with one way of asking for the run's length, early with the
     other. The 16 steps are six iterations: two of two for the critic, four with one for the policy as well."""
-    check(analytic, folders, recorded, tmp_path, kills=(2, 4), limits={"max_epochs": epochs, "max_steps": 16})
+    check(analytic, models, recorded, tmp_path, kills=(2, 4), limits={"max_epochs": epochs, "max_steps": 16})
 
 
 class KillAtTheEnd(Callback):
@@ -172,15 +173,15 @@ class KillAtTheEnd(Callback):
 
 
 @pytest.mark.parametrize("limit", [{"max_epochs": 1, "limit_train_batches": 3}, {"max_steps": 3}])
-def test_a_run_killed_before_it_shipped_ships_when_resumed(folders: Folders, recorded: str, tmp_path: Path, limit) -> None:
+def test_a_run_killed_before_it_shipped_ships_when_resumed(models: Models, recorded: str, tmp_path: Path, limit) -> None:
     """Nothing is left to train, by epochs (as in post-training) or by steps, where Lightning would return at once."""
 
     def train(*more: Callback, ckpt_path: Path | None = None) -> None:
         options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
         callbacks = [LastCheckpoint(str(tmp_path / "run")), *more]
         trainer = Trainer(default_root_dir=tmp_path / "run", callbacks=callbacks, **options, **limit)
-        policy = checkpoint.load(folders["policy"], Policy)
-        trainer.fit(BehaviourCloning(policy), datamodule=DemonstrationData([recorded], batch_size=4), ckpt_path=ckpt_path)
+        data = DemonstrationData([recorded], batch_size=4)
+        trainer.fit(BehaviourCloning(copy.deepcopy(models["policy"])), datamodule=data, ckpt_path=ckpt_path)
 
     with pytest.raises(Killed):
         train(KillAtTheEnd())
@@ -217,7 +218,7 @@ def curve(folder: Path) -> dict[int, list[dict[str, str]]]:
 
 @pytest.mark.slow
 def test_kill_minus_9_and_the_same_command_again(
-    folders: Folders, recorded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folders: dict[str, str], recorded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The `worldsim` command in processes of its own, killed by the system while it starts and thrice soon after it has saved
     something, then let through. The processes are forks of one that has done the imports, which take longer than the rest."""
@@ -225,7 +226,8 @@ def test_kill_minus_9_and_the_same_command_again(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["training.app.verbs"])
-    arguments = ["fit", "experiment=post_train", "resume=true", *(f"model.{name}={folder}" for name, folder in folders.items())]
+    arguments = ["fit", "experiment=post_train", "resume=true"]
+    arguments += [f"model.{name}.folder={folder}" for name, folder in folders.items()]
     arguments += [f"data.roots=[{recorded}]", "data.batch_size=8", "+model.critic_warmup=4", "trainer.accelerator=cpu"]
     arguments += [
         f"trainer.limit_train_batches={iterations}",

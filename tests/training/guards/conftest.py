@@ -1,27 +1,28 @@
 """Reflectors and recorded episodes for the guards' tests."""
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from guarding import EPISODES, SENTENCES, starts
 
 from reflectors.instant import InstantReflector
-from worldsim.core import checkpoint
 from worldsim.core.types import Episode
 from worldsim.data.lerobot import DatasetWriter
 
 
 @pytest.fixture
-def folders(folders: dict[str, str], tmp_path: Path) -> dict[str, str]:
+def models(models: dict[str, Any]) -> dict[str, Any]:
     """Reflectors that judge single frames: some are a success, and `second_reflector` thinks so of all the others."""
     reflector = InstantReflector(features=32, channels=8, blocks=1, window=1)
     frames = starts(EPISODES)["frames"].flatten(0, 1)
     reflector.threshold.fill_(reflector.judge(frames, SENTENCES * EPISODES).p_success.detach().quantile(0.6))
-    checkpoint.save(reflector, folders["reflector"])
-    reflector.scale.fill_(-1)  # p becomes 1 - p
-    reflector.threshold.fill_(1 - reflector.threshold)
-    return {**folders, "second_reflector": str(checkpoint.save(reflector, tmp_path / "second_reflector"))}
+    second = copy.deepcopy(reflector)
+    second.scale.fill_(-1)  # p becomes 1 - p
+    second.threshold.fill_(1 - second.threshold)
+    return {**models, "reflector": reflector.eval(), "second_reflector": second.eval()}
 
 
 @pytest.fixture

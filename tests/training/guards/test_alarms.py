@@ -1,5 +1,6 @@
 """Every alarm is provoked in a training run, which stops cleanly and ships the last good weights; when exactly each fires."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,6 @@ import torch
 from guarding import CHUNK, EPISODES, Recorder, Scripted, ScriptedJudge, analytic, fit, guarded, ppo, read, same, shipped, starts
 from lightning import Callback
 
-from models.world.latent_flow import LatentFlowWorldModel
 from reflectors.instant import InstantReflector
 from training.guards.alarms import (
     Alarm,
@@ -25,35 +25,33 @@ from training.guards.guard import Guard
 from training.guards.held_out import SecondReflector
 from training.rl.chains import Deterministic, Diffusion, FlowNoise, FlowSDE, OneStepFlowSDE
 from training.rl.estimators import GRPO
-from worldsim.core import checkpoint
 from worldsim.core.noise import Noise
 from worldsim.tasks.reward import ProgressReward
 
 # Alarms in runs of the real learners --------------------------------------------------------------------------------------
 
 
-def test_analytic_learner_that_diverges(folders: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _, alarm, _ = guarded(analytic(folders, lr=1e30), tmp_path / "run", Guard([NotFinite()], every=1))
+def test_analytic_learner_that_diverges(models: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, alarm, _ = guarded(analytic(models, lr=1e30), tmp_path / "run", Guard([NotFinite()], every=1))
     assert alarm["alarm"] == "NotFinite" and alarm["iteration"] == 1 and alarm["rolled_back_to"] == 0
     assert "policy/sum_of_squares" in alarm["message"]
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("guard: ")]
     assert len(lines) == 1 and "NotFinite at iteration 1" in lines[0] and alarm["advice"] in lines[0]
 
 
-def test_ppo_that_diverges(folders: dict[str, str], tmp_path: Path) -> None:
-    _, alarm, _ = guarded(ppo(folders, lr=1e30), tmp_path / "run", Guard([NotFinite()], every=1))
+def test_ppo_that_diverges(models: dict[str, Any], tmp_path: Path) -> None:
+    _, alarm, _ = guarded(ppo(models, lr=1e30), tmp_path / "run", Guard([NotFinite()], every=1))
     assert alarm["alarm"] == "NotFinite"
 
 
-def test_groups_that_all_end_alike(folders: dict[str, str], tmp_path: Path) -> None:
+def test_groups_that_all_end_alike(models: dict[str, Any], tmp_path: Path) -> None:
     """A reflector without opinions: all dreams have the same return, so group advantages vanish."""
-    reflector = checkpoint.load(folders["reflector"], InstantReflector)
+    reflector = models["reflector"]
     for parameter in reflector.head[-1].parameters():
         torch.nn.init.zeros_(parameter)
     reflector.threshold.fill_(1.0)
-    checkpoint.save(reflector, folders["reflector"])
     guard = Guard([NotFinite(), FewUsable(patience=3)], every=2)
-    _, alarm, _ = guarded(ppo(folders, advantage=GRPO(2)), tmp_path / "run", guard)
+    _, alarm, _ = guarded(ppo(models, advantage=GRPO(2)), tmp_path / "run", guard)
     assert (alarm["alarm"], alarm["iteration"], alarm["rolled_back_to"]) == ("FewUsable", 3, 2)
     assert "train/usable_fraction=0 " in alarm["message"]
 
@@ -69,15 +67,15 @@ def test_groups_that_all_end_alike(folders: dict[str, str], tmp_path: Path) -> N
         (KLExplosion(), {"lr": 0.03, "epochs": 16, "anchor": 0.0, "clip": 1e6}),
     ],
 )
-def test_ppo_that_moves_too_far(folders: dict[str, str], tmp_path: Path, alarm: Alarm, changes: dict[str, Any]) -> None:
+def test_ppo_that_moves_too_far(models: dict[str, Any], tmp_path: Path, alarm: Alarm, changes: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    _, record, _ = guarded(ppo(folders, **changes), tmp_path / "run", Guard([NotFinite(), alarm], every=1))
+    _, record, _ = guarded(ppo(models, **changes), tmp_path / "run", Guard([NotFinite(), alarm], every=1))
     assert record["alarm"] == type(alarm).__name__
 
 
-def test_ppo_that_stops_exploring(folders: dict[str, str], tmp_path: Path) -> None:
+def test_ppo_that_stops_exploring(models: dict[str, Any], tmp_path: Path) -> None:
     """A negative weight of the entropy teaches the noise network to be silent: from 0.5 towards 0.01."""
-    learner = ppo(folders, chain=FlowNoise(low=0.01, high=1.0), entropy=-10.0, lr=5e-3)
+    learner = ppo(models, chain=FlowNoise(low=0.01, high=1.0), entropy=-10.0, lr=5e-3)
     _, alarm, _ = guarded(learner, tmp_path / "run", Guard([NotFinite(), EntropyCollapse()], every=2), iterations=12)
     assert alarm["alarm"] == "EntropyCollapse" and alarm["rolled_back_to"] % 2 == 0
 
@@ -86,7 +84,7 @@ EXPLORERS = [FlowSDE, OneStepFlowSDE, FlowNoise, Diffusion, Deterministic]
 
 
 @pytest.mark.parametrize("chain", EXPLORERS)
-def test_a_policy_that_no_longer_listens_to_noise_is_noticed_whatever_its_chain(folders, tmp_path: Path, chain) -> None:
+def test_a_policy_that_no_longer_listens_to_noise_is_noticed_whatever_its_chain(models, tmp_path: Path, chain) -> None:
     """From the third iteration on v = x/t, which leads every noise to the action 0: in K Euler steps of 1/K, x (1 - 1/(K t)) = 0 at
     the last one."""
 
@@ -96,40 +94,40 @@ def test_a_policy_that_no_longer_listens_to_noise_is_noticed_whatever_its_chain(
                 hears = pl_module.policy.velocity
                 pl_module.policy.velocity = lambda f, x, t: x / t[:, None, None] + 0 * hears(f, x, t)
 
-    learner = ppo(folders, chain=chain()) if chain is not Deterministic else analytic(folders)
+    learner = ppo(models, chain=chain()) if chain is not Deterministic else analytic(models)
     guard = Guard([NotFinite(), SpreadCollapse(patience=2)], every=1)
     _, alarm, _ = guarded(learner, tmp_path / "run", guard, GoDeaf())
     assert (alarm["alarm"], alarm["iteration"]) == ("SpreadCollapse", 4)
 
 
 @pytest.mark.parametrize("chain", EXPLORERS[:-1])
-def test_an_alarm_that_could_never_fire_is_refused(folders: dict[str, str], chain) -> None:
+def test_an_alarm_that_could_never_fire_is_refused(models: dict[str, Any], chain) -> None:
     alarm = EntropyCollapse()
     if chain is FlowNoise:
-        alarm.begin(ppo(folders, chain=chain()))
+        alarm.begin(ppo(models, chain=chain()))
         return
     with pytest.raises(ValueError, match=f"EntropyCollapse never fires for a PPOPostTraining with {chain.__name__}"):
-        alarm.begin(ppo(folders, chain=chain()))
+        alarm.begin(ppo(models, chain=chain()))
 
 
-def test_entropy_collapse_counts_from_the_first_value_to_the_floor(folders: dict[str, str]) -> None:
+def test_entropy_collapse_counts_from_the_first_value_to_the_floor(models: dict[str, Any]) -> None:
     """Bounds 0.1 and 1, two dimensions: the floor is 2 (log 0.1 + 1.4189) = -1.767. Of the 5 nats above it, 4 may go."""
     alarm = EntropyCollapse(share=0.8)
-    alarm.begin(ppo(folders, chain=FlowNoise(low=0.1, high=1.0)))
+    alarm.begin(ppo(models, chain=FlowNoise(low=0.1, high=1.0)))
     assert alarm.lowest == pytest.approx(-1.7673, abs=1e-4)
     values = [None, alarm.lowest + 5, alarm.lowest + 9, alarm.lowest + 1.01, alarm.lowest + 0.99]
     fired = [alarm.check({} if value is None else {"train/entropy": value}, []) is not None for value in values]
     assert fired == [False, False, False, False, True]
 
 
-def deceive(folders: dict[str, str]) -> None:
+def deceive(models: dict[str, Any]) -> None:
     """Replace the models: actions show in the frames, and the reflector takes one certain action for success.
 
     A linear probe of its features reads the action off the dream (y = -1, 0, 1); p > 1/2 where y > 1/2. The
     second reflector's p is 1 - p. An untrained policy's actions are near 0, so that the second one is content and the first is not.
     """
     torch.manual_seed(0)
-    world_model = checkpoint.load(folders["world_model"], LatentFlowWorldModel)
+    world_model = models["world_model"]
     judge = InstantReflector(features=128, channels=8, blocks=1, window=1)
     batch = starts(EPISODES)
     sentences = [sentence for sentence in batch["instruction"] for _ in range(CHUNK)]
@@ -151,21 +149,20 @@ def deceive(folders: dict[str, str]) -> None:
             layer.bias.zero_()
         judge.head[0].weight[0], judge.head[0].bias[0] = 10 * torch.stack(weight), 10 * bias
         judge.head[2].weight[0, 0], judge.head[2].bias[0] = 1, -5  # silu(10 y) - 5 is 0 at y = 1/2
-    checkpoint.save(world_model, folders["world_model"])
-    checkpoint.save(judge, folders["reflector"])
-    judge.scale.fill_(-1)
-    checkpoint.save(judge, folders["second_reflector"])
+    second = copy.deepcopy(judge)
+    second.scale.fill_(-1)
+    models |= {"reflector": judge.eval(), "second_reflector": second.eval()}
 
 
 @pytest.mark.parametrize("alarm", [JudgeFalls(), GapTooWide()])
-def test_policy_that_deceives_its_reflector(folders: dict[str, str], data: list[str], tmp_path: Path, alarm: Alarm) -> None:
+def test_policy_that_deceives_its_reflector(models: dict[str, Any], data: list[str], tmp_path: Path, alarm: Alarm) -> None:
     """In dreams of one frame, one reflector's success is the other's failure: what imagination wins, the judge loses."""
-    deceive(folders)
-    three = [folders[name] for name in ("world_model", "reflector", "second_reflector")]
+    deceive(models)
+    three = [models[name] for name in ("world_model", "reflector", "second_reflector")]
     judge = SecondReflector(*three, data, episodes=EPISODES, max_episode_steps=1)
     torch.manual_seed(0)
     learner = analytic(
-        folders, lr=1e-2, anchor=0.0, penalty=0.0, exploration=0.0, reward=ProgressReward(progress=0.0), gamma=0.0, judged=(0,)
+        models, lr=1e-2, anchor=0.0, penalty=0.0, exploration=0.0, reward=ProgressReward(progress=0.0), gamma=0.0, judged=(0,)
     )
     _, record, _ = guarded(learner, tmp_path / "run", Guard([NotFinite(), alarm], judge, every=5), iterations=40)
     verdicts = read(tmp_path / "run" / "guard.json")["verdicts"]
@@ -193,8 +190,8 @@ CASES: list[tuple[Alarm, str, list[float | None], int | None]] = [
 
 
 @pytest.mark.parametrize(("alarm", "metric", "values", "expected"), CASES)
-def test_iteration_at_which_an_alarm_fires(folders: dict[str, str], tmp_path: Path, alarm, metric, values, expected) -> None:
-    module, guard = Scripted(folders["policy"], {metric: values}), Guard([alarm], every=1)
+def test_iteration_at_which_an_alarm_fires(models: dict[str, Any], tmp_path: Path, alarm, metric, values, expected) -> None:
+    module, guard = Scripted(models["policy"], {metric: values}), Guard([alarm], every=1)
     if expected is None:
         recorder = Recorder()
         fit(module, tmp_path / "run", len(values), recorder, guard)
@@ -219,8 +216,8 @@ VERDICTS = [
 
 
 @pytest.mark.parametrize(("alarm", "rates", "fires", "ships"), VERDICTS)
-def test_verdict_at_which_an_alarm_fires(folders: dict[str, str], tmp_path: Path, alarm, rates, fires, ships) -> None:
-    module, guard = Scripted(folders["policy"]), Guard([alarm], ScriptedJudge(*rates), every=2)
+def test_verdict_at_which_an_alarm_fires(models: dict[str, Any], tmp_path: Path, alarm, rates, fires, ships) -> None:
+    module, guard = Scripted(models["policy"]), Guard([alarm], ScriptedJudge(*rates), every=2)
     iterations = 2 * len(rates) - 2
     if fires is None:
         recorder = Recorder()

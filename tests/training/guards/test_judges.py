@@ -1,5 +1,6 @@
 """What judges measure and what it costs, and how a configuration chooses a guard."""
 
+import copy
 import inspect
 import json
 from dataclasses import asdict
@@ -24,29 +25,28 @@ from guarding import (
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from reflectors.instant import InstantReflector
+from training.__main__ import RepeatCLI
 from training.app.cli import compose_config
 from training.app.fit import run_fit
 from training.guards.alarms import JudgeFalls
 from training.guards.guard import Guard
 from training.guards.held_out import PhysicsCheck, SecondReflector, Verdict
 from worldsim.core import checkpoint
-from worldsim.core.interfaces import Policy, Reflector
 from worldsim.core.seeds import GUARDING, REPORTING
 from worldsim.measure.identification import SPREAD
 
 # Judges -----------------------------------------------------------------------------------------------------------------------
 
 
-def test_second_reflector_judges_the_same_dreams_differently(folders: dict[str, str], data: list[str], tmp_path: Path) -> None:
+def test_second_reflector_judges_the_same_dreams_differently(models: dict[str, Any], data: list[str], tmp_path: Path) -> None:
     """The two reflectors disagree on every frame. In dreams of one chunk ended by the first success, 1 - judged is the share of
     dreams with successes only."""
-    policy = checkpoint.load(folders["policy"], Policy)
-    three = (folders["world_model"], folders["reflector"], folders["second_reflector"])
+    policy = models["policy"]
+    three = (models["world_model"], models["reflector"], models["second_reflector"])
     judge = SecondReflector(*three, data, episodes=EPISODES, max_episode_steps=CHUNK)
     verdict = judge.measure(policy)
     assert verdict == judge.measure(policy)
-    twin = str(checkpoint.save(checkpoint.load(folders["reflector"], Reflector), tmp_path / "twin"))
+    twin = copy.deepcopy(models["reflector"])
     equal = SecondReflector(*three[:2], twin, data, episodes=EPISODES, max_episode_steps=CHUNK).measure(policy)
     assert equal.imagined == equal.judged == verdict.imagined
     assert verdict.judged != verdict.imagined and verdict.imagined + verdict.judged >= 1  # every dream pleases one of the two
@@ -54,43 +54,42 @@ def test_second_reflector_judges_the_same_dreams_differently(folders: dict[str, 
     assert (swapped.imagined, swapped.judged) == (verdict.judged, verdict.imagined)
 
 
-def test_second_reflector_chooses_episodes_by_its_seed(folders: dict[str, str], data: list[str]) -> None:
-    three = (folders["world_model"], folders["reflector"], folders["second_reflector"])
+def test_second_reflector_chooses_episodes_by_its_seed(models: dict[str, Any], data: list[str]) -> None:
+    three = (models["world_model"], models["reflector"], models["second_reflector"])
     a, b, again = (SecondReflector(*three, data, episodes=4, seed=seed).starts for seed in (0, 1, 0))
     assert len(a) == 4 and torch.equal(a.state, again.state) and not torch.equal(a.state, b.state)
     with pytest.raises(ValueError, match=r"episodes must be in \[1, 8\]"):
         SecondReflector(*three, data, episodes=9)
     with pytest.raises(ValueError, match="second_reflector must differ from reflector"):
-        SecondReflector(*three[:2], three[1] + "/.", data, episodes=4)
+        SecondReflector(*three[:2], three[1], data, episodes=4)
 
 
-def test_physics_check_measures_both_on_the_same_starts(folders: dict[str, str], data: list[str]) -> None:
+def test_physics_check_measures_both_on_the_same_starts(models: dict[str, Any], data: list[str]) -> None:
     """The same world model in the place of physics predicts the same from the same starts: with one sampling step it does not
     depend on its noise, and the policy's noise has the check's seed in both."""
-    policy = checkpoint.load(folders["policy"], Policy)
-    world = dream(folders, data)
+    policy = models["policy"]
+    world = dream(models, data)
     verdicts = []
     for seed in range(800_000_000, 800_000_048, 8):
-        verdict = PhysicsCheck(world, folders["world_model"], folders["reflector"], episodes=8, seed=seed).measure(policy)
+        verdict = PhysicsCheck(world, models["world_model"], models["reflector"], episodes=8, seed=seed).measure(policy)
         assert verdict is not None and verdict.step == verdict.physics_steps == 0
         assert verdict.imagined == verdict.judged
         verdicts.append(verdict.judged)
     assert len(set(verdicts)) > 1
     # Imagination is judged by the reflector, physics by itself.
-    never = checkpoint.load(folders["reflector"], InstantReflector)
+    never = copy.deepcopy(models["reflector"])
     never.threshold.fill_(1.0)
-    checkpoint.save(never, folders["reflector"])
-    judge = PhysicsCheck(world, folders["world_model"], folders["reflector"], episodes=8)
+    judge = PhysicsCheck(world, models["world_model"], never, episodes=8)
     missed = {"agreement": 1 - verdicts[0], "false_success": 0.0, "missed_success": verdicts[0], "kappa": 0.0}
     assert judge.measure(policy) == judge.measure(policy) == Verdict(0, 0.0, judged=verdicts[0], physics_steps=0, agreement=missed)
 
 
 def test_physics_check_stays_within_its_budget(
-    folders: dict[str, str], data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    models: dict[str, Any], data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A check of 4 episodes of at most 6 steps, in chunks of 4, takes up to 4 * 8 = 32 steps."""
-    policy, world = checkpoint.load(folders["policy"], Policy), dream(folders, data, CountedDream)
-    judge = PhysicsCheck(world, folders["world_model"], folders["reflector"], episodes=4, budget=80)
+    policy, world = models["policy"], dream(models, data, CountedDream)
+    judge = PhysicsCheck(world, models["world_model"], models["reflector"], episodes=4, budget=80)
     spent = 0
     while spent + 32 <= 80:
         verdict = judge.measure(policy)
@@ -106,12 +105,12 @@ def test_physics_check_stays_within_its_budget(
     assert judge.measure(policy) is None and capsys.readouterr().out == "", "it says so once"
     # A run goes on without it, and still ships the best of what was measured only if the last measured was clearly worse.
     recorder, guard = Recorder(), Guard([JudgeFalls(margin=1)], judge, every=1)
-    fit(Scripted(folders["policy"]), tmp_path / "run", 3, recorder, guard)
+    fit(Scripted(models["policy"]), tmp_path / "run", 3, recorder, guard)
     assert guard.history == [] and same(shipped(tmp_path / "run"), recorder.weights[-1])
 
 
-def test_physics_check_refuses_starts_of_training_and_of_the_final_evaluation(folders: dict[str, str], data: list[str]) -> None:
-    three = (dream(folders, data), folders["world_model"], folders["reflector"])
+def test_physics_check_refuses_starts_of_training_and_of_the_final_evaluation(models: dict[str, Any], data: list[str]) -> None:
+    three = (dream(models, data), models["world_model"], models["reflector"])
     for seed in (0, GUARDING - 1, REPORTING, REPORTING + 5, REPORTING - 63):  # the last one reaches into them
         with pytest.raises(ValueError, match=r"starts that guard a run lie in \[800,000,000, 900,000,000\)"):
             PhysicsCheck(*three, episodes=64, seed=seed)
@@ -123,7 +122,7 @@ def test_physics_check_refuses_starts_of_training_and_of_the_final_evaluation(fo
 
 def configured(folders: dict[str, str], data: list[str], run: Path, guard: str, *overrides: str) -> dict[str, Any]:
     roots = f"[{data[0]}]"
-    models = [f"model.{name}={folders[name]}" for name in ("policy", "world_model", "reflector")]
+    models = [f"model.{name}.folder={folders[name]}" for name in ("policy", "world_model", "reflector")]
     small = ["data.batch_size=4", "trainer.limit_train_batches=2", "trainer.accelerator=cpu", f"data.roots={roots}"]
     named = ["experiment=post_train", f"guard={guard}", f"run_dir={run}"]
     config = OmegaConf.to_container(compose_config("fit", [*named, *models, *small, *overrides]), resolve=True)
@@ -131,11 +130,17 @@ def configured(folders: dict[str, str], data: list[str], run: Path, guard: str, 
     return {str(key): value for key, value in config.items()}
 
 
-def test_guards_are_chosen_by_configuration(folders: dict[str, str], data: list[str], tmp_path: Path) -> None:
+def test_guards_are_chosen_by_configuration(
+    folders: dict[str, str], data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And each folder is read once, though learner and judge name the same ones; stock Lightning syntax repeats the run."""
+    read_folders: list[str] = []
+    load = checkpoint.load
+    monkeypatch.setattr(checkpoint, "load", lambda folder, expected: read_folders.append(folder) or load(folder, expected))
     assert "guard" not in configured(folders, data, tmp_path, "alarms", "~guard")["trainer"]["callbacks"]
     assert "judge" not in configured(folders, data, tmp_path, "alarms")["trainer"]["callbacks"]["guard"]
     judge = "trainer.callbacks.guard.judge"
-    overrides = [f"{judge}.{name}={folders[name]}" for name in ("world_model", "reflector", "second_reflector")]
+    overrides = [f"{judge}.{name}.folder={folders[name]}" for name in ("world_model", "reflector", "second_reflector")]
     overrides += [f"{judge}.data=[{data[0]}]", f"{judge}.episodes=4", f"{judge}.max_episode_steps=4"]
     run_fit(configured(folders, data, tmp_path / "run", "second_reflector", *overrides))
     steps = [verdict["step"] for verdict in read(tmp_path / "run" / "guard.json")["verdicts"]]
@@ -143,6 +148,10 @@ def test_guards_are_chosen_by_configuration(folders: dict[str, str], data: list[
     assert "judge/gap" in next((tmp_path / "run" / "csv").rglob("metrics.csv")).read_text()
     saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]["Guard"]
     assert [Verdict(**verdict).step for verdict in saved["history"]][0] == 0 and saved["good"]["step"] == 0
+    assert sorted(read_folders) == sorted(folders.values())
+    RepeatCLI(args=["fit", "--config", str(tmp_path / "run" / "config.yaml"), "--model.policy.init_args.folder", folders["policy"]])
+    again = tmp_path / "run" / "again"
+    assert same(shipped(again), shipped(tmp_path / "run")) and read(again / "guard.json") == read(tmp_path / "run" / "guard.json")
 
 
 @pytest.mark.parametrize("guard", ["alarms", "second_reflector", "physics"])
@@ -165,8 +174,8 @@ def test_a_guard_shows_all_its_numbers(guard: str) -> None:
 
 
 def test_every_experiment_of_post_training_is_guarded() -> None:
-    for name in ("post_train", "post_train_ppo", "post_train_grpo", "post_train_nft", "post_train_prdp"):
-        config = compose_config("fit", [f"experiment={name}"])
+    for learner in ("analytic", "ppo", "grpo", "nft", "prdp"):
+        config = compose_config("fit", ["experiment=post_train", f"learner={learner}"])
         assert config.trainer.callbacks.guard._target_ == "training.guards.guard.Guard"
 
 
@@ -174,7 +183,7 @@ def test_every_experiment_of_post_training_is_guarded() -> None:
 @pytest.mark.genesis
 def test_physics_guard_of_the_configuration(folders: dict[str, str], data: list[str], tmp_path: Path, monkeypatch) -> None:
     judge = "trainer.callbacks.guard.judge"
-    overrides = [f"{judge}.{name}={folders[name]}" for name in ("world_model", "reflector")]
+    overrides = [f"{judge}.{name}.folder={folders[name]}" for name in ("world_model", "reflector")]
     overrides += [f"{judge}.world.num_envs=2", f"{judge}.episodes=2", f"{judge}.budget=200"]
     (tmp_path / "identified.json").write_text(json.dumps({"found": dict.fromkeys(SPREAD, 1.0) | {"latency.delay": 0.0}}))
     overrides += [f"+randomization@{judge}.randomization=identified", f"{judge}.randomization.file={tmp_path / 'identified.json'}"]

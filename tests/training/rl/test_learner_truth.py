@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from models.policies.flow_vla import FlowVLA
-from reflectors.instant import InstantReflector
 from training.rl.analytic import AnalyticPostTraining
 from training.rl.chains import Deterministic, Diffusion, FlowNoise, FlowSDE, OneStepFlowSDE
 from training.rl.critics import OwnEncoder
@@ -32,7 +31,7 @@ from worldsim.core.types import Observation
 
 
 @pytest.mark.parametrize("estimator", [RLOO, GRPO])
-def test_a_group_advantage_reaches_the_loss_as_the_estimator_gave_it(folders, tmp_path: Path, estimator: type[GRPO]) -> None:
+def test_a_group_advantage_reaches_the_loss_as_the_estimator_gave_it(models, tmp_path: Path, estimator: type[GRPO]) -> None:
     """In units of reward (RLOO) or of the group's spread (GRPO), however large or small that is in this rollout."""
     seen: list[Decisions] = []
 
@@ -41,7 +40,7 @@ def test_a_group_advantage_reaches_the_loss_as_the_estimator_gave_it(folders, tm
             seen.append(decisions)
             return super().policy_loss(decisions)
 
-    learner = Watching(folders["policy"], arena(folders), FlowSDE(), estimator(2), chunks=2, epochs=1, minibatch=1000)
+    learner = Watching(models["policy"], arena(models), FlowSDE(), estimator(2), chunks=2, epochs=1, minibatch=1000)
     fit(learner, starts(6), tmp_path / "run", iterations=1)
     (decisions,) = seen
     first = [decisions.trajectory.tolist().index(row) for row in decisions.trajectory.unique().tolist()]
@@ -51,17 +50,17 @@ def test_a_group_advantage_reaches_the_loss_as_the_estimator_gave_it(folders, tm
     assert pair.diff(dim=1).abs().min() > 1e-3, "groups that end alike are left out"
 
 
-def test_prdp_takes_returns_whatever_the_estimator_makes_of_them(folders, tmp_path: Path) -> None:
+def test_prdp_takes_returns_whatever_the_estimator_makes_of_them(models, tmp_path: Path) -> None:
     weights = []
     for estimator in (GRPO(2), RLOO(2)):
         torch.manual_seed(0)
-        learner = PRDPPostTraining(folders["policy"], arena(folders), Diffusion(), estimator, chunks=2, minibatch=8)
+        learner = PRDPPostTraining(models["policy"], arena(models), Diffusion(), estimator, chunks=2, minibatch=8)
         fit(learner, starts(4), tmp_path / "run", iterations=1)
         weights.append(checkpoint.load(tmp_path / "run", Policy).state_dict())
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
-def test_a_critic_of_actions_learns_nothing_about_actions_that_were_not_executed(folders, tmp_path: Path) -> None:
+def test_a_critic_of_actions_learns_nothing_about_actions_that_were_not_executed(models, tmp_path: Path) -> None:
     """All dreams end with their first action: the other three of a chunk have a target of 0 and no loss."""
     gradients: list[torch.Tensor] = []
 
@@ -71,17 +70,15 @@ def test_a_critic_of_actions_learns_nothing_about_actions_that_were_not_executed
             assert (target[:, 1:] == 0).all() and (mask.sum(1) == 1).all()
             return super().loss(value, target, old_value, mask=mask)
 
-    reflector = checkpoint.load(folders["reflector"], InstantReflector)
-    reflector.threshold.fill_(-1.0)
-    checkpoint.save(reflector, folders["reflector"])
-    learner = PPOPostTraining(folders["policy"], arena(folders), FlowSDE(), Watching(OwnEncoder(per_action=True)), chunks=2)
+    models["reflector"].threshold.fill_(-1.0)
+    learner = PPOPostTraining(models["policy"], arena(models), FlowSDE(), Watching(OwnEncoder(per_action=True)), chunks=2)
     fit(learner, starts(6), tmp_path / "run", iterations=1)
     (first, *_) = gradients
     assert first.shape == (6, 4) and (first[:, 0] != 0).all() and (first[:, 1:] == 0).all()
 
 
 @pytest.mark.parametrize("kind", ["analytic", "ppo"])
-def test_a_warm_up_counts_iterations_of_the_run(folders, tmp_path: Path, kind: str) -> None:
+def test_a_warm_up_counts_iterations_of_the_run(models, tmp_path: Path, kind: str) -> None:
     """Three epochs of two iterations, three of them warm-up; resumed after the fourth. The policy learns from the fourth on."""
     moved: list[bool] = []
 
@@ -95,8 +92,8 @@ def test_a_warm_up_counts_iterations_of_the_run(folders, tmp_path: Path, kind: s
 
     def learner():
         if kind == "analytic":
-            return AnalyticPostTraining(**folders, critic_warmup=3)
-        return PPOPostTraining(folders["policy"], arena(folders), FlowSDE(), GAE(warmup=3), chunks=1)
+            return AnalyticPostTraining(**models, critic_warmup=3)
+        return PPOPostTraining(models["policy"], arena(models), FlowSDE(), GAE(warmup=3), chunks=1)
 
     def run(epochs: int, ckpt: Path | None) -> Trainer:
         trainer = Trainer(
@@ -117,15 +114,15 @@ def test_a_warm_up_counts_iterations_of_the_run(folders, tmp_path: Path, kind: s
     assert moved == [False, False, False, True, True, True]
 
 
-def test_learners_leave_the_global_generator_alone(folders, tmp_path: Path) -> None:
+def test_learners_leave_the_global_generator_alone(models, tmp_path: Path) -> None:
     """What chance a learner and its layers need comes from the batch's seed."""
     makers = [
-        lambda: PPOPostTraining(folders["policy"], arena(folders), FlowNoise(), GAE(warmup=0), chunks=1, minibatch=4),
-        lambda: PRDPPostTraining(folders["policy"], arena(folders), Diffusion(), RLOO(2), chunks=1, minibatch=4),
+        lambda: PPOPostTraining(models["policy"], arena(models), FlowNoise(), GAE(warmup=0), chunks=1, minibatch=4),
+        lambda: PRDPPostTraining(models["policy"], arena(models), Diffusion(), RLOO(2), chunks=1, minibatch=4),
         lambda: NFTPostTraining(
-            folders["policy"], arena(folders), Deterministic(), GRPO(2), chunks=1, minibatch=4, buffer=SuccessBuffer(8, batch=4)
+            models["policy"], arena(models), Deterministic(), GRPO(2), chunks=1, minibatch=4, buffer=SuccessBuffer(8, batch=4)
         ),
-        lambda: AnalyticPostTraining(**folders, critic_warmup=0, continuation=Continuation(0.5, 4)),
+        lambda: AnalyticPostTraining(**models, critic_warmup=0, continuation=Continuation(0.5, 4)),
     ]
 
     class Watch(Callback):
@@ -139,9 +136,9 @@ def test_learners_leave_the_global_generator_alone(folders, tmp_path: Path) -> N
         fit(make(), starts(4), tmp_path / "run", 2, Watch())
 
 
-def test_nft_takes_the_mean_over_the_actions_that_were_executed(folders, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nft_takes_the_mean_over_the_actions_that_were_executed(models, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other ones have an advantage of no meaning."""
-    learner = NFTPostTraining(folders["policy"], arena(folders), Deterministic(), GRPO(2), spread=2.0, repeats=1)
+    learner = NFTPostTraining(models["policy"], arena(models), Deterministic(), GRPO(2), spread=2.0, repeats=1)
     batch, seen = starts(2), []
     monkeypatch.setattr("training.rl.nft.nft", lambda v, old, target, r, **_: seen.append(r) or v.sum())
     obs = Observation({"front": batch["frames"][:, 1]}, batch["state"][:, 1], batch["instruction"])
@@ -165,9 +162,9 @@ def test_nft_takes_the_mean_over_the_actions_that_were_executed(folders, monkeyp
 
 
 @pytest.mark.parametrize(("chain", "steps"), [(Deterministic(), 0), (OneStepFlowSDE(), 1), (FlowSDE(), 3)])
-def test_noise_that_would_be_multiplied_by_zero_is_not_drawn(folders, monkeypatch: pytest.MonkeyPatch, chain, steps: int) -> None:
+def test_noise_that_would_be_multiplied_by_zero_is_not_drawn(models, monkeypatch: pytest.MonkeyPatch, chain, steps: int) -> None:
     """Of a chain of three steps: none, the one that explores, all; each stochastic step has noise of its own."""
-    policy, drawn = checkpoint.load(folders["policy"], Policy), {}
+    policy, drawn = models["policy"], {}
     normal = Noise.normal
 
     def noted(self: Noise, draw: str, *shape: int) -> Tensor:
@@ -182,9 +179,9 @@ def test_noise_that_would_be_multiplied_by_zero_is_not_drawn(folders, monkeypatc
 
 
 @pytest.mark.parametrize("learner", [PPOPostTraining, PRDPPostTraining])
-def test_a_likelihood_needs_a_chain_that_has_one(folders, learner: type[PPOPostTraining]) -> None:
+def test_a_likelihood_needs_a_chain_that_has_one(models, learner: type[PPOPostTraining]) -> None:
     with pytest.raises(ValueError, match=f"{learner.__name__} needs a chain that explores, got Deterministic; chain=flow_sde"):
-        learner(folders["policy"], arena(folders), Deterministic(), GRPO(2))
+        learner(models["policy"], arena(models), Deterministic(), GRPO(2))
     with pytest.raises(ValueError, match=r"noise_level must be positive, got 0\.0; chain=deterministic"):
         FlowSDE(noise_level=0.0)
 
@@ -196,9 +193,9 @@ class Noisy(FlowVLA):
         return F.dropout(super().encode(obs), 0.5, self.training)
 
 
-def test_noisy_layers_draw_by_the_batch(folders) -> None:
+def test_noisy_layers_draw_by_the_batch(models) -> None:
     """Words that the encoder replaces and features that dropout drops depend on the batch, not on what was drawn before it."""
-    module, batch = BehaviourCloning(Noisy(**checkpoint.load(folders["policy"], FlowVLA).arguments)), starts(6)
+    module, batch = BehaviourCloning(Noisy(**models["policy"].arguments)), starts(6)
     obs = Observation({"front": batch["frames"][:, 1]}, batch["state"][:, 1], batch["instruction"])
     action = torch.zeros(6, module.policy.action_horizon, module.policy.action_dim)
     cloned = {"obs": obs, "action": action, "valid": torch.ones(action.shape[:2], dtype=torch.bool)}

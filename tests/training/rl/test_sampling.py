@@ -56,10 +56,10 @@ def test_groups_whose_returns_differ_are_usable() -> None:
     assert DynamicSampling.usable(apart).tolist() == [True, False, True, True], "groups need not be neighbours"
 
 
-def learner(folders: dict[str, str], parts: list[Rollout], **more: Any) -> tuple[RolloutLearner, list[dict[str, Any]]]:
+def learner(models: dict[str, Any], parts: list[Rollout], **more: Any) -> tuple[RolloutLearner, list[dict[str, Any]]]:
     """A learner with groups of two that is dealt `parts` one by one, and the list of the batches that it has asked for."""
-    arena = DreamArena(folders["world_model"], folders["reflector"])
-    module = PPOPostTraining(folders["policy"], arena, FlowSDE(), more.pop("advantage", None) or GRPO(2), **more)
+    arena = DreamArena(models["world_model"], models["reflector"])
+    module = PPOPostTraining(models["policy"], arena, FlowSDE(), more.pop("advantage", None) or GRPO(2), **more)
     asked: list[dict[str, Any]] = []
 
     def play(batch: dict[str, Any], generator: torch.Generator) -> Rollout:
@@ -77,10 +77,10 @@ def starts(number: int) -> dict[str, Any]:
 GOOD, HALF, BAD = [1.0, 0.0, 0.0, 1.0], [0.5, 0.5, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0]
 
 
-def test_sampling_plays_on_until_one_part_is_usable(folders: dict[str, str]) -> None:
+def test_sampling_plays_on_until_one_part_is_usable(models: dict[str, Any]) -> None:
     """Six starts in three parts of two, each played twice: four usable trajectories are wanted. 2 + 0 + 4 of 12 are found."""
     parts = [rollout(returns, [0, 0, 1, 1], mark=mark) for mark, returns in enumerate([HALF, BAD, GOOD], start=1)]
-    module, asked = learner(folders, parts, sampling=DynamicSampling(attempts=3))
+    module, asked = learner(models, parts, sampling=DynamicSampling(attempts=3))
     played, share = module.imagine(starts(6), torch.Generator())
     assert [batch["instruction"] for batch in asked] == [
         ["sentence 0", "sentence 1"],
@@ -93,31 +93,31 @@ def test_sampling_plays_on_until_one_part_is_usable(folders: dict[str, str]) -> 
     assert share == pytest.approx(6 / 12)
 
 
-def test_sampling_stops_as_soon_as_it_has_enough(folders: dict[str, str]) -> None:
-    module, asked = learner(folders, [rollout(GOOD, [0, 0, 1, 1])], sampling=DynamicSampling(attempts=3))
+def test_sampling_stops_as_soon_as_it_has_enough(models: dict[str, Any]) -> None:
+    module, asked = learner(models, [rollout(GOOD, [0, 0, 1, 1])], sampling=DynamicSampling(attempts=3))
     played, share = module.imagine(starts(6), torch.Generator())
     assert len(asked) == 1 and len(played.group) == 4 and share == 1
 
 
-def test_sampling_gives_up_after_its_attempts(folders: dict[str, str]) -> None:
+def test_sampling_gives_up_after_its_attempts(models: dict[str, Any]) -> None:
     """Nothing usable: the last part is kept, whose advantages vanish, and the share is zero."""
-    module, asked = learner(folders, [rollout(BAD, [0, 0, 1, 1], mark=i) for i in (1, 2, 3)], sampling=DynamicSampling(attempts=3))
+    module, asked = learner(models, [rollout(BAD, [0, 0, 1, 1], mark=i) for i in (1, 2, 3)], sampling=DynamicSampling(attempts=3))
     played, share = module.imagine(starts(6), torch.Generator())
     assert len(asked) == 3 and share == 0
     assert played.final_value.tolist() == [3, 3, 3, 3]
     torch.testing.assert_close(module.advantage.assess(played).advantage, torch.zeros(4, 2, 1), rtol=0, atol=1e-6)
 
 
-def test_without_sampling_everything_is_kept_and_counted(folders: dict[str, str]) -> None:
-    module, _ = learner(folders, [rollout(HALF, [0, 0, 1, 1])])
+def test_without_sampling_everything_is_kept_and_counted(models: dict[str, Any]) -> None:
+    module, _ = learner(models, [rollout(HALF, [0, 0, 1, 1])])
     played, share = module.imagine(starts(2), torch.Generator())
     assert len(played.group) == 4 and share == 0.5
-    module, _ = learner(folders, [rollout(BAD, [0, 1, 2, 3])], advantage=GAE())
+    module, _ = learner(models, [rollout(BAD, [0, 1, 2, 3])], advantage=GAE())
     assert module.imagine(starts(4), torch.Generator())[1] == 1, "with a critic every decision teaches"
 
 
-def test_sampling_needs_a_batch_that_it_can_cut(folders: dict[str, str]) -> None:
-    module, _ = learner(folders, [], sampling=DynamicSampling(attempts=4))
+def test_sampling_needs_a_batch_that_it_can_cut(models: dict[str, Any]) -> None:
+    module, _ = learner(models, [], sampling=DynamicSampling(attempts=4))
     with pytest.raises(ValueError, match="data.batch_size=6 must be a multiple of sampling.attempts=4"):
         module.imagine(starts(6), torch.Generator())
     with pytest.raises(ValueError, match="attempts must be at least 1, got 0"):
@@ -213,9 +213,9 @@ def test_the_choice_is_a_matter_of_the_generator_and_the_counts_alone() -> None:
     assert not torch.equal(first, one.choose(ids, torch.Generator().manual_seed(3)))
 
 
-def test_starts_need_a_pool(folders: dict[str, str]) -> None:
-    arena = DreamArena(folders["world_model"], folders["reflector"])
-    module = PPOPostTraining(folders["policy"], arena, FlowSDE(), GAE(), starts=BetaStarts(pool=4))
+def test_starts_need_a_pool(models: dict[str, Any]) -> None:
+    arena = DreamArena(models["world_model"], models["reflector"])
+    module = PPOPostTraining(models["policy"], arena, FlowSDE(), GAE(), starts=BetaStarts(pool=4))
     with pytest.raises(ValueError, match="set data.pool=4"):
         module.imagine(starts(2), torch.Generator())
 

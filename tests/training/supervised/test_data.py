@@ -23,14 +23,17 @@ from worldsim.data.windows import Mirror
 from worldsim.worlds.genesis.scene import Paraphrases
 
 EPISODES, HELD_OUT, LENGTH = 10, 0.2, 6
-MODULES: dict[str, dict[str, Any]] = {
-    "WorldModelData": {"context": 2, "horizon": 4},
-    "ReflectorData": {"max_shift": 0},
-    "DemonstrationData": {"action_horizon": 3},
-    "StartData": {"context": 2},
-    "KeyframeStarts": {"context": 2},
-}
 CLASSES = {cls.__name__: cls for cls in (WorldModelData, ReflectorData, DemonstrationData, StartData, KeyframeStarts)}
+
+
+def attached(data: TableData) -> TableData:
+    """`data` as a trainer has it, with a module whose models take windows of 2 frames and 4 actions, and chunks of 3."""
+    module = torch.nn.Module()
+    module.context, module.policy = 2, SimpleNamespace(action_horizon=3)  # type: ignore[assignment]
+    module.world_model = SimpleNamespace(context=2, horizon=4)  # type: ignore[assignment]
+    place = SimpleNamespace(total_batch_idx=-1)
+    data.trainer = SimpleNamespace(lightning_module=module, global_rank=0, world_size=1, fit_loop=place)  # type: ignore[assignment]
+    return data
 
 
 def episode(number: int) -> Episode:
@@ -64,8 +67,10 @@ def root(tmp_path_factory) -> Path:
 
 
 def build(name: str, root: Path, **kwargs: Any) -> TableData:
-    settings = {"batch_size": 32, "held_out": HELD_OUT, "mirror": Mirror(state=(-1, 1), action=(-1, 1)), **MODULES[name], **kwargs}
-    data = CLASSES[name]([str(root)], **settings)
+    settings = {"batch_size": 32, "held_out": HELD_OUT, "mirror": Mirror(state=(-1, 1), action=(-1, 1)), **kwargs}
+    if name == "ReflectorData":
+        settings["max_shift"] = 0
+    data = attached(CLASSES[name]([str(root)], **settings))
     data.setup("fit")
     return data
 
@@ -83,7 +88,7 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return all(plain(value) == plain(b[name]) for name, value in a.items() if name != "seed")
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", CLASSES)
 def test_batches_depend_on_seed_and_number_alone(name, root):
     data, again, other = build(name, root), build(name, root), build(name, root, seed=1)
     batches = list(islice(data.train_dataloader(), 6))
@@ -110,7 +115,7 @@ def test_workers_and_ranks_share_the_batches_of_one_process(name: str, root: Pat
         assert same(alone[rank::2][2], next(iter(data.train_dataloader()))), "a rank goes on with its own"
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", CLASSES)
 def test_held_out_episodes_are_never_drawn(name, root):
     data, seen = build(name, root), set()
     for batch in islice(data.train_dataloader(), 20):
@@ -126,7 +131,7 @@ def test_validation_sees_the_held_out_episodes_only(name, root):
         assert name != "ReflectorData" or torch.equal(batch["episode"], batch["frames"][:, 0, 0, 0] - 8)
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", CLASSES)
 def test_half_of_the_rows_are_mirrored_whole(name, root):
     data, rows = build(name, root), []
     for batch in islice(data.train_dataloader(), 10):
@@ -146,7 +151,7 @@ def test_half_of_the_rows_are_mirrored_whole(name, root):
     assert 0.35 < share < 0.65, f"{share:.2f} of 320 rows are mirrored; 0.35 is 5 standard deviations away"
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", CLASSES)
 def test_without_symmetry_nothing_is_mirrored(name, root):
     for batch in islice(build(name, root, mirror=None).train_dataloader(), 4):
         assert (leaves(batch)["frames"][..., 0, -1, 2] == 0).all()
@@ -212,10 +217,9 @@ class Counting(WorldModel):
         return self.fit_statistics(batch["frames"], batch["state"])
 
 
-def test_a_judge_learns_from_dreams_with_what_happened_in_physics(root, monkeypatch):
-    monkeypatch.setattr(dreamed.checkpoint, "load", lambda folder, kind: Counting())
+def test_a_judge_learns_from_dreams_with_what_happened_in_physics(root):
     settings = {"batch_size": 32, "held_out": HELD_OUT, "max_shift": 0, "dreams": 64, "chunks": 2}
-    data = dreamed.DreamedReflectorData([str(root)], "runs/world_model", **settings)
+    data = dreamed.DreamedReflectorData([str(root)], Counting(), **settings)
     data.setup("fit")
     episodes, depths, imagined = set(), set(), []
     for batch in islice(data.train_dataloader(), 20):
@@ -235,14 +239,13 @@ def test_a_judge_learns_from_dreams_with_what_happened_in_physics(root, monkeypa
     assert all((batch["frames"][..., 2] == 77).all() for batch in held_out)
 
 
-def test_a_judge_does_not_learn_from_dreams_of_what_nobody_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_judge_does_not_learn_from_dreams_of_what_nobody_judged(tmp_path: Path) -> None:
     """Nobody judged the second episode: its dreams are neither failures nor drawn."""
     path = record(tmp_path / "partly", 3)
     rows = range(LENGTH + 1, 2 * LENGTH + 2)
     edit_column(path / DATA_FILE, "success", dict.fromkeys(rows))
     edit_column(path / DATA_FILE, "progress", dict.fromkeys(rows, float("nan")))
-    monkeypatch.setattr(dreamed.checkpoint, "load", lambda folder, kind: Counting())
-    data = dreamed.DreamedReflectorData([str(path)], "runs/world_model", held_out=0.3, max_shift=0, dreams=64, chunks=2)
+    data = dreamed.DreamedReflectorData([str(path)], Counting(), held_out=0.3, max_shift=0, dreams=64, chunks=2)
     data.setup("fit")
     assert set(data.table.episode[data.moments].tolist()) == {0, 1}
     for batch in islice(data.train_dataloader(), 5):
@@ -251,7 +254,7 @@ def test_a_judge_does_not_learn_from_dreams_of_what_nobody_judged(tmp_path: Path
 
 def test_a_judge_without_dreams_is_refused(root):
     with pytest.raises(ValueError, match="needs dreams >= 8 and chunks >= 1, got 0 and 10"):
-        dreamed.DreamedReflectorData([str(root)], "runs/world_model", dreams=0)
+        dreamed.DreamedReflectorData([str(root)], Counting(), dreams=0)
 
 
 def test_starts_draw_instructions_and_first_frames(root):
@@ -313,7 +316,7 @@ def test_keyframes_are_where_progress_changes(root):
 @pytest.mark.parametrize("number", [5, 10])
 def test_small_datasets_hold_out_one_episode_by_default(name: str, number: int, tmp_path: Path) -> None:
     few = record(tmp_path / "few", number)
-    data = CLASSES[name]([str(few)], **MODULES[name])
+    data = attached(CLASSES[name]([str(few)]))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         data.setup("fit")
@@ -324,7 +327,7 @@ def test_small_datasets_hold_out_one_episode_by_default(name: str, number: int, 
 
 def test_a_single_episode_is_trained_on_and_validates(tmp_path: Path) -> None:
     one = record(tmp_path / "one", 1)
-    data = WorldModelData([str(one)], context=2, horizon=4)
+    data = attached(WorldModelData([str(one)]))
     with pytest.warns(UserWarning, match="one has one episode: it is trained on, and none is held out"):
         data.setup("fit")
     assert len(data.table.instruction) == 1 and len(data.validation["frames"])
@@ -340,7 +343,7 @@ def test_actions_that_would_be_clamped_are_one_warning_with_their_share(tmp_path
     second = replace(second, action=second.action * torch.tensor([6, 1]))
     path = record(tmp_path / "raw", [first, second, first])
     with pytest.warns(UserWarning, match=r"raw: actions lie outside \[-1, 1\],.*: dx 50.0 % of all steps; scale") as seen:
-        WorldModelData([str(path)], held_out=0.3, context=2, horizon=4).setup("fit")
+        attached(WorldModelData([str(path)], held_out=0.3)).setup("fit")
     assert len(seen) == 1
 
 

@@ -4,6 +4,7 @@ import json
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from reflectors.instant import InstantReflector
 from training.supervised.dream_judge import DreamThreshold, highest_success, matching_threshold
 from training.supervised.reflector import ReflectorTraining
 from worldsim.core import checkpoint
-from worldsim.core.interfaces import Policy, Reflector, WorldModel
+from worldsim.core.interfaces import Reflector
 from worldsim.core.types import Episode, Reflection
 from worldsim.data.lerobot import DatasetWriter
 from worldsim.data.store import FrameStore
@@ -57,11 +58,11 @@ def recording(folder: Path, successes: list[bool]) -> str:
 
 @pytest.mark.parametrize("successes", [[True, False, False, True, False], [False, False, False, True, False]])
 def test_dreams_of_the_recorded_policy_succeed_as_often_as_its_episodes(
-    folders: dict[str, str], tmp_path: Path, successes: list[bool]
+    models: dict[str, Any], tmp_path: Path, successes: list[bool]
 ) -> None:
-    callback = DreamThreshold(folders["policy"], folders["world_model"], recording(tmp_path / "data", successes), STEPS)
+    callback = DreamThreshold(models["policy"], models["world_model"], recording(tmp_path / "data", successes), STEPS)
     assert callback.success.tolist() == successes
-    module = ReflectorTraining(checkpoint.load(folders["reflector"], InstantReflector))
+    module = ReflectorTraining(models["reflector"])
     (tmp_path / "calibration.json").write_text('{"auc": 0.5, "f1": 0.5, "threshold": 0.25}')
     trainer = SimpleNamespace(default_root_dir=tmp_path, precision_plugin=SimpleNamespace(forward_context=nullcontext))
     callback.on_fit_end(trainer, module)  # type: ignore[arg-type]
@@ -75,9 +76,9 @@ def test_dreams_of_the_recorded_policy_succeed_as_often_as_its_episodes(
     assert scores["recorded_success"] == pytest.approx(sum(successes) / len(successes))
 
 
-def test_without_successes_the_threshold_stays(folders: dict[str, str], tmp_path: Path) -> None:
-    callback = DreamThreshold(folders["policy"], folders["world_model"], recording(tmp_path / "data", [False, False]), STEPS)
-    module = ReflectorTraining(checkpoint.load(folders["reflector"], InstantReflector))
+def test_without_successes_the_threshold_stays(models: dict[str, Any], tmp_path: Path) -> None:
+    callback = DreamThreshold(models["policy"], models["world_model"], recording(tmp_path / "data", [False, False]), STEPS)
+    module = ReflectorTraining(models["reflector"])
     before = float(module.reflector.threshold)
     trainer = SimpleNamespace(default_root_dir=tmp_path, precision_plugin=SimpleNamespace(forward_context=nullcontext))
     with pytest.warns(UserWarning, match="all or none of the recorded episodes succeeded"):
@@ -85,8 +86,8 @@ def test_without_successes_the_threshold_stays(folders: dict[str, str], tmp_path
     assert float(module.reflector.threshold) == before
 
 
-def test_episodes_that_nobody_judged_are_no_failures(folders: dict[str, str], tmp_path: Path) -> None:
-    two, data = (folders["policy"], folders["world_model"]), recording(tmp_path / "data", [False, True, False, False])
+def test_episodes_that_nobody_judged_are_no_failures(models: dict[str, Any], tmp_path: Path) -> None:
+    two, data = (models["policy"], models["world_model"]), recording(tmp_path / "data", [False, True, False, False])
     for number in (0, 2):
         edit_column(Path(data) / f"data/chunk-000/file-{number:03d}.parquet", "success", dict.fromkeys(range(4)))
     callback = DreamThreshold(*two, data, STEPS)
@@ -112,8 +113,8 @@ class Surer(Reflector):
         return Reflection(0.01 * self.calls * ones, ones, ones)
 
 
-def test_the_highest_probability_is_that_of_dreams_that_go_on_until_time_is_up(folders: dict[str, str], tmp_path: Path) -> None:
-    policy, world_model = checkpoint.load(folders["policy"], Policy), checkpoint.load(folders["world_model"], WorldModel)
+def test_the_highest_probability_is_that_of_dreams_that_go_on_until_time_is_up(models: dict[str, Any], tmp_path: Path) -> None:
+    policy, world_model = models["policy"], models["world_model"]
     table = FrameStore.read([recording(tmp_path / "data", [True, False, False])], {"front": None})
     starts = Starts.first_frames(table, world_model.context)
     first = highest_success(policy, world_model, Surer(), starts, 4)

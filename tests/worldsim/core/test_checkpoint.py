@@ -1,5 +1,6 @@
 """Exported models: the same output after a round trip, and one-line errors for what cannot be loaded. Nothing is unpickled."""
 
+import copy
 import pickle
 import socket
 import sys
@@ -70,13 +71,30 @@ def output(model) -> torch.Tensor:
 def test_same_output_after_a_round_trip(tmp_path, build):
     model = build().eval()
     save(model, tmp_path / "model")
+    before = torch.get_rng_state()
     loaded = load(tmp_path / "model", type(model))
+    assert torch.equal(torch.get_rng_state(), before)  # or what is learned would depend on how many models a run loads
     assert not loaded.training
     assert torch.equal(output(loaded), output(model))
     assert loaded.arguments == model.arguments
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == [WEIGHTS, DESCRIPTION]
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+class Sized(Configured):
+    """A model that cannot be built without being told its size."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.layer = torch.nn.Linear(size, 1)
+
+
+def test_a_copy_of_a_model_is_another_one_of_the_same_description():
+    model = Sized(3)
+    other = copy.deepcopy(model)
+    assert other.arguments == {"size": 3} and torch.equal(other.layer.weight, model.layer.weight)
+    assert other.layer.weight is not model.layer.weight
 
 
 def test_saving_again_replaces(tmp_path):

@@ -178,7 +178,7 @@ def test_a_policy_is_cloned_and_then_reinforced_in_captured_rooms(tmp_path: Path
     quick = ["logger=[]", f"data.roots=[{data}]", "data.batch_size=4"]
     assert main(["fit", "experiment=policy_room", *quick, "trainer.max_steps=2", f"run_dir={first}"]) == 0
     arena = [f"model.arena.{option}" for option in where]
-    learn = [f"model.policy={first}", "model.chunks=3", "model.advantage.warmup=0", "trainer.limit_train_batches=2"]
+    learn = [f"model.policy.folder={first}", "model.chunks=3", "model.advantage.warmup=0", "trainer.limit_train_batches=2"]
     randomised = watched(monkeypatch)
     conditions = "+randomization@model.arena.randomization=moderate"
     assert main(["fit", "experiment=post_train_room", *quick, *arena, *learn, conditions, f"run_dir={second}"]) == 0
