@@ -156,7 +156,7 @@ def suite(name: str, **values: object) -> dict:
 
 
 def test_bench_of_algorithms_gives_each_cell_its_time_and_its_own_start(run: Path, tmp_path: Path) -> None:
-    config = suite("algorithms", runs={3: str(run)}, seeds=[3], seconds=2, calibration_seconds=4, episodes=8, policy_steps=2)
+    config = suite("algorithms", runs={3: str(run)}, seeds=[3], seconds=2, calibration_seconds=8, episodes=8, policy_steps=2)
     names = ("grpo_diffusion", "physics_ppo_flow_sde")
     config |= {"out": str(tmp_path), "envs": 8, "cells": {name: config["cells"][name] for name in names}}
     for name in names:
