@@ -270,6 +270,18 @@ def tasks_table(tasks: Mapping[int, str]) -> pa.Table:
     return table.replace_schema_metadata({"pandas": json.dumps(pandas)})
 
 
+def read_statistics(root: Path, num_frames: int) -> dict[str, dict[str, Any]] | None:
+    """`stats.json` by feature and name; None if there is none, or if it counts other frames.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    stored = read_json(root / STATS) if (root / STATS).is_file() else {}
+    if not all(isinstance(stats, dict) for stats in stored.values()):
+        raise ValueError(f"{root / STATS} holds no statistics by feature; remove it, and they are computed again")
+    return stored if stored.get("action", {}).get("count") == [num_frames] else None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file, or ValueError if it is damaged or holds something else."""
     try:

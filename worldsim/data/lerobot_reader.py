@@ -19,10 +19,12 @@ import torch
 from jaxtyping import UInt8
 
 from worldsim.core.cores import cores
+from worldsim.core.spec import Spec
 from worldsim.core.types import Episode
 from worldsim.data import lerobot_format as fmt
 from worldsim.data.columns import WRONG, label, pictures, vectors, wrong_rows
 from worldsim.data.contents import Contents, EpisodeFiles, counter_faults
+from worldsim.data.dataset_spec import read_spec
 from worldsim.data.journal import NEW_FILES
 from worldsim.data.stats import NAMES, Stats, merge_statistics, statistics
 from worldsim.data.timing import in_order, timing
@@ -93,6 +95,11 @@ class Dataset:
         self.tasks = tuple(self.task_of.values())
 
     @cached_property
+    def spec(self) -> Spec:
+        """What the numbers mean: all cameras, depth maps too, and the statistics that are stored (`dataset_spec.py`)."""
+        return read_spec(self.root, self.info)
+
+    @cached_property
     def stats(self) -> dict[str, Stats]:
         """Statistics by feature and key (min, max, mean, std, count, q01 ... q99); images in [0, 1], shape [3, 1, 1].
 
@@ -107,12 +114,8 @@ class Dataset:
 
     def stored_stats(self) -> dict[str, Stats] | None:
         """The contents of `meta/stats.json`; None if there are none, or if they count other frames than are committed."""
-        stored = fmt.read_json(self.root / fmt.STATS) if (self.root / fmt.STATS).is_file() else {}
-        if not all(isinstance(stats, dict) for stats in stored.values()):
-            raise ValueError(f"{self.root / fmt.STATS} holds no statistics by feature; remove it, and they are computed again")
-        if stored.get("action", {}).get("count") != [self.num_frames]:
-            return None
-        return {key: {name: np.array(value) for name, value in stats.items()} for key, stats in stored.items()}
+        stored = fmt.read_statistics(self.root, self.num_frames)
+        return stored and {key: {name: np.array(value) for name, value in stats.items()} for key, stats in stored.items()}
 
     @property
     def lengths(self) -> list[int]:
