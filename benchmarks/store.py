@@ -21,6 +21,7 @@ from torch import Tensor
 from models.policies.flow_vla import FlowVLA
 from models.world.latent_flow import LatentFlowWorldModel
 from training.supervised.data import DemonstrationData, ReflectorData, TableData, WorldModelData
+from worldsim.core.spec import Channel, Spec
 from worldsim.data.frame_cache import FrameFile
 from worldsim.data.store import Frames, FrameStore
 from worldsim.data.windows import Mirror
@@ -47,7 +48,7 @@ def sparse_store(folder: Path, size_bytes: float) -> FrameStore:
     unknown = torch.full((len(first),), torch.nan)
     return FrameStore(
         images={"front": Frames(tuple(parts))},
-        fps=30,
+        spec=Spec({}, 30, "sparse", tuple(map(Channel, "abcdefghi")), tuple(map(Channel, "abcdefg"))),
         state=torch.zeros(len(first), 9),
         action=torch.zeros(len(first), 7),
         success=unknown,

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from worldsim.core.interfaces import World
+from worldsim.core.world import World
 from worldsim.worlds.randomized import RandomizedWorld
 
 

@@ -9,8 +9,9 @@ from gymnasium.spaces.text import alphanumeric
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from worldsim.core.interfaces import World, step_info
+from worldsim.core.spec import Channel
 from worldsim.core.types import Judgement, Observation
+from worldsim.core.world import World, step_info
 
 SIZE = 16
 
@@ -21,7 +22,9 @@ class PoleWorld(World):
     The action's sign pushes; in the picture the cart is a red column and the pole's angle a green one. Rewards are Gymnasium's.
     """
 
-    camera, state_names, action_names, robot_type = "front", ("x", "v", "angle", "turn"), ("push",), "cart"
+    camera, robot_type = "front", "cart"
+    state_channels = (Channel("x", "m"), Channel("v", "m/s"), Channel("angle", "rad"), Channel("turn", "rad/s"))
+    action_channels = (Channel("push", low=-1, high=1),)
     physics = True
 
     def __init__(self, num_envs: int = 3, limit: int = 12):

@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from worldsim.core.interfaces import Branchable, ChunkResult, World
 from worldsim.core.noise import Noise
+from worldsim.core.spec import Channel
 from worldsim.core.types import Judgement, Observation, TensorBatch
+from worldsim.core.world import Branchable, ChunkResult, World
 from worldsim.measure.collect import Actor
 
 LIMIT = 40
@@ -43,7 +44,8 @@ class KnownWorld(World, Branchable):
     An autoreset leads to a start of its own, 10^9 further on, which nobody asked for. `step` is not there to be used.
     """
 
-    camera, state_names, action_names = "front", ("seed", "step"), ("a",)
+    camera = "front"
+    state_channels, action_channels = (Channel("seed"), Channel("step")), (Channel("a", low=-1, high=1),)
     physics = True
 
     def __init__(self, num_envs: int = 3, p: float = 0.6):

@@ -37,7 +37,10 @@ def make_bundle(folder: Path) -> Path:
         "format": "onnx",
         "policy": "tests.toy_bundle",
         "inputs": [{"name": name, "shape": shape, "dtype": dtype} for name, (shape, dtype) in shapes.items()],
-        "outputs": [{"name": "actions", "shape": [1, HORIZON, 2], "dtype": "float32", "low": -1.0, "high": 1.0}],
+        "outputs": [
+            {"name": "actions", "shape": [1, HORIZON, 2], "dtype": "float32", "low": [-1] * 2, "high": [1] * 2, "scale": [1] * 2}
+        ],
+        "spec": None,
         "tokenizer": {"file": TOKENIZER, "length": WORDS, "pad_id": 0, "lowercase": True},
         "camera": "front",
         "fps": 20,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from worldsim.core.interfaces import Policy
 from worldsim.core.types import Observation
+from worldsim.core.units import Units
 from worldsim.nn.layers import VisualTrunk, mlp, time_embedding
 
 
@@ -32,9 +33,6 @@ class FlowVLA(Policy):
     Raises:
         ValueError: if a dimension of `state_used` is not one of the state's, or the image has another size than that.
     """
-
-    state_mean: Tensor
-    state_std: Tensor
 
     def __init__(
         self,
@@ -58,20 +56,7 @@ class FlowVLA(Policy):
         self.trunk = VisualTrunk(width, channels, blocks, image=image)
         self.expert_in = nn.Linear(self.feature_dim + action_horizon * action_dim + 32, width)
         self.expert = mlp(width, width, width, action_horizon * action_dim)
-        # Statistics of the training data (m, m/s), stored with the weights; `fit_statistics` sets them.
-        self.register_buffer("state_mean", torch.zeros(state_dim))
-        self.register_buffer("state_std", torch.ones(state_dim))
-
-    def fit_statistics(self, mean: Float[Tensor, " s"], std: Float[Tensor, " s"]) -> None:
-        """Normalise proprioception with the mean and standard deviation of a dataset.
-
-        Raises:
-            ValueError: if the sizes differ from `state_dim`.
-        """
-        if mean.shape != self.state_mean.shape:
-            raise ValueError(f"state statistics must have {len(self.state_mean)} numbers, got {len(mean)}; set policy.state_dim")
-        self.state_mean.copy_(mean)
-        self.state_std.copy_(std.clamp(min=1e-4))
+        self.state_units, self.action_units = Units(state_dim), Units(action_dim)
 
     def encode(self, obs: Observation) -> Float[Tensor, "b f"]:
         """Visual features and normalised proprioception."""
@@ -89,8 +74,7 @@ class FlowVLA(Policy):
         return [*self.expert_in.parameters(), *self.expert.parameters()]
 
     def _join(self, features: Tensor, state: Tensor) -> Tensor:
-        normalised = (state - self.state_mean) / self.state_std
-        return torch.cat([features.float(), normalised[:, self.state_used]], dim=-1)
+        return torch.cat([features.float(), self.state_units.network(state)[:, self.state_used]], dim=-1)
 
     def velocity(self, features: Tensor, x_t: Float[Tensor, "b ah ad"], t: Float[Tensor, " b"]) -> Float[Tensor, "b ah ad"]:
         return self.predict(features, x_t, t)

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from worldsim.core.flow import expand_time, interpolate, time_grid
 from worldsim.core.interfaces import WorldModel
 from worldsim.core.noise import Noise
+from worldsim.core.spec import Spec
 from worldsim.core.types import TensorBatch, float_image
+from worldsim.core.units import Units
 from worldsim.nn.layers import ResidualBlock, mlp, time_embedding
 
 
@@ -138,9 +140,6 @@ class LatentFlowWorldModel(WorldModel):
         image: (height, width) of the frames, multiples of 8.
     """
 
-    state_mean: Tensor
-    state_std: Tensor
-
     def __init__(
         self,
         camera: str = "front",
@@ -167,18 +166,18 @@ class LatentFlowWorldModel(WorldModel):
         self.condition = mlp(condition + 32, 256, 256)
         self.dynamics = mlp(condition, 128, 128, action_horizon * state_dim)
         self.net = LatentUNet((context + action_horizon) * latent_channels, action_horizon * latent_channels, channels, layers, 256)
-        self.register_buffer("state_mean", torch.zeros(state_dim))
-        self.register_buffer("state_std", torch.ones(state_dim))
+        self.state_units, self.action_units = Units(state_dim), Units(action_dim)
 
     @property
     def horizon(self) -> int:
         return self.unroll * self.action_horizon
 
-    def fit_statistics(self, frames: Shaped[Tensor, "n h w 3"], state: Float[Tensor, "n s"]) -> None:
-        """Fit the codec and the normalisation of proprioception; once, before training."""
+    def fit_statistics(self, frames: Shaped[Tensor, "n h w 3"], spec: Spec) -> None:
+        """Fit the codec, and normalise states and actions by `spec`; once, before training."""
         self.codec.fit(frames)
-        self.state_mean.copy_(state.mean(0))
-        self.state_std.copy_(state.std(0).clamp(min=1e-4))
+        self.state_units.fit(spec, "state")
+        self.action_units.fit(spec, "action")
+        self.spec = spec
 
     def init(self, frames: Shaped[Tensor, "b context h w 3"], state: Float[Tensor, "b context s"]) -> LatentState:
         if frames.shape[1] != self.context:
@@ -231,15 +230,14 @@ class LatentFlowWorldModel(WorldModel):
             length = torch.where(uniform[2] < 0.8, horizon, 1 + (uniform[2] - 0.8) * 5 * horizon).long()
             known = torch.arange(horizon, device=latents.device) < length[:, None]
             weight = (batch["valid"][:, span] & known).float()
-            actions = batch["action"][:, span] * known[..., None]
             clean = rearrange(latents[:, future], "b t c y x -> b (t c) y x")
-            condition = self._condition(state, actions, known)
+            condition = self._condition(state, batch["action"][:, span], known)
             noise = torch.randn(clean.shape, generator=generator, device=clean.device)
             predicted = self._clean(interpolate(clean, noise, t), t, state, condition).float()
             error = rearrange((predicted - clean).square(), "b (t c) y x -> b t (c y x)", t=horizon).mean(-1)
             image_loss = image_loss + (error * weight).sum() / weight.sum().clamp(min=1) / self.unroll
             states = self._next_states(state, condition)
-            error = ((states - batch["state"][:, future]) / self.state_std).square().mean(-1)
+            error = ((states - batch["state"][:, future]) / self.state_units.scale).square().mean(-1)
             state_loss = state_loss + (error * weight).sum() / weight.sum().clamp(min=1) / self.unroll
             if chunk + 1 < self.unroll:
                 # Self-forcing (arXiv:2506.08009): go on from the model's own prediction, without a gradient through it.
@@ -252,8 +250,8 @@ class LatentFlowWorldModel(WorldModel):
         return loss, {"image_loss": image_loss.detach(), "state_loss": state_loss.detach()}
 
     def _condition(self, state: LatentState, actions: Tensor, known: Tensor) -> Tensor:
-        normalised = (state.state - self.state_mean) / self.state_std
-        return torch.cat([normalised.flatten(1), (actions * known[..., None]).flatten(1), known.float()], dim=1)
+        felt, asked = self.state_units.network(state.state), self.action_units.network(actions) * known[..., None]
+        return torch.cat([felt.flatten(1), asked.flatten(1), known.float()], dim=1)
 
     def _clean(self, x_t: Tensor, t: Tensor, state: LatentState, condition: Tensor) -> Tensor:
         inputs = torch.cat([rearrange(state.latents, "b t c y x -> b (t c) y x"), x_t * (1 - expand_time(t, x_t)).sqrt()], dim=1)
@@ -262,4 +260,4 @@ class LatentFlowWorldModel(WorldModel):
 
     def _next_states(self, state: LatentState, condition: Tensor) -> Tensor:
         change = self.dynamics(condition).float().unflatten(-1, (self.action_horizon, -1))
-        return state.state[:, -1:] + change * self.state_std
+        return state.state[:, -1:] + change * self.state_units.scale

@@ -9,8 +9,9 @@ import torch
 from known_world import KnownWorld
 
 from models.policies.flow_vla import FlowVLA
-from worldsim.core.interfaces import ChunkResult, Policy
+from worldsim.core.interfaces import Policy
 from worldsim.core.noise import Noise
+from worldsim.core.world import ChunkResult
 from worldsim.measure.collect import PolicyActor
 
 FILE = Path(__file__).resolve().parents[2] / "examples" / "ppo_flow_sde.py"

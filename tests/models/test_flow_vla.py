@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from toy_spec import toy_spec
 
 from models.policies.flow_vla import FlowVLA
 from worldsim.core.flow import matching_loss, sample_ode
@@ -65,11 +66,12 @@ def test_everything_it_sees_matters(policy):
 def test_statistics_normalise_the_state(policy):
     policy.eval()
     obs = observation(2)
-    policy.fit_statistics(torch.arange(4.0), torch.tensor([1.0, 2.0, 4.0, 0.0]))
-    expected = (obs.state - torch.arange(4.0)) / torch.tensor([1.0, 2.0, 4.0, 1e-4])  # a constant dimension is not divided by 0
+    middle, spread = torch.arange(4.0), torch.tensor([1.0, 2.0, 4.0, 0.0])
+    policy.fit_statistics(toy_spec(torch.stack([middle - spread, middle + spread]), actions=3))
+    expected = (obs.state - middle) / torch.tensor([1.0, 2.0, 4.0, 1.0])  # a motionless channel is centred, and not divided
     torch.testing.assert_close(policy.encode(obs)[:, -4:], expected)
-    with pytest.raises(ValueError, match="state statistics must have 4 numbers, got 3"):
-        policy.fit_statistics(torch.zeros(3), torch.ones(3))
+    with pytest.raises(ValueError, match="built for 4 numbers of state, the data have 3: s0, s1, s2; set its state_dim to 3"):
+        policy.fit_statistics(toy_spec(torch.zeros(3, 3), actions=3))
 
 
 def test_wrong_camera(policy):

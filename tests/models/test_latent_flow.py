@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from toy_spec import toy_spec
 
 from models.world.latent_flow import LatentFlowWorldModel, PatchCodec
 from worldsim.core.noise import Noise
@@ -41,7 +42,7 @@ def model() -> LatentFlowWorldModel:
     """With random weights everywhere (a new one starts with zeros where the action enters) and two steps, so that noise matters."""
     torch.manual_seed(0)
     model = LatentFlowWorldModel(latent_channels=4, channels=(8, 8), layers=(1, 1), sampling_steps=2).eval()
-    model.fit_statistics(scenes(16, 0), torch.randn(50, 4))
+    model.fit_statistics(scenes(16, 0), toy_spec(torch.randn(50, 4)))
     torch.nn.init.normal_(model.net.last.weight, std=0.5)
     for block in (*model.net.before, *model.net.middle, *model.net.after):
         torch.nn.init.normal_(block.second.weight, std=0.1)
@@ -63,7 +64,7 @@ def test_context_noise_is_what_a_model_of_standstill_gets_wrong():
     for largest in (0.0, 0.3):
         model = LatentFlowWorldModel(latent_channels=4, channels=(8, 8), layers=(1, 1), context_noise=largest)
         torch.nn.init.zeros_(model.net.last.bias)
-        model.fit_statistics(frames[:, 0], torch.randn(50, 4))
+        model.fit_statistics(frames[:, 0], toy_spec(torch.randn(50, 4)))
         _, scalars = model.loss(still, torch.Generator().manual_seed(0))
         assert scalars["image_loss"] == pytest.approx(largest**2 / 3, rel=0.2, abs=1e-6)
 
@@ -181,7 +182,7 @@ def test_learns_a_square_that_moves_by_the_action():
     g = torch.Generator().manual_seed(1)
     model = LatentFlowWorldModel(state_dim=2, latent_channels=6, channels=(24, 24), layers=(1, 1), unroll=1)
     batch = moving_squares(24, 4, g)
-    model.fit_statistics(batch["frames"].flatten(0, 1), batch["state"].flatten(0, 1))
+    model.fit_statistics(batch["frames"].flatten(0, 1), toy_spec(batch["state"].flatten(0, 1)))
     test = moving_squares(32, 4, torch.Generator().manual_seed(9))
 
     def error() -> float:

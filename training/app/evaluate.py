@@ -16,9 +16,10 @@ from torch import nn
 from training.app.worlds import build_world
 from worldsim.core import checkpoint
 from worldsim.core.files import write_json
-from worldsim.core.interfaces import Policy, Reflector, World, WorldModel
+from worldsim.core.interfaces import Policy, Reflector, WorldModel
 from worldsim.core.precision import autocast, circumstances
-from worldsim.core.sizes import check_sizes, world_sizes
+from worldsim.core.sizes import check_names, check_sizes, world_sizes
+from worldsim.core.world import World
 from worldsim.measure.collect import PlayActor
 from worldsim.measure.dream_quality import check_measurable, dream_along, quality, record
 from worldsim.measure.evaluate import Outcomes, Player, actor_of, imagine_outcomes
@@ -46,6 +47,7 @@ def evaluate(cfg: Config) -> None:
         for model in (*policies.values(), *(part for models in dreams.values() for part in models)):
             if isinstance(model, nn.Module):  # a server's policy checks what it gets
                 check_sizes(model, world_sizes(world), "the world has")
+                check_names(model, world.spec)
         result: Config = {
             "policies": {},
             **{name: cfg[name] for name in ("seed", "world", "randomization", "n_action_steps")},

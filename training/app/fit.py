@@ -32,8 +32,8 @@ from training.app.resume import CONFIG_FILE, check_same_run, find_checkpoint
 from training.rl.post_training import PostTraining
 from worldsim.core import checkpoint, loading
 from worldsim.core.files import write_json
-from worldsim.core.interfaces import World
 from worldsim.core.precision import precision
+from worldsim.core.world import World
 
 # What a trainer divides by, and what somebody may have meant by 0.
 INTERVALS = {

@@ -17,11 +17,13 @@ from rich.progress import track
 from training.app.worlds import build_world
 from worldsim.core import checkpoint
 from worldsim.core.files import write_json
-from worldsim.core.interfaces import Policy, World
+from worldsim.core.interfaces import Policy
 from worldsim.core.precision import autocast, circumstances
 from worldsim.core.seeds import check_training
-from worldsim.core.sizes import check_sizes, world_sizes
+from worldsim.core.sizes import check_names, check_sizes, world_sizes
 from worldsim.core.types import Observation
+from worldsim.core.world import World
+from worldsim.data.dataset_spec import write_overlay
 from worldsim.data.lerobot import Dataset, DatasetWriter
 from worldsim.deploy.export import export_policy, load_bundle
 from worldsim.deploy.serving import TorchPolicy
@@ -69,6 +71,7 @@ def _store(
     check_training(seed, episodes)
     if isinstance(actor, PolicyActor):
         check_sizes(actor.policy, world_sizes(world), "the world has")
+        check_names(actor.policy, world.spec)
     images: Any = world.single_observation_space["images"]
     counter = root / "meta" / "physics_steps.json"
     before = json.loads(counter.read_text())["physics_steps"] if counter.is_file() else 0
@@ -83,6 +86,8 @@ def _store(
         storage=storage,
     ) as writer:
         had = writer.num_episodes
+        if not had:
+            write_overlay(root, world.spec)
         if had < episodes:
             settings: Any = {"episodes": episodes - had, "seed": seed + had, "n_action_steps": n_action_steps}
             stream = track(record_episodes(world, actor, **settings), total=episodes - had, description=f"collect {root.name}")
@@ -204,6 +209,7 @@ def _parts(policy: Policy, data: Dataset) -> Config:
         )
     sizes = {"state_dim": len(data.state_names), "action_dim": len(data.action_names), "image": list(data.cameras[policy.camera])}
     check_sizes(policy, sizes)
+    check_names(policy, data.spec, str(data.root))
     indices = np.unique(np.linspace(0, data.num_episodes - 1, 128).round().astype(int)).tolist()
     episodes = list(data.episodes(indices))
     frames = [(episode, i) for episode in episodes for i in range(len(episode.state))]

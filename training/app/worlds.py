@@ -8,7 +8,7 @@ from typing import Any
 
 from hydra.utils import instantiate
 
-from worldsim.core.interfaces import World
+from worldsim.core.world import World
 
 
 def build_world(cfg: dict[str, Any]) -> World:

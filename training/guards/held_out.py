@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from worldsim.core.interfaces import Policy, Reflector, World, WorldModel
+from worldsim.core.interfaces import Policy, Reflector, WorldModel
 from worldsim.core.seeds import GUARDING, check_guarding
+from worldsim.core.world import World
 from worldsim.data.store import FrameStore
 from worldsim.measure.evaluate import evaluate, imagine_outcomes
 from worldsim.measure.metrics import agreement, confusion

@@ -19,8 +19,9 @@ from training.rl.post_training import PostTraining, frozen
 from training.supervised.batches import Batch, drawn_by_batch, seed_of
 from training.supervised.optim import decayed_adamw
 from worldsim.core.flow import sample_ode
-from worldsim.core.interfaces import Policy, Reflector, Reward, WorldModel
+from worldsim.core.interfaces import Policy, Reflector, WorldModel
 from worldsim.core.noise import Noise
+from worldsim.core.world import Reward
 from worldsim.tasks.reward import ProgressReward
 
 
@@ -39,7 +40,7 @@ class AnalyticPostTraining(PostTraining):
         critic_updates: critic updates per iteration.
         critic_rate: step of the target critic's moving average.
         anchor: weight of |a - a_BC|^2, both sampled from the same noise.
-        penalty: weight of actions outside [-1, 1].
+        penalty: weight of actions beyond their limits.
         exploration: standard deviation of the noise on the actions of half of the dreams.
         judged: frames of a chunk that the reflector looks at.
         clip: largest gradient norm.
@@ -100,7 +101,8 @@ class AnalyticPostTraining(PostTraining):
         value = self._target_values(dream, dream.end.instruction)
         objective = discounted_return(dream.reward, dream.p_success, value[:, -1], gamma=h.gamma)
         gap = (dream.actions - self._reference_actions(dream)).square().mean()
-        loss = -objective.mean() + h.anchor * gap + h.penalty * action_penalty(dream.actions)
+        excess = action_penalty(dream.actions, self.policy.action_units.within(dream.actions))
+        loss = -objective.mean() + h.anchor * gap + h.penalty * excess
         if self.iteration > h.critic_warmup:
             policy_optimizer.zero_grad()
             self.manual_backward(loss)

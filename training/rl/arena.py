@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from training.rl.post_training import frozen
 from training.supervised.batches import Batch
-from worldsim.core.interfaces import Reflector, Reward, World, WorldModel
+from worldsim.core.interfaces import Reflector, WorldModel
 from worldsim.core.seeds import CHOOSING
 from worldsim.core.types import Observation
+from worldsim.core.world import Reward, World
 from worldsim.worlds.dream import DreamWorld, Starts
 
 

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from training.rl.chains import Chain
 from training.supervised.batches import Batch
-from worldsim.core.interfaces import Policy, Reflector, Reward, WorldModel
+from worldsim.core.interfaces import Policy, Reflector, WorldModel
 from worldsim.core.noise import Noise
 from worldsim.core.types import Judgement, Observation, TensorBatch, cat_rows, float_image, where_rows
+from worldsim.core.world import Reward
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Dream:
     """A dream of h chunks; time runs along the second axis.
 
     Attributes:
-        actions: as the sampler gave them, not clamped, [b, h, ah, ad].
+        actions: as the sampler gave them, in network units, [b, h, ah, ad].
         frames: the frame before each chunk and the last one, [b, h+1, height, width, 3].
         obs: the observation before each chunk.
         noise: x_1 of each chunk, [b, h, ah, ad].
@@ -115,7 +116,7 @@ def imagine(
         path = chain.sample(policy, features, now).path
         action = path[:, -1]
         jitter = now.normal("action", *action.shape[1:]) if exploration.any() else torch.zeros_like(action)
-        executed = (action + exploration * jitter).clamp(-1, 1)
+        executed = policy.action_units.native(action + exploration * jitter)
         others = [rival.step(rival.init(recent, felt), executed, replace(now, stream=i + 1))[1] for i, rival in enumerate(rivals)]
         state, predicted, proprioceptions = world_model.step(state, executed, now)
         verdicts = [judge(frames_of_one) for frames_of_one in (predicted, *others)]

@@ -60,7 +60,7 @@ class NFTPostTraining(RolloutLearner):
             old_features = (d.features if self.expert_only else self.old.encode(d.obs)).repeat(r, 1)
         counted = d.valid[:, : d.advantage.shape[1]]  # of the actions, or of the decision, which is there with its first action
         advantage = torch.where(counted, d.advantage, 0).sum(-1) / counted.sum(-1)
-        features, chunk = d.features.repeat(r, 1), d.chain[:, -1].clamp(-1, 1).repeat(r, 1, 1)
+        features, chunk = d.features.repeat(r, 1), self.policy.action_units.within(d.chain[:, -1]).repeat(r, 1, 1)
         optimality = (0.5 + 0.5 * advantage / self.spread).clamp(0, 1).repeat(r)
         t = torch.rand(len(chunk), generator=d.generator).clamp(min=1e-2)
         noise = torch.randn(chunk.shape, generator=d.generator)

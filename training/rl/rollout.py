@@ -12,9 +12,11 @@ from training.rl.chains import Chain
 from training.rl.estimators import Advantage
 from training.rl.math.advantages import first_success_mask
 from training.rl.sampling import EarlyStop
-from worldsim.core.interfaces import ChunkResult, Divisible, Policy, World
+from worldsim.core.interfaces import Policy
 from worldsim.core.noise import Noise
+from worldsim.core.sizes import check_names
 from worldsim.core.types import Observation, Rollout
+from worldsim.core.world import ChunkResult, Divisible, World
 
 
 @torch.no_grad()
@@ -44,6 +46,7 @@ def collect_rollout(
         early_stop: in a `Divisible` world: leaves finished and hopeless environments out of the computation. A hopeless one is
             truncated, so its last value stands for the rest.
     """
+    check_names(policy, world.spec)
     b, camera, noise = world.num_envs, next(iter(obs.images)), Noise.rows(seed, world.num_envs)
     instruction, rows = obs.instruction, torch.arange(b)
     final_value, ended, success = torch.zeros(b), *torch.zeros(2, b, dtype=torch.bool)
@@ -63,7 +66,7 @@ def collect_rollout(
         features = policy.encode(obs)
         steps, logprob, stochastic = chain.sample(policy, features, noise[rows].at(t))
         value = advantage.value(obs.images[camera], obs.instruction, features)
-        result: ChunkResult = world.step_chunk(steps[:, -1].clamp(-1, 1))
+        result: ChunkResult = world.step_chunk(policy.action_units.native(steps[:, -1]))
         store(images=obs.images[camera], state=obs.state, features=features, chain=steps, value=value)
         store(stochastic=stochastic, logprob=logprob)
         store(reward=result.reward, terminated=result.terminated, done=result.terminated | result.truncated)

@@ -22,9 +22,10 @@ from training.rl.rollout import collect_rollout, paid
 from training.rl.sampling import BetaStarts, DynamicSampling, EarlyStop, SuccessBuffer
 from training.supervised.batches import Batch, generator_of, seed_of
 from training.supervised.optim import decayed_adamw
-from worldsim.core.interfaces import EpisodeReward, Policy
+from worldsim.core.interfaces import Policy
 from worldsim.core.noise import Noise
 from worldsim.core.types import Observation, Rollout, cat_rows
+from worldsim.core.world import EpisodeReward
 
 
 class Decisions(NamedTuple):
@@ -115,7 +116,7 @@ class RolloutLearner(PostTraining, ABC):
         rollout, usable = self.imagine({key: value for key, value in batch.items() if key != "seed"}, generator)
         assessment = self.advantage.assess(rollout)
         if self.buffer is not None:
-            self.buffer.add(rollout)
+            self.buffer.add(rollout, self.policy)
         totals: dict[str, list[Tensor]] = {}
         for rows in self.minibatches(rollout, generator):
             logs = self._update(rollout, rows, assessment, generator)

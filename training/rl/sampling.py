@@ -118,13 +118,13 @@ class SuccessBuffer(nn.Module):
         self.capacity, self.weight, self.batch = capacity, weight, batch
         self.kept: dict[str, Any] = {}
 
-    def add(self, rollout: Rollout) -> None:
-        """Keep the decisions of dreams that succeeded, the newest ones if there are too many."""
+    def add(self, rollout: Rollout, policy: Policy) -> None:
+        """Keep the decisions of the policy's dreams that succeeded, the newest ones if there are too many."""
         rows, columns = (rollout.decided & rollout.success[:, None]).nonzero(as_tuple=True)
         fresh = {
             "images": rollout.images[rows, columns],
             "state": rollout.state[rows, columns],
-            "action": rollout.chain[rows, columns, -1].clamp(-1, 1),
+            "action": policy.action_units.native(rollout.chain[rows, columns, -1]),
             "valid": rollout.valid[rows, columns],
         }
         sentences = [rollout.instruction[i] for i in rows.tolist()]

@@ -9,6 +9,7 @@ from training.supervised.batches import Batch, drawn_by_batch, generator_of
 from training.supervised.optim import decayed_adamw
 from worldsim.core import checkpoint
 from worldsim.core.interfaces import Policy
+from worldsim.core.sizes import check_names
 
 
 class BehaviourCloning(LightningModule):
@@ -28,9 +29,9 @@ class BehaviourCloning(LightningModule):
     def setup(self, stage: str) -> None:
         if self.weights is not None:
             checkpoint.load_weights(self.policy, self.weights)
+            check_names(self.policy, self.trainer.datamodule.table.spec, "the data")  # type: ignore[attr-defined]
             return
-        state = self.trainer.datamodule.table.state  # type: ignore[attr-defined]
-        self.policy.fit_statistics(state.mean(0), state.std(0))
+        self.policy.fit_statistics(self.trainer.datamodule.table.spec)  # type: ignore[attr-defined]
 
     @drawn_by_batch
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

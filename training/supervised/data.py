@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from training.supervised.batches import Batch, BatchStream
 from worldsim.core.interfaces import WorldModel
-from worldsim.core.sizes import check_sizes
+from worldsim.core.sizes import check_names, check_sizes
 from worldsim.core.types import Observation
 from worldsim.data.lerobot import Dataset
 from worldsim.data.store import FrameStore
@@ -97,7 +97,7 @@ class TableData(StreamData):
         self.roots, self.camera, self.batch_size, self.held_out, self.mirror = roots, camera, batch_size, held_out, mirror
 
     def setup(self, stage: str) -> None:
-        self.table = FrameStore.read(self.roots, {self.camera: None}, held_out=self.held_out)
+        self.table = self._as_learned(FrameStore.read(self.roots, {self.camera: None}, held_out=self.held_out))
         if self.mirror is not None:
             self.mirror.check(self.table)
         self.instructions = sorted(set(self.table.instruction))
@@ -107,7 +107,17 @@ class TableData(StreamData):
     def unseen(self) -> FrameStore | None:
         """The episodes that training never sees, each once even where a dataset counts twice; None if there are none."""
         once = list(dict.fromkeys(str(Path(root).resolve()) for root in self.roots))
-        return FrameStore.read_held_out(once, {self.camera: None}, held_out=self.held_out)
+        held_out = FrameStore.read_held_out(once, {self.camera: None}, held_out=self.held_out)
+        return None if held_out is None else self._as_learned(held_out)
+
+    def _as_learned(self, table: FrameStore) -> FrameStore:
+        """The table in the order of channels that models of the module have learned, which must be one."""
+        learner: Any = torch.nn.Module() if self.trainer is None else self.trainer.lightning_module
+        known = next((part for part in learner.modules() if getattr(part, "spec", None) is not None), None)
+        if known is not None:
+            table = table.ordered(known.spec, f"the {type(known).__name__}")
+            check_names(learner, table.spec, "the data")
+        return table
 
     def augmented(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Half of the rows mirrored, if the scene has that symmetry."""

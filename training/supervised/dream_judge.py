@@ -23,7 +23,7 @@ from worldsim.core import checkpoint
 from worldsim.core.files import write_json
 from worldsim.core.interfaces import Policy, Reflector, WorldModel
 from worldsim.core.noise import Noise
-from worldsim.core.sizes import check_sizes
+from worldsim.core.sizes import check_names, check_sizes
 from worldsim.data.store import FrameStore
 from worldsim.data.windows import Mirror
 from worldsim.measure.evaluate import imagine_outcomes
@@ -72,6 +72,7 @@ class DreamedReflectorData(ReflectorData):
         super().setup(stage)
         model, generator = self.world_model.eval(), torch.Generator().manual_seed(self.seed)
         check_sizes(model, self.table.sizes)
+        check_names(model, self.table.spec, "the data")
         with self.trainer.precision_plugin.forward_context() if self.trainer else nullcontext():
             self.dreamed, self.moments = self._dream(model, self.table, self.dreams, generator)
             self.held_out_dreamed, self.held_out_moments = self._dream(model, self.calibration, self.dreams // 8, generator)
@@ -141,6 +142,7 @@ class DreamThreshold(Callback):
         table = FrameStore.read([recording], {self.world_model.camera: None})
         for model in (self.policy, self.world_model):
             check_sizes(model, table.sizes)
+            check_names(model, table.spec, recording)
         success, unknown = (set(table.episode[rows].tolist()) for rows in (table.success == 1, table.success.isnan()))
         judged = [number for number in range(len(table.instruction)) if number in success or number not in unknown]
         if not judged:

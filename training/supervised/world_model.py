@@ -12,6 +12,7 @@ from training.supervised.optim import decayed_adamw
 from worldsim.core import checkpoint
 from worldsim.core.interfaces import WorldModel
 from worldsim.core.noise import Noise
+from worldsim.core.sizes import check_names
 from worldsim.measure.metrics import psnr
 
 
@@ -33,10 +34,11 @@ class WorldModelTraining(LightningModule):
     def setup(self, stage: str) -> None:
         if self.weights is not None:
             checkpoint.load_weights(self.world_model, self.weights)
+            check_names(self.world_model, self.trainer.datamodule.table.spec, "the data")  # type: ignore[attr-defined]
         else:
             table = self.trainer.datamodule.table  # type: ignore[attr-defined]
             every = max(1, len(table.frames) // 512)
-            self.world_model.fit_statistics(table.frames[::every], table.state)
+            self.world_model.fit_statistics(table.frames[::every], table.spec)
 
     def on_fit_start(self) -> None:
         if self.ema is None:

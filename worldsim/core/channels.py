@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 
 Feature = Literal["state", "action"]
-Kind = Literal["absolute", "delta", "velocity", "binary", "angle"]
+Kind = Literal["unknown", "absolute", "delta", "velocity", "binary", "angle"]
 Normalisation = Literal["quantile", "mean_std", "min_max", "identity"]
 Meaning = Literal["position", "quaternion", "euler", "axis_angle", "rotation_6d"]
 Frame = Literal["base", "tool"]
@@ -84,7 +84,7 @@ class Channel:
 
     name: str
     unit: str = UNKNOWN
-    kind: Kind = "absolute"
+    kind: Kind = UNKNOWN
     low: float = -math.inf
     high: float = math.inf
     normalisation: Normalisation = "identity"
@@ -169,7 +169,7 @@ class Cameras(Mapping[str, Camera]):
         return repr(self._cameras)
 
 
-def default_normalisation(feature: Feature, kind: Kind = "absolute", meaning: Meaning | None = None) -> Normalisation:
+def default_normalisation(feature: Feature, kind: Kind = UNKNOWN, meaning: Meaning | None = None) -> Normalisation:
     """What a channel of this kind, in a group of this meaning, gets where nobody said: 0 or 1 and unit vectors stay as they are."""
     if kind == "binary" or meaning in ("quaternion", "rotation_6d"):
         return "identity"
@@ -199,7 +199,7 @@ def match(wanted: Sequence[Channel], there: Sequence[Channel], *, what: str, who
         other = there[places[channel.name]]
         if channel.unit != other.unit and UNKNOWN not in (channel.unit, other.unit):
             differences.append(f"{who}'s {what} {channel.name} is in {channel.unit}, {where}'s in {other.unit}")
-        if channel.kind != other.kind:
+        if channel.kind != other.kind and UNKNOWN not in (channel.kind, other.kind):
             differences.append(f"{who}'s {what} {channel.name} is {channel.kind}, {where}'s {other.kind}")
     needed = {channel.name for channel in wanted}
     differences += [f"{where} has {what} {name} twice" for name in places if names.count(name) > 1]

@@ -1,4 +1,4 @@
-"""Exported models: a folder with `model.safetensors` and `model.yaml` (class and arguments). Nothing is unpickled.
+"""Exported models: a folder with `model.safetensors`, `model.yaml` (class and arguments) and `spec.json`. Nothing is unpickled.
 
 Lightning's own checkpoints resume a run; these folders are what the rest of worldsim loads: policies, world models,
 reflectors. They may come from a stranger, so whoever loads one says what it must be, and nothing else is built: only classes of
@@ -20,6 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from worldsim.core import plugins
+from worldsim.core.spec import FILE as SPEC
+from worldsim.core.spec import Spec
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.yaml"
 BASE, BASE_HASH = "_base_", "base_sha256"  # in the description, and in the header of the weights
@@ -42,9 +44,13 @@ class Configured(nn.Module):
     """A module that records its constructor's arguments in `self.arguments`, so that `save` can describe it.
 
     They must be plain values, models of this kind, or lists and dictionaries of either.
+
+    Attributes:
+        spec: what the numbers and pictures mean that it learned from; None before it did.
     """
 
     arguments: dict[str, Any]
+    spec: Spec | None = None
 
     def __new__(cls, *args: Any, **kwargs: Any):
         instance = super().__new__(cls)
@@ -63,7 +69,7 @@ class Configured(nn.Module):
 
 
 def save(model: Configured, folder: str | Path, base: str | Path | None = None) -> Path:
-    """Write a model's weights, class and constructor arguments, each file whole or not at all.
+    """Write a model's weights, class, constructor arguments and `spec`, each file whole or not at all.
 
     An argument that is itself a `Configured` model is described in its place, as a class with arguments of its own; two arguments
     that are one module are two after loading. A base from a hub needs nothing here: its id is an argument of the class, whose
@@ -95,6 +101,10 @@ def save(model: Configured, folder: str | Path, base: str | Path | None = None) 
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, folder / f"{WEIGHTS}.tmp", metadata)
     (folder / f"{DESCRIPTION}.tmp").write_text(yaml.dump(description, Dumper=PlainDumper, sort_keys=False))
+    if model.spec is None:
+        (folder / SPEC).unlink(missing_ok=True)  # of the model that is replaced
+    else:
+        model.spec.write(folder)
     for name in (WEIGHTS, DESCRIPTION):
         os.replace(folder / f"{name}.tmp", folder / name)
     return folder
@@ -143,6 +153,7 @@ def load(folder: str | Path, expected: type[M] | tuple[type[M], ...]) -> M:
     with torch.random.fork_rng(devices=[]):  # constructors draw weights, of which none stays
         model = _build(part)
     _fill(model, files)
+    model.spec = _spec(folder)
     return model.eval()
 
 
@@ -256,8 +267,12 @@ def _odd_type(value: Any) -> str | None:
     return None if isinstance(value, PLAIN) else type(value).__name__
 
 
-def load_weights(model: nn.Module, folder: str | Path) -> None:
-    """Load the weights of an exported model of the same shape.
+def _spec(folder: Path) -> Spec | None:
+    return Spec.read(folder) if (folder / SPEC).is_file() else None
+
+
+def load_weights(model: Configured, folder: str | Path) -> None:
+    """Load the weights and the `spec` of an exported model of the same shape.
 
     Raises:
         FileNotFoundError: if there are none, or the base that they were saved on is not there.
@@ -266,6 +281,7 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
     files = _weights_files(Path(folder), _read(Path(folder)).get(BASE))
     _check_weights(model, files)
     _fill(model, files)
+    model.spec = _spec(Path(folder))
 
 
 def _weights_files(folder: Path, base: Any) -> list[Path]:

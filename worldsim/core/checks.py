@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from worldsim.core.comparison import REWARD_TOLERANCE, assert_close, assert_equal
-from worldsim.core.interfaces import Branchable, ChunkResult, World
 from worldsim.core.types import Judgement, Observation
+from worldsim.core.world import Branchable, ChunkResult, World
 
 SEEDS = 10  # so many starts are tried to find episodes that do not end too early
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 # Entry-point group -> the contract of its classes. By name: `interfaces.py` imports `checkpoint.py`, which imports this module.
 GROUPS = {
-    "worldsim.worlds": "worldsim.core.interfaces:World",
+    "worldsim.worlds": "worldsim.core.world:World",
     "worldsim.world_models": "worldsim.core.interfaces:WorldModel",
     "worldsim.policies": "worldsim.core.interfaces:Policy",
     "worldsim.reflectors": "worldsim.core.interfaces:Reflector",

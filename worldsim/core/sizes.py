@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from worldsim.core.checkpoint import Configured
-from worldsim.core.interfaces import World
+from worldsim.core.spec import Spec, match
+from worldsim.core.world import World
 
 Sizes = Mapping[str, int | list[int]]
 
@@ -26,6 +27,20 @@ def world_sizes(world: World) -> Sizes:
     images: Any = world.single_observation_space["images"]
     image = list(images[world.camera].shape[:2])
     return {"state_dim": len(world.state_names), "action_dim": len(world.action_names), "image": image}
+
+
+def check_names(module: nn.Module, spec: Spec, there: str = "the world") -> None:
+    """ValueError if a model inside `module` learned other channels than there are, in another unit, of another kind or order."""
+    for model in (part for part in module.modules() if isinstance(part, Configured) and part.spec is not None):
+        for feature in ("state", "action"):
+            wanted, found = (getattr(one, feature) for one in (model.spec, spec))
+            who = f"the {type(model).__name__}"
+            order = match(wanted, found, what=feature, who=who, where=there, exact=True)
+            if order != tuple(range(len(wanted))):
+                names = [", ".join(channel.name for channel in channels) for channels in (wanted, found)]
+                raise ValueError(
+                    f"{who} has {feature} channels in the order {names[0]}, {there} in the order {names[1]}; list them alike"
+                )
 
 
 def check_sizes(module: nn.Module, sizes: Sizes, there: str = "the data have") -> None:

@@ -154,10 +154,10 @@ class Spec:
         channels = {name: [asdict(channel) for channel in getattr(self, name)] for name in get_args(Feature)}
         for channel in (*channels["state"], *channels["action"]):
             channel |= {side: channel[side] if math.isfinite(channel[side]) else None for side in ("low", "high")}
-        statistics = {name: None if (s := getattr(self, name)) is None else asdict(s) for name in STATISTICS}
+        statistics = {name: None if (s := getattr(self, name)) is None else _plain(s) for name in STATISTICS}
         cameras = {name: asdict(camera) for name, camera in self.cameras.items()}
         head = {"cameras": cameras, "fps": self.fps, "robot_type": self.robot_type}
-        return {**head, **channels, "groups": [asdict(group) for group in self.groups], **statistics}
+        return {**head, **channels, "groups": [_plain(group) for group in self.groups], **statistics}
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> "Spec":
@@ -252,6 +252,11 @@ class Spec:
             node = nodes.get(old.name, nodes.get("*", said))
             completed.append(node.make(replace, old, **changes, normalisation=first or second or whole))
         return tuple(completed)
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    """Fields by name, as JSON has them."""
+    return {name: [*field] if isinstance(field, tuple) else field for name, field in asdict(value).items()}
 
 
 def _changes(node: Node) -> tuple[dict[str, Any], str | None]:

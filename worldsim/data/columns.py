@@ -4,7 +4,6 @@ A label that is neither 0 nor 1, or a row of another length than the rest, would
 `lerobot_reader.py` next, which stops at the first such row, and `faults.py`, which counts them.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,6 @@ from jaxtyping import Bool, Float, Num
 
 from worldsim.data import lerobot_format as fmt
 
-NAMED = 5  # actions that are named
-CLAMP = 1 + 1e-6  # what a float makes of 1 is not beyond it
 # What the rows that `wrong_rows` finds are, as an error says it, in every column of which an episode consists.
 WRONG = {key: "are not finite" for key in ("observation.state", "action", "next.reward", "timestamp")}
 WRONG |= {"success": "are neither 0 nor 1 nor unknown (NaN)", "next.success": "are neither 0 nor 1 nor unknown (NaN)"}
@@ -31,17 +28,6 @@ def wrong_rows(key: str, values: Num[np.ndarray, "n d"]) -> Bool[np.ndarray, " n
     else:
         fine = np.isfinite(values)
     return ~fine.all(axis=1)
-
-
-def clamped_actions(names: Sequence[str], actions: Num[np.ndarray, "n d"]) -> str:
-    """What lies outside [-1, 1], to which worlds, servers and robots clamp it, in words; "" if nothing does."""
-    beyond = (np.abs(actions) > CLAMP).mean(axis=0)
-    worst = sorted(((share, name) for name, share in zip(names, beyond, strict=True) if share), key=lambda part: -part[0])
-    some = ", ".join(f"{name} {100 * share:.1f} %" for share, name in worst[:NAMED])
-    more = f" and {len(worst) - NAMED} more" if len(worst) > NAMED else ""
-    return (
-        f"actions lie outside [-1, 1], to which worlds, servers and robots clamp them: {some}{more} of all steps" if worst else ""
-    )
 
 
 def vectors(path: Path, table: pa.Table, key: str, width: int) -> Num[np.ndarray, "n {width}"]:

@@ -5,7 +5,7 @@ file (docs/data.md). Read `worldsim/core/spec.py` next.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,19 @@ OVERLAY = Path("meta/spec.yaml")
 KEYS: dict[Feature, str] = {"state": "observation.state", "action": "action"}
 
 
-def read_spec(root: Path, info: Mapping[str, Any] | None = None) -> Spec:
+def read_spec(root: Path, info: Mapping[str, Any] | None = None, cameras: Collection[str] | None = None) -> Spec:
     """The `Spec` of a dataset; its statistics are those of `meta/stats.json`, if they are complete and of all its frames.
 
     Args:
         root: the dataset's folder.
         info: what to take `info.json` to say; by default what it says.
+        cameras: those that must be described; by default all. Another one that has no shape of a picture is left out.
 
     Raises:
         FileNotFoundError: if there is no dataset.
         ValueError: if a file of `meta/` is damaged, or says what has no meaning, in one line.
     """
-    spec = _said_by_lerobot(root, fmt.read_info(root) if info is None else info)
+    spec = _said_by_lerobot(root, fmt.read_info(root) if info is None else info, cameras)
     path = root / OVERLAY
     if not path.is_file():
         return spec
@@ -80,10 +81,16 @@ def _entry(channel: Channel) -> dict[str, Any]:
     return entry if limits == [None, None] else {**entry, "limits": limits}
 
 
-def _said_by_lerobot(root: Path, info: Mapping[str, Any]) -> Spec:
+def _said_by_lerobot(root: Path, info: Mapping[str, Any], needed: Collection[str] | None = None) -> Spec:
     """What `meta/info.json` and `meta/stats.json` say."""
     file, features = Node(str(root / fmt.INFO), "", info), info["features"]
-    cameras = {fmt.camera_name(key): file.make(_camera, key, feature, info["fps"]) for key, feature in features.items()}
+    cameras = {}
+    for key, feature in features.items():
+        try:
+            cameras[fmt.camera_name(key)] = file.make(_camera, key, feature, info["fps"])
+        except ValueError:
+            if needed is None or fmt.camera_name(key) in needed:
+                raise
     channels = {
         feature: tuple(Channel(name, normalisation=default_normalisation(feature)) for name in fmt.dimension_names(features[key]))
         for feature, key in KEYS.items()

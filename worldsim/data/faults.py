@@ -15,9 +15,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from worldsim.data import lerobot_format as fmt
-from worldsim.data.columns import WRONG, clamped_actions, pictures, wrong_rows
+from worldsim.data.columns import WRONG, pictures, wrong_rows
 from worldsim.data.contents import Contents, EpisodeFiles, Fault
 from worldsim.data.counters import count_faults, mend_counters
+from worldsim.data.dataset_spec import OVERLAY, read_spec
 from worldsim.data.timing import in_order, nearest, timing
 from worldsim.data.video import decode_images, frame_times
 
@@ -130,11 +131,15 @@ def picture_faults(contents: Contents) -> Iterator[Fault]:
 
 
 def actions_beyond(contents: Contents) -> Iterator[Fault]:
-    """Actions beyond [-1, 1]."""
+    """Actions beyond their limits, or a file of limits that says nothing."""
     actions = [values for _, values in contents.values("action")]
-    names = fmt.dimension_names(contents.features["action"])
-    if actions and (found := clamped_actions(names, np.concatenate(actions))):
-        yield Fault("actions", "warning", found, "scale the dataset's actions, unless that is meant")
+    try:
+        found = read_spec(contents.root, contents.info).clipped(np.concatenate(actions)) if actions else ""
+    except ValueError as error:
+        yield _fault_of("actions", error)
+        return
+    if found:
+        yield Fault("actions", "warning", found, f"correct the limits in {OVERLAY}, unless that is meant")
 
 
 def uneven_time(contents: Contents) -> Iterator[Fault]:

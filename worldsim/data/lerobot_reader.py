@@ -97,7 +97,7 @@ class Dataset:
     @cached_property
     def spec(self) -> Spec:
         """What the numbers mean: all cameras, depth maps too, and the statistics that are stored (`dataset_spec.py`)."""
-        return read_spec(self.root, self.info)
+        return read_spec(self.root, self.info, self.cameras)
 
     @cached_property
     def stats(self) -> dict[str, Stats]:

@@ -7,7 +7,7 @@ read; what is a few numbers per frame is in memory. Read `windows.py` next, then
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -17,8 +17,10 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from worldsim.core.channels import Feature
+from worldsim.core.spec import Spec, match
 from worldsim.core.types import Episode
-from worldsim.data.columns import clamped_actions
+from worldsim.data.dataset_spec import OVERLAY
 from worldsim.data.frame_cache import FrameFile, open_frames
 from worldsim.data.lerobot_reader import Dataset
 
@@ -73,9 +75,9 @@ class FrameStore:
 
     Attributes:
         images: the pictures of each camera, [r, h, w, 3]; cameras may differ in size.
-        fps: frames per second.
-        state: proprioception, [r, s].
-        action: the action taken at this frame, [r, ad]; 0 at an episode's last frame.
+        spec: what the numbers mean, with the statistics of these episodes.
+        state: proprioception in native units, [r, s].
+        action: the action taken at this frame, in native units, [r, ad]; 0 at an episode's last frame.
         success: of this frame, 1 or 0, [r]; NaN where nobody judged it, so ask `== 1`.
         progress: of this frame in [0, 1], [r]; NaN where nobody judged it.
         first, last: rows of the first and last frame of this row's episode, [r].
@@ -85,7 +87,7 @@ class FrameStore:
     """
 
     images: Mapping[str, Frames]
-    fps: float
+    spec: Spec
     state: Float[Tensor, "r s"]
     action: Float[Tensor, "r ad"]
     success: Float[Tensor, " r"]
@@ -98,7 +100,9 @@ class FrameStore:
 
     @classmethod
     def read(cls, roots: str | Path | Sequence[str | Path], views: Views, *, held_out: float = 0.0) -> "FrameStore":
-        """Open LeRobot datasets, without the episodes that `read_held_out` reads; warns of actions that would be clamped.
+        """Open LeRobot datasets, without the episodes that `read_held_out` reads; warns of actions beyond their limits.
+
+        Channels are matched by name: the first dataset says their order.
 
         Frames are decoded only if nobody did before, and only those of the cameras in `views`.
 
@@ -117,7 +121,7 @@ class FrameStore:
             if held_out and data.num_episodes == 1:
                 warnings.warn(f"{data.root} has one episode: it is trained on, and none is held out", stacklevel=2)
             parts.append(_Part.read(data, numbers))
-            _warn_of_clamped_actions(data, parts[-1].episodes)
+            _warn_of_clipped_actions(data, parts[-1].episodes)
         if not any(part.numbers for part in parts):
             raise ValueError("no episodes to learn from; collect some first: worldsim collect world=push_block episodes=50")
         return cls._join(parts, views)
@@ -136,14 +140,16 @@ class FrameStore:
     @classmethod
     def _join(cls, parts: Sequence["_Part"], views: Views) -> "FrameStore":
         parts = [part for part in parts if part.numbers]
-        episodes = [episode for part in parts for episode in part.episodes]
+        episodes, spec = [episode for part in parts for episode in part.episodes], parts[0].data.spec
+        state = torch.cat([e.state[:, part.order(parts[0].data, "state")] for part in parts for e in part.episodes])
+        action = [e.action[:, part.order(parts[0].data, "action")] for part in parts for e in part.episodes]
         length = torch.tensor([len(e) + 1 for e in episodes])
         end = length.cumsum(0)
         return cls(
             images={camera: Frames(tuple(part.frames(camera, size) for part in parts)) for camera, size in views.items()},
-            fps=parts[0].data.fps,
-            state=torch.cat([e.state for e in episodes]),
-            action=torch.cat([torch.cat([e.action, torch.zeros_like(e.action[:1])]) for e in episodes]),
+            spec=spec.fitted(state.numpy(), torch.cat(action).numpy()),
+            state=state,
+            action=torch.cat([torch.cat([a, torch.zeros_like(a[:1])]) for a in action]),
             success=torch.cat([e.success.float() for e in episodes]),
             progress=torch.cat([e.progress for e in episodes]),
             first=(end - length).repeat_interleave(length),
@@ -152,6 +158,20 @@ class FrameStore:
             instruction=tuple(e.instruction for e in episodes),
             source=tuple(e.source for e in episodes),
         )
+
+    def ordered(self, spec: Spec, who: str) -> "FrameStore":
+        """The same frames with states and actions in the order of another specification's channels; statistics stay with the names.
+
+        Raises:
+            ValueError: if a channel is missing, or is of another unit or kind.
+        """
+        parts = {feature: (getattr(spec, feature), getattr(self.spec, feature)) for feature in ("state", "action")}
+        orders = {f: [*match(*pair, what=f, who=who, where="the data", exact=True)] for f, pair in parts.items()}
+        state, action = (getattr(self, feature)[:, order] for feature, order in orders.items())
+        channels = {feature: tuple(getattr(self.spec, feature)[i] for i in order) for feature, order in orders.items()}
+        ordered = replace(self.spec, **channels, state_statistics=None, action_statistics=None)
+        fitted = ordered.fitted(state.numpy(), action[self.acting_rows].numpy())
+        return replace(self, state=state, action=action, spec=fitted)
 
     @property
     def frames(self) -> Frames:
@@ -169,7 +189,7 @@ class FrameStore:
 
         `Dataset` refuses time stamps half a step or more from their place at `fps`, so a row is a step of 1/fps.
         """
-        steps = (seconds.double() * self.fps).round().long()
+        steps = (seconds.double() * self.spec.fps).round().long()
         return (row[:, None] + steps).clamp(self.first[row, None], self.last[row, None])
 
     def window(self, row: Int[Tensor, " b"], *, context: int, horizon: int) -> dict[str, Tensor]:
@@ -179,7 +199,7 @@ class FrameStore:
             frames [b, context+horizon, h, w, 3] uint8, state [b, context+horizon, s], action [b, horizon, ad] (from `row` on) and
             valid [b, horizon], False where the frame lies beyond the episode's end (the last frame is repeated there).
         """
-        rows = self.at(row, torch.arange(1 - context, horizon + 1) / self.fps)
+        rows = self.at(row, torch.arange(1 - context, horizon + 1) / self.spec.fps)
         return {"frames": self.frames[rows], "state": self.state[rows], **self.actions(row, horizon)}
 
     def actions(self, row: Int[Tensor, " b"], horizon: int) -> dict[str, Tensor]:
@@ -218,6 +238,11 @@ class _Part(NamedTuple):
     def read(cls, data: Dataset, numbers: range) -> "_Part":
         return cls(data, numbers, [*Dataset(data.root, cameras=[]).episodes(numbers)])
 
+    def order(self, first: Dataset, feature: Feature) -> list[int]:
+        """Which of its columns stands where the first dataset has a channel; ValueError if it has others."""
+        wanted, there = (getattr(data.spec, feature) for data in (first, self.data))
+        return [*match(wanted, there, what=feature, who=str(first.root), where=str(self.data.root), exact=True)]
+
     def frames(self, camera: str, size: Sequence[int] | None) -> tuple[FrameFile, range]:
         height, width = self.data.cameras[camera] if size is None else size
         lengths, (first, last) = self.data.lengths, (self.numbers.start, self.numbers.stop)
@@ -228,8 +253,8 @@ def _open(roots: str | Path | Sequence[str | Path], views: Views) -> list[Datase
     """The datasets, of which nothing but these cameras will be decoded; ValueError if they do not go together."""
     datasets = [Dataset(root, cameras=[*views]) for root in ([roots] if isinstance(roots, str | Path) else roots)]
     native = [camera for camera, size in views.items() if size is None]
-    names = ("numbers of state", "numbers of an action", "fps", *["pixels"] * len(native))
-    kinds = [(len(d.state_names), len(d.action_names), d.fps, *(d.cameras[camera] for camera in native)) for d in datasets]
+    names = ("fps", *["pixels"] * len(native))
+    kinds = [(d.fps, *(d.cameras[camera] for camera in native)) for d in datasets]
     for data, kind in zip(datasets, kinds, strict=True):
         for name, one, other in zip(names, kind, kinds[0], strict=True):
             if one != other:
@@ -239,7 +264,7 @@ def _open(roots: str | Path | Sequence[str | Path], views: Views) -> list[Datase
     return datasets
 
 
-def _warn_of_clamped_actions(data: Dataset, episodes: Sequence[Episode]) -> None:
-    """Say which share of a dataset's actions is beyond [-1, 1], where worlds, servers and bundles clamp them."""
-    if episodes and (found := clamped_actions(data.action_names, torch.cat([e.action for e in episodes]).numpy())):
-        warnings.warn(f"{data.root}: {found}; scale the dataset's actions, unless that is meant", stacklevel=3)
+def _warn_of_clipped_actions(data: Dataset, episodes: Sequence[Episode]) -> None:
+    """Say which of a dataset's actions lie beyond their limits, where worlds, servers and bundles clip them."""
+    if episodes and (found := data.spec.clipped(torch.cat([e.action for e in episodes]).numpy())):
+        warnings.warn(f"{data.root}: {found}; correct the limits in {OVERLAY}, unless that is meant", stacklevel=3)

@@ -18,17 +18,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch._decomp import core_aten_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from worldsim.core.flow import sample_guided, sample_ode
 from worldsim.core.interfaces import Policy
 from worldsim.core.types import Observation
 from worldsim.deploy.model_card import model_card
+from worldsim.deploy.parity import TOLERANCE, compare, guide, random_cases, random_guides, sample, uint8
 from worldsim.deploy.quantization import quantize
 from worldsim.nn.text import MAX_TOKENS, tokenizer
 from worldsim.robot.bundle import (
@@ -42,7 +41,7 @@ from worldsim.robot.bundle import (
     load_bundle,
     sha256,
 )
-from worldsim.robot.check import Recorded, read_recorded, replay, write_recorded
+from worldsim.robot.check import Recorded, write_recorded
 from worldsim.robot.limits import limits_of
 from worldsim.robot.reliability import Reference, write_reference
 
@@ -50,9 +49,6 @@ __all__ = ["Bundle", "TokenPolicy", "export_policy", "load_bundle"]
 
 OPSET = 18
 CARD = "README.md"
-# Of normalised actions. Float32 kernels of two runtimes differ by about 1e-6. In 8 bits single actions differ by a tenth; what
-# that costs in success is measured (docs/robot.md).
-TOLERANCE = {"float32": 1e-4, "int8": 0.25}
 _PROTOBUF_LIMIT = 2**31
 
 
@@ -78,7 +74,7 @@ class _Graph(nn.Module):
 
     def forward(self, image: Tensor, state: Tensor, tokens: Tensor, noise: Tensor) -> dict[str, Tensor]:
         features = self.policy.encode_tokens(image, state, tokens)  # type: ignore[operator]
-        return {"actions": _sample(self.policy, features, noise).clamp(-1, 1), "features": features}
+        return {"actions": sample(self.policy, features, noise), "features": features}
 
 
 class _GuidedGraph(nn.Module):
@@ -88,19 +84,10 @@ class _GuidedGraph(nn.Module):
         super().__init__()
         operators: Any = core_aten_decompositions()
         with torch.no_grad():  # otherwise derivatives keep operators that ONNX does not have
-            self.sampler = make_fx(partial(_guide, policy), decomposition_table=operators)(*inputs.values())
+            self.sampler = make_fx(partial(guide, policy), decomposition_table=operators)(*inputs.values())
 
     def forward(self, features: Tensor, noise: Tensor, previous: Tensor, weights: Tensor) -> dict[str, Tensor]:
-        return {"actions": self.sampler(features, noise, previous, weights).clamp(-1, 1)}
-
-
-def _guide(policy: Policy, features: Tensor, noise: Tensor, previous: Tensor, weights: Tensor) -> Tensor:
-    velocity = partial(policy.velocity, features)
-    return sample_guided(velocity, noise, previous=previous, weights=weights, num_steps=policy.num_steps)
-
-
-def _sample(policy: Policy, features: Tensor, noise: Tensor) -> Tensor:
-    return sample_ode(partial(policy.velocity, features), noise, num_steps=policy.num_steps)
+        return {"actions": self.sampler(features, noise, previous, weights)}
 
 
 def export_policy(
@@ -128,9 +115,9 @@ def export_policy(
         format: "onnx" for onnxruntime and other runtimes, "torch" for `torch.export.load`.
         precision: "int8" keeps linear layers and embeddings in 8 bits (`quantization.py`); onnx only.
         observation: real observations [b, ...]; the first gives the shapes, all of them take part in the comparison.
-        fps: control frequency in Hz, written down for the robot.
-        state_names: names of the state's elements, in order.
-        action_names: names of the action's elements, in order.
+        fps: control frequency in Hz, written down for the robot; by default that of the policy's `spec`.
+        state_names: names of the state's elements, in order; likewise.
+        action_names: names of the action's elements, in order; likewise.
         cases: number of random observations, instructions and noises, at least 32.
         seed: of those.
         recorded: 8 to 32 real observations [b, ...] that the bundle keeps with noise and the policy's actions, so that
@@ -147,6 +134,10 @@ def export_policy(
             the file differs from the policy by more than `TOLERANCE`. Nothing is left behind then.
     """
     folder = Path(folder)
+    if policy.spec is not None:
+        fps = round(policy.spec.fps) if fps is None else fps
+        state_names = policy.spec.state_names if state_names is None else state_names
+        action_names = policy.spec.action_names if action_names is None else action_names
     _check_arguments(policy, folder, format, precision, observation, state_names, action_names, cases)
     if recorded is not None:
         _check_recorded(recorded, policy, observation)
@@ -155,7 +146,7 @@ def export_policy(
     size = sum(tensor.nbytes for tensor in policy.state_dict().values())
     if format == "onnx" and size >= _PROTOBUF_LIMIT:
         raise ValueError(f"the policy has {size / 2**30:.1f} GiB of weights, one ONNX file holds at most 2; use format=torch")
-    images, states, instructions, noises = _random_cases(policy, observation, cases, seed)
+    images, states, instructions, noises = random_cases(policy, observation, cases, seed)
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
@@ -169,9 +160,9 @@ def export_policy(
         }
         graph = _Graph(policy)
         _write_graph(graph, inputs, draft / GRAPHS[format], format)
-        guide = _random_guides(policy, 1, seed)
+        guides = random_guides(policy, 1, seed)
         with torch.no_grad():
-            guided_inputs = {"features": graph(**inputs)["features"], "noise": noises[:1], **guide}
+            guided_inputs = {"features": graph(**inputs)["features"], "noise": noises[:1], **guides}
         _write_graph(_GuidedGraph(policy, guided_inputs), guided_inputs, draft / GUIDED[format], format)
         if precision == "int8":
             quantize(draft / GRAPHS[format])  # the guided sampler stays as it is: it is small, and derivatives lose more
@@ -187,7 +178,8 @@ def export_policy(
             "precision": precision,
             "policy": f"{type(policy).__module__}.{type(policy).__qualname__}",
             "inputs": [_entry(name, tensor) for name, tensor in inputs.items()],
-            "outputs": [{**_entry("actions", noises[:1]), "low": -1.0, "high": 1.0}],
+            "outputs": [{**_entry("actions", noises[:1]), **_range(policy)}],
+            "spec": None if policy.spec is None else policy.spec.to_json(),
             "tokenizer": {"file": TOKENIZER, "length": MAX_TOKENS, "pad_id": 0, "lowercase": True},
             "camera": policy.camera,  # type: ignore[union-attr]
             "fps": fps,
@@ -201,8 +193,8 @@ def export_policy(
         }
         limits_of(description)
         _write_description(draft, description)
-        description["parity"] = _compare(
-            policy, draft, images, states, instructions, noises, _random_guides(policy, cases, seed), TOLERANCE[precision]
+        description["parity"] = compare(
+            policy, draft, images, states, instructions, noises, random_guides(policy, cases, seed), TOLERANCE[precision]
         )
         (draft / CARD).write_text(model_card(description))
         description["sha256"][CARD] = sha256(draft / CARD)
@@ -259,44 +251,14 @@ def _check_recorded(recorded: Observation, policy: Policy, observation: Observat
 
 def _record(policy: Policy, observation: Observation, seed: int) -> Recorded:
     """Observations as a robot sees them, with noise and the actions of the policy itself."""
-    images = _uint8(observation.images[policy.camera])  # type: ignore[union-attr]
+    images = uint8(observation.images[policy.camera])  # type: ignore[union-attr]
     states = observation.state.detach().cpu().float()
     generator = torch.Generator().manual_seed(seed)
     noises = torch.randn(len(states), policy.action_horizon, policy.action_dim, generator=generator)
     with torch.no_grad():
         features = policy.encode(Observation({policy.camera: images}, states, observation.instruction))  # type: ignore[union-attr]
-        actions = _sample(policy, features, noises).clamp(-1, 1)
+        actions = sample(policy, features, noises)
     return Recorded(images.numpy(), states.numpy(), noises.numpy(), actions.numpy(), observation.instruction)
-
-
-def _uint8(images: Tensor) -> Tensor:
-    images = images.detach().cpu()
-    return images if images.dtype == torch.uint8 else (images * 255).round().clamp(0, 255).to(torch.uint8)
-
-
-def _random_cases(policy: Policy, observation: Observation, cases: int, seed: int) -> tuple[Tensor, Tensor, list[str], Tensor]:
-    """Observations that vary around the given ones; every other image is noise, every third sentence random letters."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.arange(cases) % len(observation.state)
-    images = _uint8(observation.images[policy.camera])[rows]  # type: ignore[union-attr]
-    images[1::2] = torch.randint(0, 256, images[1::2].shape, generator=generator, dtype=torch.uint8)
-    state = observation.state.detach().cpu().float()
-    spread = state.std(dim=0) if len(state) > 1 else 0.1 * state.abs()
-    states = state[rows] + spread * torch.randn(cases, state.shape[-1], generator=generator)
-    letters = "abcdefghijklmnopqrstuvwxyz 0123456789.,é"
-    sentences = [observation.instruction[i] for i in rows.tolist()]
-    for i in range(1, cases, 3):  # from the empty sentence to ones that are cut
-        sentences[i] = "".join(letters[j] for j in torch.randint(len(letters), (4 * (i - 1),), generator=generator).tolist())
-    noises = torch.randn(cases, policy.action_horizon, policy.action_dim, generator=generator)
-    return images, states, sentences, noises
-
-
-def _random_guides(policy: Policy, cases: int, seed: int) -> dict[str, Tensor]:
-    """Actions to agree with and how much each counts, as real-time chunking has them."""
-    generator = torch.Generator().manual_seed(seed + 1)
-    previous = 2 * torch.rand(cases, policy.action_horizon, policy.action_dim, generator=generator) - 1
-    weights, _ = torch.rand(cases, policy.action_horizon, generator=generator).sort(dim=1, descending=True)
-    return {"previous": previous, "weights": weights}
 
 
 def _write_graph(graph: nn.Module, inputs: dict[str, Tensor], path: Path, format: str) -> None:
@@ -326,43 +288,6 @@ def _write_graph(graph: nn.Module, inputs: dict[str, Tensor], path: Path, format
         exporter.setLevel(level)
 
 
-def _compare(
-    policy: Policy,
-    draft: Path,
-    images: Tensor,
-    states: Tensor,
-    instructions: list[str],
-    noises: Tensor,
-    guides: dict[str, Tensor],
-    tolerance: float,
-) -> dict[str, Any]:
-    """Run the written files as a robot would, against `Policy.encode`, `sample_ode` and `sample_guided` on sentences."""
-    observation = Observation({policy.camera: images}, states, tuple(instructions))  # type: ignore[union-attr]
-    with torch.no_grad():
-        features = policy.encode(observation)
-        exact, drawn = _sample(policy, features, noises), _guide(policy, features, noises, **guides)
-    if not (torch.isfinite(exact).all() and torch.isfinite(drawn).all()):
-        raise ValueError(
-            "the policy's actions on this observation are not finite; train it again or load another one, nothing was exported"
-        )
-    inside = (exact.abs() < 1).float().mean().item()  # outside, clamping hides every difference
-    if inside == 0:
-        raise ValueError("every action of the policy lies outside [-1, 1]; train it further, nothing was exported")
-    bundle = load_bundle(draft, threads=torch.get_num_threads())
-    arrays = list(zip(images.numpy(), states.numpy(), instructions, noises.numpy(), strict=True))
-    guided = zip(guides["previous"].numpy(), guides["weights"].numpy(), strict=True)
-    actual = np.stack([bundle(*case) for case in arrays] + [bundle.guided(*a, *b) for a, b in zip(arrays, guided, strict=True)])
-    difference = float(np.abs(actual - torch.cat([exact, drawn]).clamp(-1, 1).numpy()).max())
-    if (recorded := read_recorded(draft)) is not None:
-        difference = float(np.maximum(difference, replay(bundle, recorded)))  # NaN stays NaN
-    if not (math.isfinite(difference) and difference <= tolerance):
-        raise ValueError(
-            f"the exported policy differs from the original by {difference:.1e} in normalised actions, at most {tolerance:.0e} is "
-            f"allowed; nothing was exported"
-        )
-    return {"max_abs_difference": difference, "tolerance": tolerance, "cases": len(images), "share_not_clamped": inside}
-
-
 def _replace(draft: Path, folder: Path, replaced: Path) -> None:
     if not (folder / DESCRIPTION).is_file():
         os.rename(draft, folder)
@@ -373,6 +298,17 @@ def _replace(draft: Path, folder: Path, replaced: Path) -> None:
     except OSError:
         os.rename(replaced, folder)
         raise
+
+
+def _range(policy: Policy) -> dict[str, list[float]]:
+    """Limits of each action, or the range in training where it has none, and how many native units are one of the network's."""
+    units, spec = policy.action_units, policy.spec
+    seen = None if spec is None else spec.action_statistics
+    low, high = units.low.tolist(), units.high.tolist()
+    if seen is not None:
+        low = [limit if math.isfinite(limit) else least for limit, least in zip(low, seen.min, strict=True)]
+        high = [limit if math.isfinite(limit) else most for limit, most in zip(high, seen.max, strict=True)]
+    return {"low": low, "high": high, "scale": units.scale.tolist()}
 
 
 def _entry(name: str, tensor: Tensor) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from worldsim.core.flow import sample_ode
 from worldsim.core.interfaces import Policy
 from worldsim.core.types import Observation
 from worldsim.robot.observation import Request, Sizes
@@ -34,11 +33,12 @@ class TorchPolicy:
         self.sizes = Sizes(policy.camera, (height, width, 3), (state_dim,), (policy.action_horizon, policy.action_dim))
         self.generator = torch.Generator().manual_seed(seed)
         name = f"{type(policy).__module__}.{type(policy).__qualname__}"
-        self.metadata: dict[str, Any] = {"server": "worldsim", "policy": name, **self.sizes.metadata()}
+        spec = None if policy.spec is None else policy.spec.to_json()
+        self.metadata: dict[str, Any] = {"server": "worldsim", "policy": name, "spec": spec, **self.sizes.metadata()}
 
     @torch.no_grad()
     def infer(self, observations: list[dict[str, Any]]) -> list[np.ndarray]:
-        """Actions in [-1, 1], float32 [ah, ad] each, of observations as `Sizes.read` takes them.
+        """Actions in native units, float32 [ah, ad] each, of observations as `Sizes.read` takes them.
 
         Raises:
             ValueError: if an observation does not fit the policy.
@@ -49,8 +49,7 @@ class TorchPolicy:
         noise = torch.stack([self._noise(request) for request in requests])
         obs = Observation({self.policy.camera: torch.from_numpy(images)}, torch.from_numpy(states), sentences)
         features = self.policy.encode(obs)
-        chunks = sample_ode(lambda x, t: self.policy.velocity(features, x, t), noise, num_steps=self.policy.num_steps)
-        return list(chunks.float().clamp(-1, 1).numpy())
+        return list(self.policy.action_units.native(self.policy.sample(features, noise)).numpy())
 
     def _noise(self, request: Request) -> torch.Tensor:
         if request.noise is None:

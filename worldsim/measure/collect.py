@@ -15,10 +15,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from worldsim.core import checkpoint
-from worldsim.core.flow import sample_ode
-from worldsim.core.interfaces import ChunkResult, Policy, Scripted, Sight, World
+from worldsim.core.interfaces import Policy
 from worldsim.core.noise import Noise
 from worldsim.core.types import Episode, Observation
+from worldsim.core.world import ChunkResult, Scripted, Sight, World
 from worldsim.tasks.push import expert_action
 
 
@@ -35,7 +35,7 @@ class Actor(ABC):
 
     @abstractmethod
     def act(self, world: Any, obs: Observation, noise: Noise) -> Float[Tensor, "b ah ad"]:
-        """Chunks of ah >= 1 actions in [-1, 1].
+        """Chunks of ah >= 1 actions in the world's units.
 
         Args:
             world: where it acts.
@@ -49,7 +49,7 @@ class ExpertActor(Actor):
     """The world's scripted expert with white noise on its actions: clean demonstrations.
 
     Args:
-        noise: standard deviation of the noise, in units of the action range.
+        noise: standard deviation of the noise, in halves of the range of each action.
     """
 
     source = "expert"
@@ -59,7 +59,9 @@ class ExpertActor(Actor):
 
     def act(self, world: Any, obs: Observation, noise: Noise) -> Tensor:
         action = world.require(Scripted, "actor=expert", "record with actor=policy actor.folder=FOLDER").expert()
-        return (action + self.noise * noise.normal("expert", action.shape[1])).clamp(-1, 1)[:, None]
+        space = world.single_action_space
+        half = torch.as_tensor((space.high - space.low) / 2, device=action.device)
+        return world.clipped(action + self.noise * half * noise.normal("expert", action.shape[1]))[:, None]
 
 
 class PlayActor(Actor):
@@ -107,7 +109,7 @@ class PlayActor(Actor):
         self.drift = 0.7 * torch.where(noise.step[:, None] > 0, kept, 0.0) + (1 - 0.7**2) ** 0.5 * noise.normal("play.drift", 2)
         action = expert_action(truth.block, target, truth.pusher, max_delta_m=table.max_delta_m, offset_m=offset)
         level = self.levels[noise.at(0).integers("play.level", len(self.levels))]
-        return (action + level[:, None] * self.drift).clamp(-1, 1)[:, None]
+        return world.clipped(action + level[:, None] * self.drift)[:, None]
 
 
 class PolicyActor(Actor):
@@ -115,7 +117,7 @@ class PolicyActor(Actor):
 
     Args:
         policy: in evaluation mode.
-        noise: standard deviation of white noise added to the actions, for coverage; 0 to evaluate.
+        noise: standard deviation of white noise added to the actions in network units, for coverage; 0 to evaluate.
     """
 
     source = "policy"
@@ -131,12 +133,10 @@ class PolicyActor(Actor):
     @torch.no_grad()
     def act(self, world: Any, obs: Observation, noise: Noise) -> Tensor:
         shape = (self.policy.action_horizon, self.policy.action_dim)
-        features = self.policy.encode(obs)
-        start = noise.normal("policy", *shape)
-        chunk = sample_ode(lambda x, t: self.policy.velocity(features, x, t), start, num_steps=self.policy.num_steps).float()
+        chunk = self.policy.sample(self.policy.encode(obs), noise.normal("policy", *shape))
         if self.noise:
             chunk = chunk + self.noise * noise.normal("action", *shape)
-        return chunk.clamp(-1, 1)
+        return self.policy.action_units.native(chunk)
 
 
 def executed(chunk: Float[Tensor, "b ah ad"], n_action_steps: int | None) -> Float[Tensor, "b n ad"]:

@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Bool, Float, Shaped, UInt8
 from torch import Tensor
 
-from worldsim.core.interfaces import ChunkResult, Reflector, Sight, World, WorldModel
+from worldsim.core.interfaces import Reflector, WorldModel
 from worldsim.core.noise import Noise
 from worldsim.core.types import float_image
+from worldsim.core.world import ChunkResult, Sight, World
 from worldsim.measure.collect import Actor, play
 from worldsim.measure.metrics import auc, psnr
 

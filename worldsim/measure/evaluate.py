@@ -14,8 +14,9 @@ from jaxtyping import Bool, Float, Int
 from rich.progress import Progress
 from torch import Tensor
 
-from worldsim.core.interfaces import Policy, Reflector, World, WorldModel
+from worldsim.core.interfaces import Policy, Reflector, WorldModel
 from worldsim.core.types import Observation
+from worldsim.core.world import World
 from worldsim.measure.collect import Actor, PolicyActor, play, unwatched
 from worldsim.worlds.dream import DreamJudgement, DreamWorld, Starts
 

@@ -17,9 +17,9 @@ from jaxtyping import Float, UInt8
 from scipy.optimize import differential_evolution
 from torch import Tensor
 
-from worldsim.core.interfaces import World
 from worldsim.core.noise import Noise
 from worldsim.core.types import Episode, float_image
+from worldsim.core.world import World
 from worldsim.measure.dream_quality import ColorTracker
 from worldsim.worlds.effects import Distribution, Light, LogUniform, Normal, Sensor, Uniform, View
 from worldsim.worlds.genesis.world import GenesisWorld, PhysicsState

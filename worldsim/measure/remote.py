@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from worldsim.core.noise import Noise
+from worldsim.core.spec import Spec, match
 from worldsim.core.types import Observation
 from worldsim.measure.collect import Actor
 from worldsim.robot.client import RemotePolicy
@@ -101,7 +102,8 @@ class RemoteActor(Actor):
     """Asks a policy server for every environment's chunk.
 
     Args:
-        policies: connections to it. A server whose metadata gives a `noise_shape` gets the noise that `PolicyActor` would use.
+        policies: connections to it. A server whose metadata gives a `noise_shape` gets the noise that `PolicyActor` would use; one
+            that gives a `spec` gets states and is understood in the order of its channels.
     """
 
     source = "policy"
@@ -110,10 +112,11 @@ class RemoteActor(Actor):
         self.policies = policies
 
     def act(self, world: Any, obs: Observation, noise: Noise) -> Float[Tensor, "b ah ad"]:
-        """Chunks of the server, clamped to [-1, 1].
+        """Chunks of the server, within what the world executes.
 
         Raises:
-            ValueError: if the server needs another camera, or its actions are not finite, not [ah, ad] or of another robot.
+            ValueError: if the server needs another camera or has other channels, or its actions are not finite, not [ah, ad] or of
+                another robot.
             ConnectionError: if a request fails.
         """
         camera = str(self.policies.metadata.get("camera", world.camera))
@@ -121,7 +124,8 @@ class RemoteActor(Actor):
             raise ValueError(f"the server needs camera {camera!r}, the observation has {sorted(obs.images)}; choose another world")
         images = {IMAGE: obs.images[camera]}
         images |= {f"observation/images/{name}": frames for name, frames in obs.images.items() if name != camera}
-        columns = {key: _pixels(frames) for key, frames in images.items()} | {STATE: obs.state.float().numpy()}
+        felt, asked = self._orders(world)
+        columns = {key: _pixels(frames) for key, frames in images.items()} | {STATE: obs.state[:, felt].float().numpy()}
         if (shape := self._noise_shape(world)) is not None:
             columns[NOISE] = noise.normal("policy", *shape).numpy()
         rows = [
@@ -136,7 +140,16 @@ class RemoteActor(Actor):
         actions = torch.from_numpy(np.stack(chunks).astype(np.float32))
         if not torch.isfinite(actions).all():
             raise ValueError("the server's actions must be finite, got NaN or infinity; check the server")
-        return actions.clamp(-1, 1)
+        return world.clipped(actions[..., asked])
+
+    def _orders(self, world: Any) -> tuple[list[int], list[int]]:
+        """Of the world's state the server's channels, and of its actions the world's."""
+        if not (said := self.policies.metadata.get("spec")):
+            return [*range(len(world.state_names))], [*range(len(world.action_names))]
+        spec = Spec.from_json(said, "the server's metadata")
+        felt = match(spec.state, world.state_channels, what="state", who="the server", where="the world", exact=True)
+        asked = match(world.action_channels, spec.action, what="action", who="the world", where="the server", exact=True)
+        return [*felt], [*asked]
 
     def _noise_shape(self, world: Any) -> tuple[int, int] | None:
         match self.policies.metadata.get("noise_shape"):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 DESCRIPTION, TOKENIZER = "bundle.json", "tokenizer.json"
 GRAPHS = {"onnx": "policy.onnx", "torch": "policy.pt2"}
 GUIDED = {"onnx": "guided.onnx", "torch": "guided.pt2"}  # the sampler alone, drawn towards a chunk that is being executed
@@ -52,12 +52,12 @@ class Bundle:
 
         Args:
             image: RGB uint8 [h, w, 3] of the camera `description["camera"]`.
-            state: proprioception in SI units, float32 [s], in the order of `description["state_names"]`.
+            state: proprioception in native units, float32 [s], in the order of `description["state_names"]`.
             instruction: one sentence.
             noise: from `noise`, float32 [ah, ad].
 
         Returns:
-            Normalised actions in [-1, 1], float32 [ah, ad].
+            Actions in native units within their limits, float32 [ah, ad].
 
         Raises:
             ValueError: if an input has another shape or dtype, or a value or an action is not finite.

@@ -19,7 +19,7 @@ from worldsim.robot.loop import percentiles
 OBSERVATIONS = "observations"
 ARRAYS = ("images", "states", "noises", "actions")
 INSTRUCTIONS = "instructions.json"
-TOLERANCE = 1e-4  # normalised actions, where the bundle names no other
+TOLERANCE = 1e-4  # of actions in network units, where the bundle names no other
 WARM_UP = 3
 
 
@@ -67,9 +67,10 @@ def read_recorded(folder: Path) -> Recorded | None:
 
 
 def replay(bundle: Bundle, recorded: Recorded) -> float:
-    """Largest difference between the bundle's actions and the recorded ones; NaN if one of them is."""
+    """Largest difference between the bundle's actions and the recorded ones, in network units; NaN if one of them is."""
     cases = zip(recorded.images, recorded.states, recorded.instructions, recorded.noises, strict=True)
-    return float(np.abs(np.stack([bundle(*case) for case in cases]) - recorded.actions).max())
+    difference = np.abs(np.stack([bundle(*case) for case in cases]) - recorded.actions)
+    return float((difference / np.array(bundle.description["outputs"][0]["scale"])).max())
 
 
 def latency_ms(bundle: Bundle, image: np.ndarray, state: np.ndarray, instruction: str, seconds: float) -> dict[str, float]:

@@ -154,9 +154,9 @@ def limits_of(description: Mapping[str, Any], changes: Mapping[str, Any] | None 
     ad = output["shape"][-1]
     s = next(entry["shape"][-1] for entry in description["inputs"] if entry["name"] == "state")
     default = {
-        "action_low": [output["low"]] * ad,
-        "action_high": [output["high"]] * ad,
-        "max_delta": [output["high"] - output["low"]] * ad,
+        "action_low": output["low"],
+        "action_high": output["high"],
+        "max_delta": [high - low for low, high in zip(output["low"], output["high"], strict=True)],
         "max_rate_per_s": [None] * ad,
         "state_low": [None] * s,
         "state_high": [None] * s,

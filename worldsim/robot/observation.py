@@ -56,8 +56,6 @@ class Sizes:
             "noise_shape": list(self.noise),
             "action_horizon": self.noise[0],
             "action_dim": self.noise[1],
-            "action_low": -1.0,
-            "action_high": 1.0,
         }
 
     def read(self, observation: dict[str, Any]) -> Request:

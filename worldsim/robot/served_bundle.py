@@ -27,11 +27,11 @@ class BundlePolicy:
         image, state, noise = (bundle.shapes[name][1:] for name in ("image", "state", "noise"))
         self.bundle, self.sizes = bundle, Sizes(bundle.description["camera"], image, state, noise)
         self.generator = np.random.default_rng(seed)
-        names = {name: bundle.description.get(name) for name in ("policy", "fps", "state_names", "action_names")}
+        names = {name: bundle.description.get(name) for name in ("policy", "fps", "state_names", "action_names", "spec")}
         self.metadata: dict[str, Any] = {"server": "worldsim", **names, **self.sizes.metadata()}
 
     def infer(self, observations: list[dict[str, Any]]) -> list[np.ndarray]:
-        """Actions in [-1, 1], float32 [ah, ad] each, of observations as `Sizes.read` takes them.
+        """Actions in native units, float32 [ah, ad] each, of observations as `Sizes.read` takes them.
 
         Raises:
             ValueError: if an observation does not fit the bundle.

@@ -1,14 +1,14 @@
 """Rewards of judged progress and success: what physics, dreams and imagination pay unless told otherwise (`reward=...`).
 
 A judge says how far the task is; a reward only weighs it, so the same object fits the task's truth and a reflector's opinion, hard
-verdicts and probabilities. Read `worldsim/core/interfaces.py` for the contract, `training/rl/imagine.py` for a soft success.
+verdicts and probabilities. Read `worldsim/core/world.py` for the contract, `training/rl/imagine.py` for a soft success.
 """
 
 from jaxtyping import Float
 from torch import Tensor
 
-from worldsim.core.interfaces import Reward
 from worldsim.core.types import Judgement
+from worldsim.core.world import Reward
 
 
 class ProgressReward(Reward):

@@ -18,12 +18,16 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from worldsim.core import checkpoint
-from worldsim.core.interfaces import Branchable, ChunkResult, Divisible, Reflector, Reward, Sight, Step, World, WorldModel
+from worldsim.core.interfaces import Reflector, WorldModel
 from worldsim.core.noise import Noise
 from worldsim.core.sizes import check_sizes
+from worldsim.core.spec import Channel
 from worldsim.core.types import Judgement, Observation, TensorBatch, float_image, where_rows
+from worldsim.core.world import Branchable, ChunkResult, Divisible, Reward, Sight, Step, World
 from worldsim.data.store import FrameStore
 from worldsim.tasks.reward import ProgressReward
+
+FPS = 10  # of a dream whose model does not say it [Hz]
 
 
 @dataclass(frozen=True)
@@ -91,13 +95,14 @@ class DreamWorld(World, Branchable, Divisible):
     `step_chunk` is one call of the world model for every `action_horizon` actions. `step` is a chunk of one action: unless the
     world model is `causal` another dream than the one in which a policy's chunks are played whole, and no verb of worldsim uses it.
 
+    Rate, names and limits are those of the world model's `spec`.
+
     Args:
         world_model: predicts frames and proprioception.
         reflector: judges every predicted frame; k of n frames above its threshold terminate.
         starts: real moments to start from; drawn at random by each environment's own stream.
         num_envs: batch size.
         max_episode_steps: truncation.
-        fps: control frequency of the data, in Hz.
         seed: environment i uses the stream seed + i.
         reward: of the reflector's judgements; null is `ProgressReward`, as in physics.
 
@@ -114,16 +119,22 @@ class DreamWorld(World, Branchable, Divisible):
         starts: Starts,
         num_envs: int = 64,
         max_episode_steps: int = 40,
-        fps: int = 10,
         seed: int = 0,
         reward: Reward | None = None,
     ):
         if num_envs < 1 or len(starts) < 1:
             raise ValueError(f"a dream needs num_envs >= 1 and at least one start, got {num_envs} and {len(starts)}")
         self.world_model, self.reflector, self.starts = world_model, reflector, starts
-        self.state_names = tuple(f"state_{i}" for i in range(starts.state.shape[-1]))
-        self.action_names = tuple(f"action_{i}" for i in range(world_model.action_dim))
-        self.num_envs, self.max_episode_steps, self.fps, self.camera = num_envs, max_episode_steps, fps, world_model.camera
+        low, high = (bound.cpu().numpy() for bound in (world_model.action_units.low, world_model.action_units.high))
+        self.fps = FPS if world_model.spec is None else round(world_model.spec.fps)
+        if world_model.spec is None:
+            self.state_channels = tuple(Channel(f"state_{i}") for i in range(starts.state.shape[-1]))
+            limits = zip(low.tolist(), high.tolist(), strict=True)
+            self.action_channels = tuple(Channel(f"action_{i}", low=a, high=z) for i, (a, z) in enumerate(limits))
+        else:
+            self.state_channels, self.action_channels = world_model.spec.state, world_model.spec.action
+            self.robot_type = world_model.spec.robot_type
+        self.num_envs, self.max_episode_steps, self.camera = num_envs, max_episode_steps, world_model.camera
         self.causal, self._noise_stream, self.device = world_model.causal, 0, starts.state.device
         self.reward = ProgressReward() if reward is None else reward
         height, width = starts.frames.shape[2:4]
@@ -132,7 +143,7 @@ class DreamWorld(World, Branchable, Divisible):
             state=gym.spaces.Box(-np.inf, np.inf, (starts.state.shape[-1],), np.float32),
             instruction=gym.spaces.Text(200, charset=alphanumeric | set(" .,:;!?'-")),
         )
-        self.single_action_space = gym.spaces.Box(-1.0, 1.0, (world_model.action_dim,), np.float32)
+        self.single_action_space = gym.spaces.Box(low, high)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         rows = torch.arange(num_envs, device=self.device)
@@ -147,7 +158,6 @@ class DreamWorld(World, Branchable, Divisible):
         data: Sequence[str],
         num_envs: int = 16,
         max_episode_steps: int = 40,
-        fps: int = 10,
         seed: int = 0,
         reward: Reward | None = None,
     ) -> "DreamWorld":
@@ -162,8 +172,10 @@ class DreamWorld(World, Branchable, Divisible):
         table = FrameStore.read(data, {model.camera: None})
         for part in (model, judge):
             check_sizes(part, table.sizes)
+        if model.spec is not None:
+            table = table.ordered(model.spec, "the world model")
         starts = Starts.first_frames(table, model.context)
-        return cls(model, judge, starts, num_envs, max_episode_steps, fps, seed, reward)
+        return cls(model, judge, starts, num_envs, max_episode_steps, seed, reward)
 
     # Gymnasium ----------------------------------------------------------------------------------------------------------
 

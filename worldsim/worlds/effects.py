@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from worldsim.core.interfaces import World
 from worldsim.core.noise import Noise
 from worldsim.core.precision import exact
+from worldsim.core.world import World
 
 Frames = Float[Tensor, "b 3 h w"]
 Values = dict[str, Float[Tensor, " b"]]

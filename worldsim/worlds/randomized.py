@@ -14,10 +14,10 @@ from gymnasium.vector.utils import batch_space
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from worldsim.core.interfaces import Branchable, ChunkResult, Scripted, Sight, Step, World
 from worldsim.core.noise import Noise
 from worldsim.core.precision import exact
 from worldsim.core.types import Judgement, Observation, TensorBatch, float_image
+from worldsim.core.world import Branchable, ChunkResult, Scripted, Sight, Step, World
 from worldsim.worlds.effects import Distribution, Effect, Values, sampled
 
 
@@ -85,7 +85,7 @@ class RandomizedWorld(World, Branchable, Scripted):
             raise ValueError(f"{type(world).__name__} has no dynamics to change; randomise a physics world or set dynamics to null")
         self.world, self.latency, self.dynamics = world, latency, dynamics
         self.effects = {name: effect.through(world) for name, effect in effects.items() if effect is not None}
-        for name in ("num_envs", "fps", "max_episode_steps", "camera", "state_names", "action_names", "robot_type"):
+        for name in ("num_envs", "fps", "max_episode_steps", "camera", "state_channels", "action_channels", "robot_type"):
             setattr(self, name, getattr(world, name))
         self.device, self.reward, self.causal, self.physics = world.device, world.reward, world.causal, world.physics
         self.single_observation_space, self.single_action_space = world.single_observation_space, world.single_action_space

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from worldsim.core.interfaces import Policy
 from worldsim.core.types import Observation
+from worldsim.core.units import Units
 from worldsim.nn.layers import mlp, time_embedding
 from worldsim_point.eye import Eye
 
@@ -22,9 +23,6 @@ class PointPolicy(Policy):
         width: of the hidden layers.
     """
 
-    state_mean: Tensor
-    state_std: Tensor
-
     def __init__(
         self,
         eye: Eye,
@@ -39,16 +37,11 @@ class PointPolicy(Policy):
         self.camera, self.action_dim, self.action_horizon, self.num_steps = camera, action_dim, action_horizon, num_steps
         self.eye, self.feature_dim = eye, eye.arguments["features"] + state_dim
         self.expert = mlp(self.feature_dim + action_horizon * action_dim + 16, width, width, action_horizon * action_dim)
-        self.register_buffer("state_mean", torch.zeros(state_dim))
-        self.register_buffer("state_std", torch.ones(state_dim))
-
-    def fit_statistics(self, mean: Float[Tensor, " s"], std: Float[Tensor, " s"]) -> None:
-        self.state_mean.copy_(mean)
-        self.state_std.copy_(std.clamp(min=1e-4))
+        self.state_units, self.action_units = Units(state_dim), Units(action_dim)
 
     def encode(self, obs: Observation) -> Float[Tensor, "b f"]:
         seen = self.eye(obs.images[self.camera], obs.instruction)
-        return torch.cat([seen, (obs.state - self.state_mean) / self.state_std], dim=1)
+        return torch.cat([seen, self.state_units.network(obs.state)], dim=1)
 
     def velocity(self, features: Tensor, x_t: Float[Tensor, "b ah ad"], t: Float[Tensor, " b"]) -> Float[Tensor, "b ah ad"]:
         hidden = torch.cat([features, x_t.flatten(1), time_embedding(t, 16)], dim=1)

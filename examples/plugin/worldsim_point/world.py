@@ -10,9 +10,10 @@ from gymnasium.vector.utils import batch_space
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from worldsim.core.interfaces import Branchable, ChunkResult, Scripted, Sight, Step, World
 from worldsim.core.noise import Noise
+from worldsim.core.spec import Channel
 from worldsim.core.types import Judgement, Observation, TensorBatch, where_rows
+from worldsim.core.world import Branchable, ChunkResult, Scripted, Sight, Step, World
 from worldsim.tasks.reward import ProgressReward
 
 COLOURS = {"red": (220, 60, 60), "green": (60, 180, 90)}
@@ -60,7 +61,8 @@ class PointWorld(World, Branchable, Scripted):
 
     reward: ProgressReward
     camera, fps, robot_type, physics = "front", 10, "point_mass", True
-    state_names, action_names = ("x", "y", "vx", "vy"), ("fx", "fy")
+    state_channels = (Channel("x", "m"), Channel("y", "m"), Channel("vx", "m/s"), Channel("vy", "m/s"))
+    action_channels = (Channel("fx", low=-1, high=1), Channel("fy", low=-1, high=1))
 
     def __init__(self, num_envs: int = 16, max_episode_steps: int = 40):
         if num_envs < 1:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning import LightningModule, Trainer
 from toy_datasets import random_episode, write
+from toy_spec import toy_spec
 
 from models.policies.flow_vla import FlowVLA
 from models.world.latent_flow import LatentFlowWorldModel
@@ -19,7 +20,7 @@ from training.supervised.data import DemonstrationData, ReflectorData, TableData
 from training.supervised.reflector import ReflectorTraining
 from training.supervised.world_model import WorldModelTraining
 from worldsim.core import checkpoint
-from worldsim.core.sizes import check_sizes
+from worldsim.core.sizes import check_names, check_sizes
 from worldsim.data.store import FrameStore
 from worldsim.data.windows import Mirror
 from worldsim.worlds.dream import DreamWorld
@@ -74,7 +75,7 @@ def test_pictures_of_another_size(tmp_path: Path) -> None:
 def test_datasets_that_are_not_alike(tmp_path: Path, recorded: str) -> None:
     episode = replace(random_episode(0), images={"front": torch.zeros(6, 64, 64, 3, dtype=torch.uint8)})
     write(tmp_path, [episode], cameras={"front": (64, 64)})
-    with pytest.raises(ValueError, match=r"has 3 numbers of state, .* has 4; learn from datasets that are alike"):
+    with pytest.raises(ValueError, match=r"state vx is missing in .*, which has x, y, z; .*state z is nothing that"):
         FrameStore.read([recorded, tmp_path], {"front": None})
 
 
@@ -154,3 +155,16 @@ def test_windows_and_chunks_are_as_long_as_the_models_say(
     assert next(iter(chunks.train_dataloader()))["action"].shape == (3, chunk, 2)
     with pytest.raises(ValueError, match="WorldModelData asks the module that learns for its sizes; use Trainer.fit"):
         WorldModelData([recorded]).setup("fit")
+
+
+def test_channels_of_another_order_unit_or_name_are_one_line(models: dict[str, Any]) -> None:
+    policy = models["policy"]
+    policy.fit_statistics(toy_spec(torch.randn(9, 4)))
+    check_names(policy, policy.spec)
+    with pytest.raises(ValueError, match="FlowVLA has action channels in the order dx, dy, the world in the order dy, dx; list"):
+        check_names(policy, replace(policy.spec, action=policy.spec.action[::-1]))
+    deg, mm = (tuple(replace(channel, unit=unit) for channel in policy.spec.action) for unit in ("deg", "mm"))
+    check_names(policy, replace(policy.spec, action=deg))  # nobody knows the policy's unit
+    policy.spec = replace(policy.spec, action=mm)
+    with pytest.raises(ValueError, match="FlowVLA's action dx is in mm, the world's in deg"):
+        check_names(policy, replace(policy.spec, action=deg))

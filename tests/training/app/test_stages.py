@@ -28,16 +28,15 @@ def test_stages_run_in_order_with_their_threads_and_this_environment(tmp_path: P
 
 
 def test_what_a_stage_warns_of_is_in_its_log(tmp_path: Path, recorded: str) -> None:
-    """Actions that worlds would clamp, for instance: nobody else tells the user of a demo."""
+    """Actions beyond their limits, for instance: nobody else tells the user of a demo."""
     table = next(Path(recorded).glob("data/*/*.parquet"))
     shutil.copytree(recorded, tmp_path / "data")
     edit_column(tmp_path / "data" / table.relative_to(recorded), "action", {0: [3.0, 0.0]})
+    (tmp_path / "data/meta/spec.yaml").write_text('action: {"*": {limits: [-1, 1]}}')
     settings = ("trainer.max_steps=1", "data.batch_size=2", "trainer.accelerator=cpu", f"run_dir={tmp_path / 'learn'}")
     stage = Stage("learn", ("fit", "experiment=policy", f"data.roots=[{tmp_path / 'data'}]", *settings))
     assert list(execute([stage], tmp_path, jobs=1)) == ["learn"]
-    assert "actions lie outside [-1, 1], to which worlds, servers and robots clamp them" in (
-        (tmp_path / "stages" / "learn" / "log.txt").read_text()
-    )
+    assert "actions lie beyond their limits, to which they are clamped" in (tmp_path / "stages/learn/log.txt").read_text()
 
 
 def test_a_stage_that_fails_says_why_and_is_not_done(tmp_path: Path) -> None:

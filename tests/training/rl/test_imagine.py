@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from toy_spec import toy_spec
 
 from models.policies.flow_vla import FlowVLA
 from models.world.latent_flow import LatentFlowWorldModel
@@ -14,6 +15,7 @@ from training.rl.critics import Critic
 from training.rl.imagine import Dream, Moment, imagine
 from worldsim.core.interfaces import Policy
 from worldsim.core.noise import Noise
+from worldsim.core.units import Units
 from worldsim.tasks.reward import ProgressReward
 
 B, CHUNKS = 2, 2
@@ -25,13 +27,10 @@ class OpenLoop(Policy):
 
     def __init__(self):
         super().__init__()
-        self.action_horizon, self.action_dim, self.num_steps = 4, 2, 1
+        self.action_horizon, self.action_dim, self.num_steps, self.action_units = 4, 2, 1, Units(2)
         g = torch.Generator().manual_seed(4)
         self.action = torch.nn.Parameter(1.2 * torch.rand(B, CHUNKS, 4, 2, generator=g, dtype=torch.double) - 0.6)
         self.decision = 0
-
-    def fit_statistics(self, mean, std):
-        raise NotImplementedError
 
     def encode(self, obs):
         self.decision += 1
@@ -54,7 +53,7 @@ def nets() -> tuple[LatentFlowWorldModel, InstantReflector]:
     torch.manual_seed(0)
     model = LatentFlowWorldModel(latent_channels=4, channels=(8, 8), layers=(1, 1))
     frames = torch.nn.functional.interpolate(torch.rand(16, 3, 8, 8), 64, mode="bilinear").permute(0, 2, 3, 1)
-    model.fit_statistics(0.3 + 0.4 * frames, torch.randn(20, 4))  # within [0.3, 0.7], far from where frames are clamped
+    model.fit_statistics(0.3 + 0.4 * frames, toy_spec(torch.randn(20, 4)))  # within [0.3, 0.7], far from where frames are clamped
     reflector = InstantReflector(features=16, channels=8, blocks=1)
     scrambled(model), scrambled(reflector)
     # Larger weights on the path from actions to frames to judgement: the gradient of a new network is lost in float32.

@@ -23,9 +23,10 @@ from training.rl.rollout import collect_rollout, paid
 from training.rl.sampling import BetaStarts, DynamicSampling, EarlyStop, SuccessBuffer
 from worldsim.core import checkpoint
 from worldsim.core.flow import interpolate, velocity_target
-from worldsim.core.interfaces import EpisodeReward, Policy
+from worldsim.core.interfaces import Policy
 from worldsim.core.noise import Noise
 from worldsim.core.types import Observation, Rollout
+from worldsim.core.world import EpisodeReward
 from worldsim.worlds.dream import DreamWorld
 
 CHAINS = {
@@ -287,7 +288,7 @@ def test_success_is_the_worlds_word_and_not_any_end(models: dict[str, Any]) -> N
         rollout = collect_rollout(policy, chain, advantage, world, obs, chunks=3, group=group, seed=0)
         assert rollout.success.tolist() == rollout.terminated.any(2).any(1).tolist() == [success] * 4
         buffer = SuccessBuffer(capacity=8)
-        buffer.add(rollout)
+        buffer.add(rollout, policy)
         assert len(buffer.kept["instruction"]) == 4 * success
 
 

@@ -1,5 +1,6 @@
 """Rollout economy: what is resampled, left, chosen and kept."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from training.rl.rollout_learner import RolloutLearner, join
 from training.rl.sampling import BetaStarts, DynamicSampling, EarlyStop, SuccessBuffer
 from worldsim.core.flow import sample_ode
 from worldsim.core.types import Observation, Rollout
+from worldsim.core.units import Units
 
 SENTENCES = ("push the red block onto the green disc", "push the blue block onto the green disc")
 
@@ -223,18 +225,21 @@ def test_starts_need_a_pool(models: dict[str, Any]) -> None:
 # SuccessBuffer ----------------------------------------------------------------------------------------------------------
 
 
+POLICY: Any = SimpleNamespace(action_units=Units(2))  # what of a policy turns a chain into actions
+
+
 def marks(buffer: SuccessBuffer) -> list[float]:
     return buffer.kept["state"][:, 0].tolist()
 
 
 def test_only_decisions_of_successes_are_kept_and_the_newest_stay() -> None:
     buffer = SuccessBuffer(capacity=5)
-    buffer.add(rollout([0, 0, 0], [0, 1, 2], success=[False, True, False], mark=1))
+    buffer.add(rollout([0, 0, 0], [0, 1, 2], success=[False, True, False], mark=1), POLICY)
     assert marks(buffer) == [1, 1] and buffer.kept["instruction"] == [SENTENCES[1]] * 2
     failed = rollout([1, 1], [0, 1], success=[False, False], mark=2)
-    buffer.add(failed)
+    buffer.add(failed, POLICY)
     assert marks(buffer) == [1, 1], "a return without success is not enough"
-    buffer.add(rollout([0, 0], [0, 1], success=[True, True], mark=3))
+    buffer.add(rollout([0, 0], [0, 1], success=[True, True], mark=3), POLICY)
     assert marks(buffer) == [1, 3, 3, 3, 3]
     assert buffer.kept["instruction"] == [SENTENCES[1], SENTENCES[0], SENTENCES[0], SENTENCES[1], SENTENCES[1]]
     assert buffer.kept["action"].shape == (5, 4, 2) and buffer.kept["action"].max() == 1, "the executed, clamped action"
@@ -246,14 +251,14 @@ def test_decisions_after_the_end_are_not_kept() -> None:
     played.valid[:, 2] = False
     played.state[:, 2] = 9
     buffer = SuccessBuffer()
-    buffer.add(played)
+    buffer.add(played, POLICY)
     assert marks(buffer) == [1, 1]
 
 
 def test_an_empty_buffer_has_no_loss() -> None:
     buffer, policy = SuccessBuffer(), FlowVLA(width=32, channels=8, blocks=1)
     assert buffer.loss(policy, "front", torch.Generator()) is None
-    buffer.add(rollout([1], [0], success=[False]))
+    buffer.add(rollout([1], [0], success=[False]), POLICY)
     assert buffer.loss(policy, "front", torch.Generator()) is None
     with pytest.raises(ValueError, match="at least 1, got 0 and 64"):
         SuccessBuffer(capacity=0)
@@ -261,9 +266,9 @@ def test_an_empty_buffer_has_no_loss() -> None:
 
 def test_what_is_kept_survives_a_checkpoint() -> None:
     buffer, again = SuccessBuffer(), SuccessBuffer()
-    buffer.add(rollout([0], [0], success=[True], mark=1))
+    buffer.add(rollout([0], [0], success=[True], mark=1), POLICY)
     again.load_state_dict(buffer.state_dict())
-    again.add(rollout([0], [0], success=[True], mark=2))
+    again.add(rollout([0], [0], success=[True], mark=2), POLICY)
     assert marks(again) == [1, 1, 2, 2]
 
 
@@ -274,7 +279,7 @@ def test_imitation_moves_the_policy_towards_what_worked() -> None:
     played = rollout([0, 0], [0, 1], success=[True, True])
     played.chain[0, :, -1], played.chain[1, :, -1] = 0.8, -0.8
     buffer, heavy = SuccessBuffer(weight=0.1, batch=16), SuccessBuffer(weight=0.3, batch=16)
-    buffer.add(played), heavy.add(played)
+    buffer.add(played, policy), heavy.add(played, policy)
 
     def loss(of: SuccessBuffer) -> Tensor:
         torch.manual_seed(1)  # the noise of the matching loss

@@ -18,6 +18,7 @@ from training.supervised.batches import BatchStream
 from training.supervised.data import DemonstrationData, KeyframeStarts, ReflectorData, StartData, TableData, WorldModelData
 from worldsim.core.interfaces import WorldModel
 from worldsim.core.types import Episode
+from worldsim.data.dataset_spec import OVERLAY
 from worldsim.data.lerobot import DatasetWriter
 from worldsim.data.windows import Mirror
 from worldsim.worlds.genesis.scene import Paraphrases
@@ -198,7 +199,7 @@ class Counting(WorldModel):
 
     camera, context, action_horizon, action_dim = "front", 2, 2, 2
 
-    def fit_statistics(self, frames, state):
+    def fit_statistics(self, frames, spec):
         raise AssertionError("a judge does not train the world model")
 
     def init(self, frames, state):
@@ -338,11 +339,14 @@ def test_a_single_episode_is_trained_on_and_validates(tmp_path: Path) -> None:
 
 
 def test_actions_that_would_be_clamped_are_one_warning_with_their_share(tmp_path: Path) -> None:
-    """Of two times six steps, dx is 3 in the second episode; dy is a float's idea of 1 throughout."""
+    """Of two times six steps, dx is 3 in the second episode, where its limit is 1; dy is a float's idea of 1 throughout."""
     first, second = (replace(episode(n), action=torch.tensor([[0.5, 1.0000001]] * LENGTH)) for n in range(2))
     second = replace(second, action=second.action * torch.tensor([6, 1]))
     path = record(tmp_path / "raw", [first, second, first])
-    with pytest.warns(UserWarning, match=r"raw: actions lie outside \[-1, 1\],.*: dx 50.0 % of all steps; scale") as seen:
+    (path / OVERLAY).write_text('action: {"*": {limits: [-1, 1]}}')
+    with pytest.warns(
+        UserWarning, match=r"raw: actions lie beyond their limits,.*: dx 50.0 % beyond -1..1 of all steps; correct"
+    ) as seen:
         attached(WorldModelData([str(path)], held_out=0.3)).setup("fit")
     assert len(seen) == 1
 

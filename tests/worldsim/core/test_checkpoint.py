@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from toy_spec import toy_spec
 
 from models import renderers
 from models.policies.diffusion_vla import DiffusionVLA
@@ -22,6 +23,7 @@ from worldsim.core.checkpoint import DESCRIPTION, WEIGHTS, Configured, load, sav
 from worldsim.core.interfaces import Policy, Reflector, WorldModel
 from worldsim.core.noise import Noise
 from worldsim.core.renderer import Renderer
+from worldsim.core.spec import FILE as SPEC
 from worldsim.core.types import Observation
 from worldsim.nn import layers as blocks
 from worldsim.nn.layers import VisualTrunk
@@ -36,13 +38,13 @@ def trunk():
 
 def policy():
     model = FlowVLA(width=16, channels=8, blocks=1, action_horizon=3)
-    model.fit_statistics(torch.arange(4.0), torch.full((4,), 2.0))
+    model.fit_statistics(toy_spec(torch.stack([torch.arange(4.0) - 2, torch.arange(4.0) + 2])))
     return model
 
 
 def world_model():
     model = LatentFlowWorldModel(latent_channels=3, channels=(8, 8), layers=(1, 1))
-    model.fit_statistics(FRAMES, torch.randn(9, 4))
+    model.fit_statistics(FRAMES, toy_spec(torch.randn(9, 4)))
     torch.nn.init.normal_(model.net.last.weight)
     return model
 
@@ -77,7 +79,9 @@ def test_same_output_after_a_round_trip(tmp_path, build):
     assert not loaded.training
     assert torch.equal(output(loaded), output(model))
     assert loaded.arguments == model.arguments
-    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == [WEIGHTS, DESCRIPTION]
+    said = [] if model.spec is None else [SPEC]
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == [WEIGHTS, DESCRIPTION, *said]
+    assert loaded.spec == model.spec
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
 

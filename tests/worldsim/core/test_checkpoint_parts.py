@@ -106,14 +106,14 @@ def adapted(tmp_path):
     model = copy.deepcopy(base).eval()
     with torch.no_grad():
         model.expert_in.bias.add_(1)
-    model.state_std.mul_(2)
+    model.state_units.scale.mul_(2)
     save(model, tmp_path / "runs" / "adapter", base=tmp_path / "runs" / "base")
     return model, tmp_path / "runs"
 
 
 def test_only_what_differs_from_a_base_is_saved(adapted, tmp_path):
     model, runs = adapted
-    assert sorted(load_file(runs / "adapter" / WEIGHTS)) == ["expert_in.bias", "state_std"]
+    assert sorted(load_file(runs / "adapter" / WEIGHTS)) == ["expert_in.bias", "state_units.scale"]
     assert yaml.safe_load((runs / "adapter" / DESCRIPTION).read_text())[BASE] == "../base"
     other = policy()
     load_weights(other, runs / "adapter")

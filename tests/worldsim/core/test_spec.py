@@ -103,7 +103,7 @@ def test_units_have_one_spelling(unit: str, normal: str):
 
 
 def test_channels_are_joined_by_name():
-    there = (Channel("c", "deg"), Channel("a", "rad"), Channel("b"))
+    there = (Channel("c", "deg", "absolute"), Channel("a", "rad"), Channel("b"))
     wanted = (Channel("a", "rad"), Channel("b", "mm"), Channel("c"))
     words: dict[str, Any] = {"what": "action", "who": "the policy", "where": "the robot"}
     assert match(wanted, there, **words, exact=True) == (1, 2, 0)
@@ -124,7 +124,7 @@ def test_channels_are_joined_by_name():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Channel("a", kind="odd"), "kind of channel a is 'odd', expected one of absolute, delta"),  # type: ignore[arg-type]
+        (lambda: Channel("a", kind="odd"), "kind of channel a is 'odd', expected one of unknown, absolute"),  # type: ignore[arg-type]
         (lambda: Channel("a", low=1, high=1), "channel a has the limits 1 and 1"),
         (lambda: Channel("a", low=math.nan), "channel a has the limits nan and inf"),
         (lambda: Channel("*"), "named '\\*'"),

@@ -6,7 +6,7 @@ import torch
 from gym_world import PoleWorld
 
 from worldsim.core.checks import check_world
-from worldsim.core.interfaces import Branchable, Divisible, Scripted
+from worldsim.core.world import Branchable, Divisible, Scripted
 from worldsim.measure.collect import Actor, ExpertActor, collect
 from worldsim.measure.evaluate import evaluate
 from worldsim.worlds.randomized import RandomizedWorld

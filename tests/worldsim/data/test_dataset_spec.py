@@ -104,7 +104,7 @@ def test_an_overlay_that_is_written_gives_the_spec_back(tmp_path: Path) -> None:
     write_overlay(tmp_path, spec)
     assert read_spec(tmp_path) == spec
     text = (tmp_path / "meta/spec.yaml").read_text()
-    assert "  z: {unit: mm, kind: absolute, normalisation: identity}\n" in text and "cameras:\n  wrist: {kind: depth}\n" in text
+    assert "  z: {unit: mm, kind: unknown, normalisation: identity}\n" in text and "cameras:\n  wrist: {kind: depth}\n" in text
     other = replace(bare, state=(Channel("q"),), state_statistics=None)
     for odd, message in ((replace(spec, fps=11), "info.json has other fps than the spec"), (other, "state.q is unknown")):
         with pytest.raises(ValueError, match=message):

@@ -22,6 +22,7 @@ from toy_datasets import (
 )
 
 from training.app import cli
+from worldsim.data.dataset_spec import OVERLAY
 from worldsim.data.faults import dataset_faults, print_faults
 from worldsim.data.lerobot import Dataset, DatasetWriter
 from worldsim.data.video import encode_png
@@ -60,6 +61,7 @@ def test_everything_that_is_wrong_is_listed_at_once_errors_first(tmp_path: Path)
     encode(tmp_path / "videos/observation.images.wrist/chunk-000/file-006.mp4", [i / 10 for i in range(11)], rate=10)
     edit_column(data[6], "progress", {0: float("nan")})
     edit_info(tmp_path, total_episodes=2, total_frames=24)
+    (tmp_path / OVERLAY).write_text('action: {"*": {limits: [-1, 1]}}')
 
     faults = {(fault.kind, fault.severity, fault.found) for fault in dataset_faults(tmp_path)}
     name = "data/chunk-000/file-001.parquet"
@@ -70,7 +72,7 @@ def test_everything_that_is_wrong_is_listed_at_once_errors_first(tmp_path: Path)
         (
             "actions",
             "warning",
-            "actions lie outside [-1, 1], to which worlds, servers and robots clamp them: dx 1.2 % of all steps",
+            "actions lie beyond their limits, to which they are clamped: dx 1.2 % beyond -1..1 of all steps",
         ),
         (
             "time",
@@ -114,6 +116,7 @@ def test_a_damaged_file_stops_no_other_check(tmp_path: Path) -> None:
     edit_column(tmp_path / "data/chunk-000/file-001.parquet", "observation.state", {0: [float("nan"), 0, 0]})
     edit_column(tmp_path / "data/chunk-000/file-002.parquet", "action", {0: [3.0, 0]})
     edit_column(tmp_path / "data/chunk-000/file-002.parquet", "task_index", {0: 5})
+    (tmp_path / OVERLAY).write_text('action: {"*": {limits: [-1, 1]}}')
     faults = dataset_faults(tmp_path)
     assert sorted((fault.kind, fault.severity) for fault in faults) == [
         ("actions", "warning"),

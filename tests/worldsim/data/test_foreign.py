@@ -24,6 +24,7 @@ from toy_datasets import (
 
 from worldsim.core.types import Episode
 from worldsim.data import lerobot_format as fmt
+from worldsim.data.dataset_spec import OVERLAY
 from worldsim.data.faults import dataset_faults
 from worldsim.data.lerobot import Dataset
 
@@ -305,6 +306,11 @@ def test_a_nan_in_an_extra_column_is_nobodys_business(tmp_path: Path) -> None:
     foreign_dataset(tmp_path, force=[NAN] * 7)
     assert len(read(tmp_path)) == 2 and not errors(tmp_path)
     edit_column(tmp_path / DATA_FILE, "action", {0: 2.5})
+    assert not [f for f in dataset_faults(tmp_path) if f.kind == "actions"], "nobody says that it has limits"
+    (tmp_path / OVERLAY).write_text('action: {"*": {limits: [-1, 1]}}')
     assert [f.found for f in dataset_faults(tmp_path) if f.kind == "actions"] == [
-        "actions lie outside [-1, 1], to which worlds, servers and robots clamp them: 0 14.3 % of all steps"
+        "actions lie beyond their limits, to which they are clamped: 0 14.3 % beyond -1..1 of all steps"
     ]
+    (tmp_path / OVERLAY).write_text("action: {thumb: {unit: deg}}")
+    (found,) = [f.found for f in dataset_faults(tmp_path) if f.kind == "actions"]
+    assert "thumb" in found and OVERLAY.name in found

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from toy_spec import toy_spec
 
 from models.policies.flow_vla import FlowVLA
 from worldsim.core import checkpoint
@@ -33,7 +34,8 @@ def write_policy(folder: Path) -> FlowVLA:
     torch.nn.init.normal_(policy.trunk.blocks[0].second.weight, std=0.1)
     torch.nn.init.normal_(policy.trunk.out[-1].weight, std=3)
     torch.nn.init.normal_(policy.expert[-1].weight, std=0.5)
-    policy.fit_statistics(torch.tensor([0.5, -0.5, 1.0, 0.0]), torch.tensor([0.1, 0.2, 2.0, 1.0]))
+    middle, spread = torch.tensor([0.5, -0.5, 1.0, 0.0]), torch.tensor([0.1, 0.2, 2.0, 1.0])
+    policy.fit_statistics(toy_spec(torch.stack([middle - spread, middle + spread])))
     return checkpoint.load(checkpoint.save(policy, folder), FlowVLA)
 
 
@@ -145,7 +147,9 @@ def test_description(exported):
         "tokens": ([1, 32], "int64"),
         "noise": ([1, 4, 2], "float32"),
     }
-    assert written["outputs"] == [{"name": "actions", "shape": [1, 4, 2], "dtype": "float32", "low": -1.0, "high": 1.0}]
+    ends = {"low": [-1.0, -1.0], "high": [1.0, 1.0], "scale": [1.0, 1.0]}
+    assert written["outputs"] == [{"name": "actions", "shape": [1, 4, 2], "dtype": "float32", **ends}]
+    assert [channel["name"] for channel in written["spec"]["state"]] == ["x", "y", "vx", "vy"]
     assert (written["camera"], written["fps"], written["num_steps"]) == ("wrist", 10, 3)
     assert (written["state_names"], written["action_names"]) == (["x", "y", "vx", "vy"], ["ax", "ay"])
     parity = written["parity"]
@@ -311,7 +315,7 @@ def test_a_graph_that_differs_is_refused(policy, tmp_path, format):
 def test_a_policy_without_an_action_inside_the_limits_is_refused(policy, tmp_path):
     with torch.no_grad():
         policy.expert[-1].bias.fill_(1e3)
-    check_refused(policy, tmp_path, "every action of the policy lies outside", format="torch")
+    check_refused(policy, tmp_path, "every action of the policy lies beyond its limits", format="torch")
 
 
 def check_refused(policy, tmp_path, message, *, format):

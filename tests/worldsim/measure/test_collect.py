@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from gymnasium.spaces import Box
 from known_world import LIMIT, KnownActor, KnownWorld, expected_chunk, truth
 
 from worldsim.core.noise import Noise
@@ -80,6 +81,7 @@ class Table:
     """A table with a block, a pusher and two discs per environment, placed by its seed."""
 
     max_delta_m = 0.03
+    single_action_space = Box(-1, 1, (2,))
 
     def __init__(self, seeds: list[int]):
         self.unwrapped, self.seeds = self, torch.tensor(seeds)
@@ -92,6 +94,9 @@ class Table:
 
     def require(self, *asked) -> "Table":
         return self
+
+    def clipped(self, actions: torch.Tensor) -> torch.Tensor:
+        return actions.clamp(-1, 1)
 
     def expert(self) -> torch.Tensor:
         return self.facts.block

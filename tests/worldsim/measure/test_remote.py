@@ -1,6 +1,7 @@
 """Evaluations through a websocket: the same actions and the same outcomes as without one."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,28 @@ def test_a_remote_actor_acts_as_the_policy(policy: Policy, folders: dict[str, st
             obs = world.step_chunk(expected).obs
         other = Noise.rows(6, world.num_envs)
         assert not torch.allclose(actor.act(world, obs, other), local.act(world, obs, noise), atol=1e-2)
+
+
+def test_a_server_of_another_order_is_asked_and_understood_by_name(folders: dict[str, str], recorded: str) -> None:
+    world = dream(folders, recorded)
+    obs, _ = world.reset(seed=3)
+    asked: list[np.ndarray] = []
+    spec = replace(world.spec, state=world.spec.state[::-1], action=world.spec.action[::-1])
+
+    class Turned:
+        metadata: dict[str, Any] = {"spec": spec.to_json()}
+
+        def infer(self, observations: list[dict[str, Any]]) -> list[np.ndarray]:
+            asked.extend(observation["observation/state"] for observation in observations)
+            return [np.array([[0.25, -0.5]], np.float32)] * len(observations)
+
+    with Server(Turned(), port=0) as server, RemotePolicies(server.url) as remote:
+        assert RemoteActor(remote).act(world, obs, NOISE)[:, 0].tolist() == [[-0.5, 0.25]] * 4
+    np.testing.assert_array_equal(np.stack(asked), obs.state.flip(1).numpy())
+    Turned.metadata = {"spec": replace(spec, action=(replace(spec.action[0], name="thumb"), spec.action[1])).to_json()}
+    missing = pytest.raises(ValueError, match="the world's action dy is missing in the server, which has thumb, dx")
+    with Server(Turned(), port=0) as server, RemotePolicies(server.url) as remote, missing:
+        RemoteActor(remote).act(world, obs, NOISE)
 
 
 def test_outcomes_are_those_of_the_policy(policy: Policy, folders: dict[str, str], recorded: str) -> None:

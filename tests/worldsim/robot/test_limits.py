@@ -11,7 +11,7 @@ from worldsim.robot.limits import limits_of, parse_limits, read_limits
 
 DESCRIPTION = {
     "inputs": [{"name": "image", "shape": [1, 8, 8, 3]}, {"name": "state", "shape": [1, 3]}],
-    "outputs": [{"name": "actions", "shape": [1, 4, 2], "low": -1.0, "high": 1.0}],
+    "outputs": [{"name": "actions", "shape": [1, 4, 2], "low": [-1.0] * 2, "high": [1.0] * 2}],
 }
 
 

@@ -67,7 +67,7 @@ def test_an_openpi_client_gets_the_actions_of_the_bundle(bundle: Bundle) -> None
         key: DESCRIPTION[key] for key in ("camera", "fps", "state_names", "action_names")
     }
     assert (metadata["image_shape"], metadata["state_dim"], metadata["noise_shape"]) == ([H, W, 3], S, [AH, AD])
-    assert (metadata["action_horizon"], metadata["action_dim"], metadata["action_low"], metadata["action_high"]) == (AH, AD, -1, 1)
+    assert (metadata["action_horizon"], metadata["action_dim"], metadata["spec"]) == (AH, AD, None)
 
 
 def test_every_part_of_the_observation_matters(bundle: Bundle) -> None:

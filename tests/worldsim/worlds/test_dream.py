@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from toy_spec import toy_spec
 
 from models.world.latent_flow import LatentFlowWorldModel
 from reflectors.instant import InstantReflector
@@ -23,7 +24,7 @@ def world_model(*, moving: bool = True) -> LatentFlowWorldModel:
     """
     torch.manual_seed(0)
     model = LatentFlowWorldModel(latent_channels=4, channels=(8, 8), layers=(1, 1), sampling_steps=2).eval()
-    model.fit_statistics(starts().frames.flatten(0, 1), torch.randn(50, 4))
+    model.fit_statistics(starts().frames.flatten(0, 1), toy_spec(torch.randn(50, 4)))
     if moving:
         torch.nn.init.normal_(model.net.last.weight, std=0.5)
         for block in (*model.net.before, *model.net.middle, *model.net.after):

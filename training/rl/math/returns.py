@@ -52,6 +52,6 @@ def td_lambda_targets(
     return torch.stack(targets[::-1], dim=1)
 
 
-def action_penalty(actions: Float[Tensor, "*b ah ad"]) -> Float[Tensor, ""]:
-    """mean relu(|a| - 1)^2: pulls actions back into [-1, 1], where clamping would leave them without gradient."""
-    return (actions.abs() - 1).relu().square().mean()
+def action_penalty(actions: Float[Tensor, "*b ah ad"], within: Float[Tensor, "*b ah ad"]) -> Float[Tensor, ""]:
+    """mean |a - clip(a)|^2: pulls actions back within their limits, where clipping would leave them without gradient."""
+    return (actions - within).square().mean()

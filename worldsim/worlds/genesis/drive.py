@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from worldsim.core.precision import exact
+from worldsim.core.spec import Channel
 from worldsim.geometry.cameras import look_at
 from worldsim.tasks.drive import driver_action
 from worldsim.worlds.genesis.nerf import NerfWorld
@@ -25,8 +26,8 @@ class DriveWorld(GenesisWorld):
     robot's own axes (x ahead, z up).
     """
 
-    state_names = ("v", "w")
-    action_names = ("left", "right")
+    state_channels = (Channel("v", "m/s"), Channel("w", "rad/s"))
+    action_channels = tuple(Channel(name, "max_speed_m_s", "velocity", -1, 1) for name in ("left", "right"))
     robot_needs = ("max_speed_m_s", "track_m")
 
     @property

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from worldsim.core import checkpoint
-from worldsim.core.interfaces import Reward
 from worldsim.core.precision import exact
 from worldsim.core.renderer import Renderer
+from worldsim.core.world import Reward
 from worldsim.geometry.alignment import ALIGNMENT, Similarity
 from worldsim.geometry.cameras import Intrinsics, Pose, look_at
 from worldsim.geometry.compositing import COLORS, Backdrop, ColorFit, Footprints, composite, contact_shadow

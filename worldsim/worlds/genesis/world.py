@@ -18,8 +18,9 @@ from gymnasium.vector.utils import batch_space
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from worldsim.core.interfaces import Branchable, ChunkResult, Reward, Scripted, Sight, Step, World
+from worldsim.core.spec import Channel
 from worldsim.core.types import Judgement, Observation, TensorBatch, where_rows
+from worldsim.core.world import Branchable, ChunkResult, Reward, Scripted, Sight, Step, World
 from worldsim.geometry.cameras import look_at
 from worldsim.tasks.push import expert_action
 from worldsim.tasks.reward import ProgressReward
@@ -75,8 +76,8 @@ class GenesisWorld(World, Branchable, Scripted):
         ValueError: if num_envs < 1, for a malformed scene, or for one whose robot this world cannot move.
     """
 
-    state_names = ("x", "y", "vx", "vy")
-    action_names = ("dx", "dy")
+    state_channels = (*(Channel(name, "m") for name in ("x", "y")), *(Channel(name, "m/s") for name in ("vx", "vy")))
+    action_channels = tuple(Channel(name, "max_delta_m", "delta", -1, 1) for name in ("dx", "dy"))
     robot_needs: tuple[str, ...] = ("max_delta_m",)  # of the scene's robot, to move it
     physics = True
     reward: Reward

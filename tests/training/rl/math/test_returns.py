@@ -53,9 +53,9 @@ def test_td_lambda_1_is_the_discounted_return():
 
 
 def test_action_penalty_by_hand():
-    """relu(|a| - 1)^2 = 0, .25, 1, 0: mean .3125. Gradient 2*(|a| - 1)*sign(a)/4."""
+    """|a - clip(a)|^2 = 0, .25, 1, 0 for limits of 1: mean .3125. Gradient 2*(a - clip(a))/4."""
     actions = torch.tensor([[[0.5, 1.5], [-2.0, -1.0]]], requires_grad=True)
-    penalty = action_penalty(actions)
+    penalty = action_penalty(actions, actions.clamp(-1, 1))
     penalty.backward()
     assert penalty.item() == pytest.approx(0.3125)
     assert actions.grad.flatten().tolist() == [0.0, 0.25, -0.5, 0.0]

@@ -1,0 +1,160 @@
+"""Another robot than ours goes through everything: degrees, a gripper in percent, 9 numbers of state, 30 frames a second."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from training.app.cli import main
+from worldsim.core import checkpoint
+from worldsim.core.interfaces import Policy, WorldModel
+from worldsim.core.spec import Spec
+from worldsim.core.types import Episode
+from worldsim.data.lerobot import DatasetWriter
+from worldsim.data.store import FrameStore
+from worldsim.robot.bundle import load_bundle
+from worldsim.worlds.dream import DreamWorld
+
+SIZE, FPS, STEPS, EPISODES = (48, 80), 30, 9, 12
+JOINTS = tuple(f"{name}.pos" for name in ("pan", "lift", "elbow", "flex", "roll", "yaw", "gripper"))
+STATE = (*JOINTS, "load", "current")
+OVERLAY = """
+action:
+  "*": {unit: deg, kind: absolute, limits: [-170, 170]}
+  gripper.pos: {unit: percent, kind: absolute, limits: [0, 100]}
+state: {load: {unit: Nm}}
+"""
+
+
+def episode(number: int) -> Episode:
+    """A bar as long as the gripper is open; joints go where they are told."""
+    g = torch.Generator().manual_seed(number)
+    goal = torch.tensor([90.0, -40, 60, -120, 30, 15, 80]) + 10 * torch.randn(7, generator=g)
+    start = torch.tensor([0.0, 0, 0, -90, 0, 0, 10])
+    path = start + (goal - start) * torch.linspace(0, 1, STEPS + 1)[:, None]
+    frames = torch.full((STEPS + 1, *SIZE, 3), 30, dtype=torch.uint8)
+    for frame, opened in zip(frames, path[:, -1].clamp(1, 79).round().long().tolist(), strict=True):
+        frame[20:28, :opened] = 220
+    known = torch.linspace(0, 1, STEPS + 1)
+    felt = torch.cat([path, 0.01 * torch.randn(STEPS + 1, 2, generator=g)], dim=1)
+    wrist = torch.zeros(STEPS + 1, 96, 96, 3, dtype=torch.uint8)
+    words = {"instruction": "open the gripper", "source": "robot"}
+    images = {"front": frames, "wrist": wrist}
+    return Episode(
+        images=images, state=felt, action=path[1:], reward=torch.zeros(STEPS), success=(known == 1).float(), progress=known, **words
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recording, one of a robot that lists its joints the other way round, and one that nobody judged."""
+    root = tmp_path_factory.mktemp("arm")
+    unknown = torch.full((STEPS + 1,), torch.nan)
+    for name in ("data", "turned", "unjudged"):
+        names = (STATE[::-1], JOINTS[::-1]) if name == "turned" else (STATE, JOINTS)
+        settings = {"fps": FPS, "robot_type": "arm", "cameras": {"front": SIZE, "wrist": (96, 96)}}
+        with DatasetWriter(
+            root / name, state_names=names[0], action_names=names[1], judged=name != "unjudged", **settings
+        ) as writer:
+            episodes = [episode(n) for n in range(EPISODES)]
+            if name == "turned":
+                episodes = [replace(e, state=e.state.flip(1), action=e.action.flip(1)) for e in episodes]
+            if name == "unjudged":
+                episodes = [replace(e, success=unknown, progress=unknown) for e in episodes[:3]]
+            writer.add(episodes)
+        (root / name / "meta/spec.yaml").write_text(OVERLAY)
+    return root / "data"
+
+
+def test_datasets_are_joined_by_the_names_of_their_channels(data: Path):
+    alone, both = (FrameStore.read(roots, {"front": None}) for roots in ([data], [data, data.with_name("turned")]))
+    assert torch.equal(both.state, torch.cat([alone.state] * 2)) and torch.equal(both.action, torch.cat([alone.action] * 2))
+    assert both.spec.action_names == JOINTS and both.spec.action_statistics.mean == pytest.approx(alone.spec.action_statistics.mean)
+    turned = FrameStore.read(data.with_name("turned"), {"front": None})
+    assert not torch.equal(turned.action, alone.action)
+    ordered = turned.ordered(alone.spec, "the policy")
+    assert torch.equal(ordered.state, alone.state) and torch.equal(ordered.action, alone.action) and ordered.spec == alone.spec
+
+
+def fit(data: Path, run: str, *settings: str) -> None:
+    roots = str(data) if run == "reflector" else f"{data},{data.with_name('unjudged')}"
+    common = (f"data.roots=[{roots}]", "data.mirror=null", "data.batch_size=8", f"run_dir={run}", "trainer.accelerator=cpu")
+    assert main(["fit", *settings, *common, "logger=[]"]) == 0, run
+
+
+def test_an_arm_in_degrees_goes_through_the_whole_loop(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    sizes, image = ("state_dim=9", "action_dim=7"), "image=[48,80]"
+    model = [
+        f"++model.world_model.{s}"
+        for s in (*sizes, image, "channels=[8,8]", "layers=[1,1]", "latent_channels=4", "unroll=1", "action_horizon=8")
+    ]
+    fit(data, "world_model", "experiment=world_model", "trainer.max_steps=3", "trainer.val_check_interval=3", *model)
+    judge = [f"++model.reflector.{s}" for s in (image, "features=16", "channels=8", "blocks=1")]
+    fit(
+        data,
+        "reflector",
+        "experiment=reflector",
+        "trainer.max_steps=3",
+        "trainer.val_check_interval=3",
+        *judge,
+        "data.paraphrases=null",
+    )
+    small = [
+        f"++model.policy.{s}" for s in (*sizes, image, "width=64", "channels=8", "blocks=1", "action_horizon=8", "state_used=null")
+    ]
+    shifts = ("data.max_shift=0", "data.paraphrases=null", "model.lr=3e-3")
+    fit(data, "policy", "experiment=policy", "trainer.max_steps=60", *small, *shifts)
+
+    policy, world_model = checkpoint.load("policy", Policy), checkpoint.load("world_model", WorldModel)
+    assert policy.spec is not None and world_model.spec is not None
+    assert (policy.spec.state, policy.spec.action) == (world_model.spec.state, world_model.spec.action)
+    assert (policy.spec.fps, policy.spec.action_names, policy.spec.action[-1].high) == (FPS, JOINTS, 100)
+    dream = DreamWorld.from_folders("world_model", "reflector", [str(data)], num_envs=4)
+    assert dream.fps == FPS and dream.action_names == JOINTS and dream.spec.action[0].unit == "deg"
+    assert dream.single_action_space.high.tolist() == [170] * 6 + [100]
+    obs, _ = dream.reset(seed=0)
+    asked = torch.full((4, 1, 7), 500.0)
+    assert torch.equal(dream.check_actions(asked, ndim=3)[0, 0], torch.tensor([170.0] * 6 + [100]))
+
+    folders = [f"model.policy.folder={tmp_path / 'policy'}"]
+    parts = [f"model.{{}}world_model.folder={tmp_path / 'world_model'}", f"model.{{}}reflector.folder={tmp_path / 'reflector'}"]
+    quick = ("trainer.limit_train_batches=2", "trainer.callbacks.guard=null")
+    fit(data, "analytic", "experiment=post_train", *folders, *(p.format("") for p in parts), *quick, "+model.critic_warmup=0")
+    ppo = ("learner=ppo", "+model.chunks=2", "model.advantage.warmup=0")
+    fit(data, "ppo", "experiment=post_train", *ppo, *folders, *(p.format("arena.") for p in parts), *quick)
+    for run in ("analytic", "ppo"):
+        learned = checkpoint.load(run, Policy)
+        assert learned.spec == policy.spec and any(
+            not torch.equal(value, old)
+            for value, old in zip(learned.state_dict().values(), policy.state_dict().values(), strict=True)
+        )
+
+    world = [f"world.{name}={tmp_path / name}" for name in ("world_model", "reflector")]
+    play = ["world=dream", *world, f"world.data=[{data}]", "world.num_envs=4", "episodes=4"]
+    assert main(["evaluate", f"policy={tmp_path / 'ppo'}", *play, f"out={tmp_path / 'out'}"]) == 0
+    assert main(["export", f"policy={tmp_path / 'policy'}", f"data={data}", f"out={tmp_path / 'bundle'}"]) == 0
+    bundle = load_bundle(tmp_path / "bundle")
+    assert Spec.from_json(bundle.description["spec"], "bundle") == policy.spec and bundle.description["fps"] == FPS
+    json.dumps(bundle.description["outputs"][0]["scale"])
+
+    table = FrameStore.read(data, {"front": None})
+    rows = table.first.unique()
+    chunks = np.stack(
+        [
+            bundle(
+                table.frames[rows[i : i + 1]][0].numpy(), table.state[r].numpy(), "open the gripper", np.zeros((8, 7), np.float32)
+            )
+            for i, r in enumerate(rows.tolist())
+        ]
+    )
+    middle = table.actions(rows, 8)["action"].mean(dim=(0, 1)).numpy()
+    spread = table.action.std(dim=0).numpy()
+    assert (np.abs(chunks.mean(axis=(0, 1)) - middle) < 1.5 * spread).all(), "in degrees and percent, where the arm was"
+    assert np.abs(chunks[..., :6]).max() > 20, "and not in [-1, 1]"
+    capsys.readouterr()
+    assert main(["evaluate", f"policy={tmp_path / 'ppo'}", "world=push_block", "world.num_envs=4", "episodes=4", "out=no"]) == 2
+    assert "the world has" in capsys.readouterr().err

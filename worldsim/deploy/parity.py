@@ -1,0 +1,105 @@
+"""What a bundle is compared on before it appears: random and recorded observations, against the policy itself.
+
+Read `worldsim/deploy/export.py` for the bundle, and `worldsim/robot/check.py` for the comparison on the robot.
+"""
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldsim.core.flow import sample_guided
+from worldsim.core.interfaces import Policy
+from worldsim.core.types import Observation
+from worldsim.robot.bundle import load_bundle
+from worldsim.robot.check import read_recorded, replay
+
+# Of actions in network units. Float32 kernels of two runtimes differ by about 1e-6. In 8 bits single actions differ by a tenth;
+# what that costs in success is measured (docs/robot.md).
+TOLERANCE = {"float32": 1e-4, "int8": 0.25}
+
+
+def guide(policy: Policy, features: Tensor, noise: Tensor, previous: Tensor, weights: Tensor) -> Tensor:
+    """Actions in native units, drawn towards `previous` ones (real-time chunking)."""
+    velocity, units = partial(policy.velocity, features), policy.action_units
+    wanted = units.network(previous)
+    return units.native(sample_guided(velocity, noise, previous=wanted, weights=weights, num_steps=policy.num_steps))
+
+
+def sample(policy: Policy, features: Tensor, noise: Tensor) -> Tensor:
+    """Actions in native units that the policy makes of noise."""
+    return policy.action_units.native(policy.sample(features, noise))
+
+
+def uint8(images: Tensor) -> Tensor:
+    """Pictures on the CPU in 0..255; those of a dream are floats in 0..1."""
+    images = images.detach().cpu()
+    return images if images.dtype == torch.uint8 else (images * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def random_cases(policy: Policy, observation: Observation, cases: int, seed: int) -> tuple[Tensor, Tensor, list[str], Tensor]:
+    """Observations that vary around the given ones; every other image is noise, every third sentence random letters."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.arange(cases) % len(observation.state)
+    images = uint8(observation.images[policy.camera])[rows]  # type: ignore[union-attr]
+    images[1::2] = torch.randint(0, 256, images[1::2].shape, generator=generator, dtype=torch.uint8)
+    state = observation.state.detach().cpu().float()
+    spread = state.std(dim=0) if len(state) > 1 else 0.1 * state.abs()
+    states = state[rows] + spread * torch.randn(cases, state.shape[-1], generator=generator)
+    letters = "abcdefghijklmnopqrstuvwxyz 0123456789.,é"
+    sentences = [observation.instruction[i] for i in rows.tolist()]
+    for i in range(1, cases, 3):  # from the empty sentence to ones that are cut
+        sentences[i] = "".join(letters[j] for j in torch.randint(len(letters), (4 * (i - 1),), generator=generator).tolist())
+    noises = torch.randn(cases, policy.action_horizon, policy.action_dim, generator=generator)
+    return images, states, sentences, noises
+
+
+def random_guides(policy: Policy, cases: int, seed: int) -> dict[str, Tensor]:
+    """Actions to agree with and how much each counts, as real-time chunking has them."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    previous = 2 * torch.rand(cases, policy.action_horizon, policy.action_dim, generator=generator) - 1
+    previous = policy.action_units.native(previous)
+    weights, _ = torch.rand(cases, policy.action_horizon, generator=generator).sort(dim=1, descending=True)
+    return {"previous": previous, "weights": weights}
+
+
+def compare(
+    policy: Policy,
+    draft: Path,
+    images: Tensor,
+    states: Tensor,
+    instructions: list[str],
+    noises: Tensor,
+    guides: dict[str, Tensor],
+    tolerance: float,
+) -> dict[str, Any]:
+    """Run the written files as a robot would, against `Policy.encode`, `sample_ode` and `sample_guided` on sentences."""
+    observation = Observation({policy.camera: images}, states, tuple(instructions))  # type: ignore[union-attr]
+    with torch.no_grad():
+        features = policy.encode(observation)
+        exact, drawn = sample(policy, features, noises), guide(policy, features, noises, **guides)
+    if not (torch.isfinite(exact).all() and torch.isfinite(drawn).all()):
+        raise ValueError(
+            "the policy's actions on this observation are not finite; train it again or load another one, nothing was exported"
+        )
+    low, high = policy.action_units.low, policy.action_units.high
+    inside = ((exact > low) & (exact < high)).float().mean().item()  # outside, clipping hides every difference
+    if inside == 0:
+        raise ValueError("every action of the policy lies beyond its limits; train it further, nothing was exported")
+    bundle = load_bundle(draft, threads=torch.get_num_threads())
+    arrays = list(zip(images.numpy(), states.numpy(), instructions, noises.numpy(), strict=True))
+    guided = zip(guides["previous"].numpy(), guides["weights"].numpy(), strict=True)
+    actual = np.stack([bundle(*case) for case in arrays] + [bundle.guided(*a, *b) for a, b in zip(arrays, guided, strict=True)])
+    difference = float((np.abs(actual - torch.cat([exact, drawn]).numpy()) / policy.action_units.scale.numpy()).max())
+    if (recorded := read_recorded(draft)) is not None:
+        difference = float(np.maximum(difference, replay(bundle, recorded)))  # NaN stays NaN
+    if not (math.isfinite(difference) and difference <= tolerance):
+        raise ValueError(
+            f"the exported policy differs from the original by {difference:.1e} in network units, at most {tolerance:.0e} is "
+            f"allowed; nothing was exported"
+        )
+    return {"max_abs_difference": difference, "tolerance": tolerance, "cases": len(images), "share_not_clamped": inside}
