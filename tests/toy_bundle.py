@@ -16,6 +16,7 @@ from worldsim.robot.check import Recorded, write_recorded
 from worldsim.robot.reliability import fit_reference, write_reference
 
 HORIZON, WORDS = 8, 4
+RANGE = {"low": [-1.0, -1.0], "high": [1.0, 1.0], "scale": [1.0, 1.0]}
 
 
 def make_bundle(folder: Path) -> Path:
@@ -37,9 +38,7 @@ def make_bundle(folder: Path) -> Path:
         "format": "onnx",
         "policy": "tests.toy_bundle",
         "inputs": [{"name": name, "shape": shape, "dtype": dtype} for name, (shape, dtype) in shapes.items()],
-        "outputs": [
-            {"name": "actions", "shape": [1, HORIZON, 2], "dtype": "float32", "low": [-1] * 2, "high": [1] * 2, "scale": [1] * 2}
-        ],
+        "outputs": [{"name": "actions", "shape": [1, HORIZON, 2], "dtype": "float32", **RANGE}],
         "spec": None,
         "tokenizer": {"file": TOKENIZER, "length": WORDS, "pad_id": 0, "lowercase": True},
         "camera": "front",

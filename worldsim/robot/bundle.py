@@ -153,7 +153,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} has format version {version}, this worldsim reads {FORMAT_VERSION}; export the policy again")
     if description.pop("sha256_of_this_description", None) != description_sha256(description):
         raise ValueError(f"{path} was altered after the export (its sha256 differs); export the policy again")
-    missing = {"format", "inputs", "outputs", "camera", "fps", "tokenizer", "sha256"} - description.keys()
+    missing = {"format", "inputs", "outputs", "spec", "camera", "fps", "tokenizer", "sha256"} - description.keys()
     if missing or description["format"] not in GRAPHS:
         what = f"lacks {sorted(missing)}" if missing else f"has the unknown format {description['format']!r}"
         raise ValueError(f"{path} {what}; export the policy again")
