@@ -1,8 +1,8 @@
 """Another robot than ours goes through everything: degrees, a gripper in percent, 9 numbers of state, 30 frames a second."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from worldsim.core.types import Episode
 from worldsim.data.lerobot import DatasetWriter
 from worldsim.data.store import FrameStore
 from worldsim.robot.bundle import load_bundle
+from worldsim.robot.drivers import RobotDriver, joined
 from worldsim.worlds.dream import DreamWorld
 
 SIZE, FPS, STEPS, EPISODES = (48, 80), 30, 9, 12
@@ -79,6 +80,21 @@ def test_datasets_are_joined_by_the_names_of_their_channels(data: Path):
     assert torch.equal(ordered.state, alone.state) and torch.equal(ordered.action, alone.action) and ordered.spec == alone.spec
 
 
+class Arm:
+    """A robot in LeRobot's style that lists its joints the other way round."""
+
+    action_features = dict.fromkeys(JOINTS[::-1], float)
+
+    def __init__(self, state: list[float]):
+        self.state, self.sent = state, {}
+
+    def get_observation(self) -> dict[str, Any]:
+        return dict(zip(STATE, self.state, strict=True)) | {"front": np.zeros((*SIZE, 3), np.uint8)}
+
+    def send_action(self, action: dict[str, float]) -> None:
+        self.sent = dict(action)
+
+
 def fit(data: Path, run: str, *settings: str) -> None:
     roots = str(data) if run == "reflector" else f"{data},{data.with_name('unjudged')}"
     common = (f"data.roots=[{roots}]", "data.mirror=null", "data.batch_size=8", f"run_dir={run}", "trainer.accelerator=cpu")
@@ -139,8 +155,6 @@ def test_an_arm_in_degrees_goes_through_the_whole_loop(data: Path, tmp_path: Pat
     assert main(["export", f"policy={tmp_path / 'policy'}", f"data={data}", f"out={tmp_path / 'bundle'}"]) == 0
     bundle = load_bundle(tmp_path / "bundle")
     assert Spec.from_json(bundle.description["spec"], "bundle") == policy.spec and bundle.description["fps"] == FPS
-    json.dumps(bundle.description["outputs"][0]["scale"])
-
     table = FrameStore.read(data, {"front": None})
     rows = table.first.unique()
     chunks = np.stack(
@@ -155,6 +169,14 @@ def test_an_arm_in_degrees_goes_through_the_whole_loop(data: Path, tmp_path: Pat
     spread = table.action.std(dim=0).numpy()
     assert (np.abs(chunks.mean(axis=(0, 1)) - middle) < 1.5 * spread).all(), "in degrees and percent, where the arm was"
     assert np.abs(chunks[..., :6]).max() > 20, "and not in [-1, 1]"
+
+    arm = Arm(table.state[0].tolist())
+    driver = joined(RobotDriver(arm, state_names=STATE[::-1], cameras=["front"], units={"pan.pos": "deg"}), bundle.description)
+    np.testing.assert_allclose(driver.observe().state, table.state[0].numpy())
+    driver.send(chunks[0, 0])
+    assert arm.sent == {name: pytest.approx(value) for name, value in zip(JOINTS, chunks[0, 0].tolist(), strict=True)}
+    with pytest.raises(ValueError, match="action pan.pos is in deg, the robot's in rad"):
+        joined(RobotDriver(arm, state_names=STATE, cameras=["front"], units={"pan.pos": "rad"}), bundle.description)
     capsys.readouterr()
     assert main(["evaluate", f"policy={tmp_path / 'ppo'}", "world=push_block", "world.num_envs=4", "episodes=4", "out=no"]) == 2
     assert "the world has" in capsys.readouterr().err

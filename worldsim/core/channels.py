@@ -205,7 +205,7 @@ def match(wanted: Sequence[Channel], there: Sequence[Channel], *, what: str, who
     differences += [f"{where} has {what} {name} twice" for name in places if names.count(name) > 1]
     differences += [f"{where}'s {what} {name} is nothing that {who} has" for name in places if exact and name not in needed]
     if differences:
-        raise ValueError(f"{'; '.join(differences)}; complete meta/spec.yaml or rename the channels")
+        raise ValueError(f"{'; '.join(differences)}; correct meta/spec.yaml, or names, units and kinds of {where}")
     return tuple(places[channel.name] for channel in wanted)
 
 

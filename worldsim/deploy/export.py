@@ -134,6 +134,10 @@ def export_policy(
             the file differs from the policy by more than `TOLERANCE`. Nothing is left behind then.
     """
     folder = Path(folder)
+    if not isinstance(policy, TokenPolicy):
+        raise ValueError(
+            f"{type(policy).__name__} cannot be exported: it needs `camera` and `encode_tokens` (worldsim/deploy/export.py)"
+        )
     if policy.spec is not None:
         fps = round(policy.spec.fps) if fps is None else fps
         state_names = policy.spec.state_names if state_names is None else state_names
@@ -217,10 +221,6 @@ def _check_arguments(
         raise ValueError(f"format must be one of {', '.join(GRAPHS)}, got {format!r}")
     if precision not in TOLERANCE or (precision == "int8" and format != "onnx"):
         raise ValueError(f"precision must be float32, or int8 with format=onnx, got {precision!r} with format={format}")
-    if not isinstance(policy, TokenPolicy):
-        raise ValueError(
-            f"{type(policy).__name__} cannot be exported: it needs `camera` and `encode_tokens` (worldsim/deploy/export.py)"
-        )
     if policy.camera not in observation.images:
         raise ValueError(f"policy needs camera {policy.camera!r}, the observation has {sorted(observation.images)}")
     if observation.state.ndim != 2 or observation.images[policy.camera].ndim != 4 or not len(observation.state):

@@ -16,19 +16,23 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from worldsim.robot.drivers import Driver, DriverError, RobotObservation
+from worldsim.core.channels import Channel
+from worldsim.core.strict import Node
+from worldsim.robot.drivers import Channels, Driver, DriverError, RobotObservation
 
 HOST = "127.0.0.1"  # and nowhere else: whoever reaches this port moves the robot
 MAX_HEADER, MAX_ARRAYS = 1 << 16, 1 << 26  # bytes
 _LENGTHS = struct.Struct("!II")
 _DTYPES = ("uint8", "float32", "float64")
+_FEATURES, _SAID = ("state_channels", "action_channels"), ("name", "unit", "kind")
 Arrays = Mapping[str, np.ndarray]
 
 
 class ProcessDriver(Driver):
     """A robot that `serve_robot` serves. Every call ends within `timeout_s`; after an error the next call connects again.
 
-    `simulated` is what the robot's own driver says, known after the first observation.
+    `simulated`, `state_channels` and `action_channels` are what the robot's own driver says, known after the first observation. A
+    robot whose channels change later, because another one is served now, is an error: whoever drives it has matched the first ones.
 
     Args:
         address: tcp://127.0.0.1:PORT.
@@ -41,6 +45,7 @@ class ProcessDriver(Driver):
     def __init__(self, address: str, *, timeout_s: float = 0.2):
         self._port, self._timeout_s = _port(address), timeout_s
         self._connection: socket.socket | None = None
+        self._said: dict[str, Any] | None = None
 
     def observe(self) -> RobotObservation:
         header, arrays = self._call("observe", {})
@@ -48,6 +53,7 @@ class ProcessDriver(Driver):
         if state is None or isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
             raise DriverError("the robot's observation lacks its state or time; serve it with worldsim.robot.process.serve_robot")
         self.simulated = header.get("simulated") is True
+        self._hear(header)
         return RobotObservation({name.removeprefix("image."): image for name, image in arrays.items()}, state, float(seconds))
 
     def send(self, action: np.ndarray) -> None:
@@ -63,6 +69,19 @@ class ProcessDriver(Driver):
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    def _hear(self, header: dict[str, Any]) -> None:
+        """Keep what the robot says of its channels the first time."""
+        robot, said = f"the robot at tcp://{HOST}:{self._port}", {feature: header.get(feature) for feature in _FEATURES}
+        if self._said is None:
+            try:
+                entries = Node(robot, "", header).entries(needed=_FEATURES)
+                self.state_channels, self.action_channels = (_channels(entries[feature]) for feature in _FEATURES)
+            except ValueError as error:
+                raise DriverError(str(error)) from error
+            self._said = said
+        if said != self._said:
+            raise DriverError(f"{robot} has other channels than at the first observation; start again")
 
     def _call(self, what: str, arrays: Arrays) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         deadline = time.monotonic() + self._timeout_s
@@ -132,7 +151,8 @@ def _obey(
         if what == "observe":
             obs = driver.observe()
             images = {f"image.{name}": np.asarray(image, np.uint8) for name, image in obs.images.items()}
-            return {"time": obs.time, "simulated": driver.simulated}, {**images, "state": np.asarray(obs.state, np.float32)}
+            said = {"time": obs.time, "simulated": driver.simulated, **{name: _plain(getattr(driver, name)) for name in _FEATURES}}
+            return said, {**images, "state": np.asarray(obs.state, np.float32)}
         if what == "stop":
             driver.stop()
             return {}, {}
@@ -150,6 +170,17 @@ def _obey(
     except (DriverError, OSError) as error:
         return {"error": str(error)}, {}
     return {}, {}
+
+
+def _plain(channels: Channels) -> list[dict[str, str]] | None:
+    return None if channels is None else [{word: getattr(channel, word) for word in _SAID} for channel in channels]
+
+
+def _channels(node: Node) -> Channels:
+    if node.value is None:
+        return None
+    words = ((channel, channel.entries(_SAID, needed=_SAID)) for channel in node.items())
+    return tuple(channel.make(Channel, **{word: value.text() for word, value in said.items()}) for channel, said in words)
 
 
 # Messages: two lengths, a JSON object that names the arrays, and their bytes ------------------------------------------------

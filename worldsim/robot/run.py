@@ -17,7 +17,7 @@ import numpy as np
 from worldsim.robot.autonomy import Autonomy, Verdict
 from worldsim.robot.bundle import Bundle, load_bundle
 from worldsim.robot.chunks import Blending, Execution, Guide, OpenLoop, RealTimeChunking, TemporalEnsembling
-from worldsim.robot.drivers import Driver, DriverError, DryRun, RobotObservation
+from worldsim.robot.drivers import Driver, DriverError, DryRun, RobotObservation, joined
 from worldsim.robot.limits import limits_of, read_limits, require_limits
 from worldsim.robot.loop import ControlLoop, Policy, Report
 from worldsim.robot.process import ProcessDriver
@@ -52,8 +52,8 @@ def run(options: argparse.Namespace) -> Report:
 
     Raises:
         FileNotFoundError: if there is no bundle.
-        ValueError: if the bundle or an option is not possible, a robot that is not simulated has no limits, or may not start from
-            its state.
+        ValueError: if the bundle or an option is not possible, the robot's channels are not the bundle's, a robot that is not
+            simulated has no limits, or may not start from its state.
         DriverError: if the robot does not answer.
     """
     bundle = load_bundle(options.bundle, threads=options.threads)
@@ -70,6 +70,8 @@ def run(options: argparse.Namespace) -> Report:
     driver: Driver = DryRun(robot) if options.dry_run else robot
     recorder = None
     try:
+        driver.observe()  # with it a robot in a process of its own says what its channels are
+        driver = joined(driver, bundle.description)
         first = driver.observe()
         if not driver.simulated:
             require_limits(bundle.description, changes)

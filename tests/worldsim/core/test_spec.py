@@ -117,7 +117,9 @@ def test_channels_are_joined_by_name():
         "the policy's action d is missing in the robot, which has c, a, b, a",
         "the robot has action a twice",
     ]
-    with pytest.raises(ValueError, match=f"^{'; '.join(differences)}; complete meta/spec.yaml or rename the channels$"):
+    with pytest.raises(
+        ValueError, match=f"^{'; '.join(differences)}; correct meta/spec.yaml, or names, units and kinds of the robot$"
+    ):
         match(odd, (*there, there[1]), **words, exact=False)
 
 

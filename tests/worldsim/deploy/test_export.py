@@ -16,6 +16,7 @@ from worldsim.core import checkpoint
 from worldsim.core.flow import sample_guided, sample_ode
 from worldsim.core.types import Observation
 from worldsim.deploy import export as export_module
+from worldsim.deploy import parity
 from worldsim.deploy.export import export_policy, load_bundle
 from worldsim.nn.text import tokenize
 from worldsim.robot import check
@@ -214,7 +215,7 @@ def test_the_card_says_what_was_measured_and_for_whom(policy, tmp_path):
 
 
 def test_recorded_observations_take_part_in_the_comparison(policy, tmp_path, monkeypatch):
-    monkeypatch.setattr(export_module, "replay", lambda bundle, recorded: 2e-4)
+    monkeypatch.setattr(parity, "replay", lambda bundle, recorded: 2e-4)
     with pytest.raises(ValueError, match="differs from the original by 2.0e-04"):
         export_policy(policy, tmp_path / "bundle", format="torch", observation=make_observation(), recorded=recorded_observation())
     assert not (tmp_path / "bundle").exists()

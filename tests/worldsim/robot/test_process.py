@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_robot import ToyRobot, robot_process
 
-from worldsim.robot.drivers import DriverError, RobotObservation
+from worldsim.core.spec import Channel, Spec
+from worldsim.robot.drivers import DriverError, RobotObservation, joined
 from worldsim.robot.process import MAX_ARRAYS, MAX_HEADER, ProcessDriver, _read, _write, serve_robot
 
 pytestmark = pytest.mark.alone
@@ -77,6 +78,27 @@ def test_whether_it_is_simulated_is_what_the_robots_own_driver_says():
         driver.observe()
         assert driver.simulated is simulated
     driver.close()
+
+
+def test_channels_cross_and_every_joint_gets_its_own_number():
+    served = Served()
+    x, y, dx, dy = Channel("x", "m"), Channel("y", "mm"), Channel("dx", "m/s", "velocity"), Channel("dy", kind="delta")
+    served.robot.state_channels, served.robot.action_channels = (y, x), (dy, dx)  # and the toy's x is called y
+    driver = ProcessDriver(served.address)
+    assert driver.state_channels is None is driver.action_channels
+    driver.observe()
+    assert driver.state_channels == (y, x) and driver.action_channels == (dy, dx)
+    policys = joined(driver, {"spec": Spec({}, 10, "toy", (x, y), (dx, dy)).to_json()})
+    assert policys.observe().state.tolist() == np.array([0, 0.1], np.float32).tolist()
+    policys.send(np.array([0.25, 0.5]))
+    assert served.robot.sent[-1].tolist() == [0.5, 0.25]
+    for changed in ((dx, dy), None):
+        served.robot.action_channels = changed
+        with pytest.raises(DriverError, match="^the robot at tcp.* has other channels than at the first observation; start again$"):
+            policys.observe()
+    served.robot.action_channels = dy, dx
+    policys.observe()
+    policys.close()
 
 
 def test_a_robot_holds_by_itself_when_nobody_speaks_and_when_the_other_side_is_gone():
@@ -223,6 +245,28 @@ def test_a_robot_that_lies_about_its_observation_is_an_error():
         for _ in range(2):
             with pytest.raises(DriverError, match="lacks its state or time"):
                 driver.observe()
+
+
+@pytest.mark.parametrize(
+    ("channels", "message"),
+    [
+        ({}, "state_channels is missing"),
+        ({"state_channels": None, "action_channels": "xy"}, "action_channels is 'xy', expected a list"),
+        ({"state_channels": [["x", "m"]], "action_channels": None}, r"state_channels\[0\] is .*, expected a mapping"),
+        ({"state_channels": [{"name": "x", "unit": "m"}], "action_channels": None}, r"state_channels\[0\].kind is missing"),
+        ({"state_channels": [{"name": "x", "unit": 1, "kind": "angle"}], "action_channels": None}, "unit is 1, expected text"),
+        ({"state_channels": [{"name": "x", "unit": "m", "kind": "odd"}], "action_channels": None}, "kind of channel x is 'odd'"),
+    ],
+)
+def test_channels_that_cannot_be_are_one_line(channels, message):
+    ours, theirs = socket.socketpair()
+    driver = ProcessDriver("tcp://127.0.0.1:9")
+    driver._connection = ours
+    with ours, theirs:
+        _write(theirs, {"time": 1.0, **channels}, {"state": np.zeros(2, np.float32)}, time.monotonic() + 1)
+        with pytest.raises(DriverError, match=f"^the robot at tcp://127.0.0.1:9: .*{message}") as error:
+            driver.observe()
+    assert "\n" not in str(error.value) and driver.state_channels is None
 
 
 def test_a_killed_and_a_stalled_robot_are_noticed_within_300_ms(tmp_path):

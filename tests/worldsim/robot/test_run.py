@@ -4,14 +4,18 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from toy_robot import LIMITS, ROOT, make_limits
+from toy_robot import LIMITS, ROOT, ToyRobot, make_limits
 
+from worldsim.core.spec import Channel, Spec
 from worldsim.robot.bundle import DESCRIPTION, load_bundle
-from worldsim.robot.drivers import RobotObservation
+from worldsim.robot.drivers import RobotDriver, RobotObservation
 from worldsim.robot.limits import require_limits
+from worldsim.robot.process import serve_robot
 from worldsim.robot.run import bundle_policy, main
 
 pytestmark = pytest.mark.alone
@@ -142,6 +146,52 @@ def test_a_simulated_robot_needs_no_limits(unlimited, robot):
     robot.fail("simulated")
     assert main(arguments(unlimited, robot)) == 0
     assert "send" in [what for _, what in robot.notes()]
+
+
+class Turned:
+    """The toy robot in LeRobot's style. It lists y before x, and feels its temperature in between."""
+
+    action_features = {"dy": float, "dx": float}
+
+    def __init__(self):
+        self.toy, self.told = ToyRobot(), []
+
+    def get_observation(self):
+        observation = self.toy.observe()
+        x, y = observation.state
+        return {"y": y, "temperature": 40.0, "x": x, **observation.images}
+
+    def send_action(self, action):
+        self.told.append(action)
+        self.toy.send(np.array([action["dx"], action["dy"]]))
+
+
+@pytest.mark.parametrize("unit", ["metres", "mm"])
+def test_a_robot_that_lists_its_joints_in_another_order(toy_bundle, tmp_path, capsys, unit):
+    from toy_bundle import sign
+
+    folder, turned, found = shutil.copytree(toy_bundle, tmp_path / "named"), Turned(), threading.Event()
+    spec = Spec({}, 20, "toy", (Channel("x", "m"), Channel("y", "m")), (Channel("dx"), Channel("dy")))
+    sign(folder, {**json.loads((folder / DESCRIPTION).read_text()), "spec": spec.to_json()})
+    served = RobotDriver(turned, state_names=["y", "temperature", "x"], cameras=["front"], units={"x": unit})
+    robot = SimpleNamespace(address="")
+
+    def listening(port: int) -> None:
+        robot.address = f"tcp://127.0.0.1:{port}"
+        found.set()
+
+    threading.Thread(target=serve_robot, args=(served,), kwargs={"listening": listening}, daemon=True).start()
+    assert found.wait(5)
+    if unit == "mm":
+        assert main(arguments(folder, robot)) == 2
+        out, error = capsys.readouterr()
+        assert out == "" and error.startswith("error: the policy's state x is in m, the robot's in mm") and error.count("\n") == 1
+        assert turned.told == []
+        return
+    assert main(arguments(folder, robot, "--log", str(tmp_path / "log"))) == 0
+    first = turned.told[0]  # at x = 0.1 and y = 0 the policy's dx is -0.05 and its dy is 1, of which max_delta leaves 0.5
+    assert first["dx"] == pytest.approx(-0.05, abs=0.04) and first["dy"] == pytest.approx(0.5)
+    assert np.fromfile(tmp_path / "log" / "state.f32", "<f4")[:2].tolist() == pytest.approx([0.1, 0])
 
 
 def test_what_cannot_start_says_why_in_one_line(toy_bundle, mortal_robot, tmp_path, capsys):
