@@ -155,6 +155,7 @@ def test_an_arm_in_degrees_goes_through_the_whole_loop(data: Path, tmp_path: Pat
     assert main(["export", f"policy={tmp_path / 'policy'}", f"data={data}", f"out={tmp_path / 'bundle'}"]) == 0
     bundle = load_bundle(tmp_path / "bundle")
     assert Spec.from_json(bundle.description["spec"], "bundle") == policy.spec and bundle.description["fps"] == FPS
+    assert bundle.description["limits"] == {"measured": list(range(7))}, "of positions where it is stands still, and not 0"
     table = FrameStore.read(data, {"front": None})
     rows = table.first.unique()
     chunks = np.stack(

@@ -49,7 +49,7 @@ class DiffusionVLA(FlowVLA):
         self, features: Tensor, actions: Float[Tensor, "b ah ad"], mask: Bool[Tensor, "b ah 1"], generator: torch.Generator
     ) -> Float[Tensor, ""]:
         """E |v_theta(x_n, n) - v|^2 over uniform noise levels n, with diffusers' `add_noise` and `get_velocity`."""
-        actions = self.action_units.network(actions)
+        actions = torch.where(mask, self.action_units.network(actions), 0.0)
         level = torch.randint(len(self.flow_times), (len(actions),), generator=generator, device=actions.device)
         noise = torch.randn(actions.shape, generator=generator, device=actions.device)
         noisy, target = self.scheduler.add_noise(actions, noise, level), self.scheduler.get_velocity(actions, noise, level)

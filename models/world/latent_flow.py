@@ -231,7 +231,8 @@ class LatentFlowWorldModel(WorldModel):
             known = torch.arange(horizon, device=latents.device) < length[:, None]
             weight = (batch["valid"][:, span] & known).float()
             clean = rearrange(latents[:, future], "b t c y x -> b (t c) y x")
-            condition = self._condition(state, batch["action"][:, span], known)
+            actions = torch.where(batch["valid"][:, span, None], batch["action"][:, span], self.action_units.shift)
+            condition = self._condition(state, actions, known)
             noise = torch.randn(clean.shape, generator=generator, device=clean.device)
             predicted = self._clean(interpolate(clean, noise, t), t, state, condition).float()
             error = rearrange((predicted - clean).square(), "b (t c) y x -> b t (c y x)", t=horizon).mean(-1)

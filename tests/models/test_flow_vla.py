@@ -4,6 +4,7 @@ import pytest
 import torch
 from toy_spec import toy_spec
 
+from models.policies.diffusion_vla import DiffusionVLA
 from models.policies.flow_vla import FlowVLA
 from worldsim.core.flow import matching_loss, sample_ode
 from worldsim.core.types import Observation
@@ -99,3 +100,18 @@ def test_learns_one_batch_by_heart():
         features = policy.encode(obs)
         chunk = sample_ode(lambda x, t: policy.velocity(features, x, t), torch.randn(8, 4, 2, generator=g), num_steps=8)
     assert (chunk - target).abs().mean() < 0.15, (chunk - target).abs().mean()
+
+
+@pytest.mark.parametrize("kind", [FlowVLA, DiffusionVLA])
+def test_what_stands_beyond_the_end_is_not_learned_from(kind: type[FlowVLA]):
+    """Whatever the padding is, in units whose 0 is far away: the network sees the middle of each channel there."""
+    torch.manual_seed(0)
+    policy = kind(action_dim=2, width=16, channels=8, blocks=1)
+    policy.action_units.shift.fill_(90)
+    features = torch.randn(3, policy.feature_dim)
+    actions, mask = 90 + torch.randn(3, 4, 2), torch.tensor([4, 2, 1])[:, None, None] > torch.arange(4)[None, :, None]
+    losses = [
+        policy.cloning_loss(features, torch.where(mask, actions, padding), mask, torch.Generator().manual_seed(1)).item()
+        for padding in (0.0, 1000.0)
+    ]
+    assert losses[0] == losses[1]

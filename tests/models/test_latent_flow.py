@@ -198,3 +198,15 @@ def test_learns_a_square_that_moves_by_the_action():
         optimizer.step()
     assert set(logs) == {"image_loss", "state_loss"}
     assert error() < 0.7 * before, f"{before:.3f} -> {error():.3f}"
+
+
+def test_actions_beyond_the_end_do_not_matter():
+    torch.manual_seed(0)
+    model = LatentFlowWorldModel(state_dim=2, latent_channels=6, channels=(8, 8), layers=(1, 1), unroll=1)
+    batch = moving_squares(4, 4, torch.Generator().manual_seed(1))
+    model.fit_statistics(batch["frames"].flatten(0, 1), toy_spec(batch["state"].flatten(0, 1)))
+    torch.nn.init.normal_(model.net.last.weight)
+    batch["valid"][:, 2:] = False
+    first = model.loss(batch, torch.Generator().manual_seed(2))[0]
+    batch["action"][:, 2:] = 1000
+    assert torch.equal(model.loss(batch, torch.Generator().manual_seed(2))[0], first)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from worldsim.core.interfaces import Policy, Reflector, WorldModel
 from worldsim.core.seeds import GUARDING, check_guarding
+from worldsim.core.sizes import check_names
 from worldsim.core.world import World
 from worldsim.data.store import FrameStore
 from worldsim.measure.evaluate import evaluate, imagine_outcomes
@@ -108,7 +109,10 @@ class SecondReflector(HeldOut):
         if second_reflector is reflector:
             raise ValueError("second_reflector must differ from reflector, got the same one; train another one with another seed")
         super().__init__(world_model, [reflector, second_reflector], seed)
-        starts = Starts.first_frames(FrameStore.read(data, {self.world_model.camera: None}), self.world_model.context)
+        table = FrameStore.read(data, {self.world_model.camera: None})
+        if self.world_model.spec is not None:
+            table = table.ordered(self.world_model.spec, "the world model")
+        starts = Starts.first_frames(table, self.world_model.context)
         if not 1 <= episodes <= len(starts):
             raise ValueError(f"episodes must be in [1, {len(starts)}], the number in {data}, got {episodes}")
         self.starts = starts[torch.randperm(len(starts), generator=torch.Generator().manual_seed(seed))[:episodes]]
@@ -150,6 +154,7 @@ class PhysicsCheck(HeldOut):
         self.episodes, self.budget, self.num_envs = episodes, budget, world.num_envs
 
     def measure(self, policy: Policy) -> Verdict | None:
+        check_names(policy, self.world.spec)
         limit, before = self.world.max_episode_steps, self.world.physics_steps
         longest = math.ceil(limit / policy.action_horizon) * policy.action_horizon  # environments go on until the last one ends
         most = math.ceil(self.episodes / self.num_envs) * self.num_envs * longest

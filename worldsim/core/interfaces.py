@@ -167,7 +167,7 @@ class Policy(Configured, ABC):
     ) -> Float[Tensor, ""]:
         """What behaviour cloning minimises: flow matching of recorded chunks in native units, counted where `mask` is True;
         `generator`, on the device of the actions, draws times and noise."""
-        actions = self.action_units.network(actions)
+        actions = torch.where(mask, self.action_units.network(actions), 0.0)
         t = torch.rand(len(actions), generator=generator, device=actions.device).clamp(min=1e-3)
         noise = torch.randn(actions.shape, generator=generator, device=actions.device)
         return matching_loss(lambda x, t: self.velocity(features, x, t), actions, noise=noise, t=t, mask=mask)

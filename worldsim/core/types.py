@@ -90,7 +90,7 @@ class Observation(TensorBatch):
 
     Attributes:
         images: RGB by camera name; uint8 0..255, or float 0..1 inside a differentiable dream.
-        state: proprioception in SI units (m, m/s, rad), in the order of the robot's `state_names`.
+        state: proprioception in native units, in the order of the `Spec`'s state channels.
         instruction: one natural-language sentence per environment.
     """
 
@@ -134,7 +134,7 @@ class Episode:
     Attributes:
         images: RGB uint8 by camera, [t+1, h, w, 3].
         state: proprioception, [t+1, s].
-        action: normalised actions in [-1, 1], [t, ad].
+        action: actions in native units, [t, ad].
         reward: reward of each action, [t].
         success: ground truth of every frame, 1 or 0, [t+1]; NaN where nobody judged it, so ask `== 1`.
         progress: task progress of every frame in [0, 1], [t+1]; NaN where nobody judged it.

@@ -254,7 +254,8 @@ class World(VectorEnv, ABC):
     def clipped(self, actions: Float[Tensor, "*b ad"]) -> Float[Tensor, "*b ad"]:
         """The actions that this world executes when it is asked for these."""
         space = self.single_action_space
-        return actions.clamp(*(torch.as_tensor(bound, device=actions.device) for bound in (space.low, space.high)))
+        low, high = (torch.as_tensor(bound, dtype=actions.dtype, device=actions.device) for bound in (space.low, space.high))
+        return actions.clamp(low, high)
 
 
 class Branchable(ABC):

@@ -25,6 +25,7 @@ from torch._decomp import core_aten_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from worldsim.core.interfaces import Policy
+from worldsim.core.spec import Spec
 from worldsim.core.types import Observation
 from worldsim.deploy.model_card import model_card
 from worldsim.deploy.parity import TOLERANCE, compare, guide, random_cases, random_guides, sample, uint8
@@ -123,7 +124,8 @@ def export_policy(
         recorded: 8 to 32 real observations [b, ...] that the bundle keeps with noise and the policy's actions, so that
             `python -m worldsim.robot.check` can compare on the robot.
         reference: what training looked like, from `worldsim.robot.reliability.fit_reference`, for adaptive autonomy.
-        limits: of the robot, entries of `worldsim.robot.limits.Limits` as JSON values.
+        limits: of the robot, entries of `worldsim.robot.limits.Limits` as JSON values. `measured` is known of a policy whose
+            actions are positions that its state has under the same names.
         evaluation: of this policy, in physics: rate, ci95, episodes, seed, world; n_action_steps if chunks were executed in part.
 
     Returns:
@@ -190,7 +192,7 @@ def export_policy(
             "state_names": None if state_names is None else list(state_names),
             "action_names": None if action_names is None else list(action_names),
             "num_steps": policy.num_steps,
-            "limits": None if limits is None else dict(limits),
+            "limits": {**_measured(policy.spec), **(limits or {})} or None,
             "evaluation": None if evaluation is None else dict(evaluation),
             "versions": {"worldsim": _worldsim_version(), "torch": torch.__version__},
             "sha256": {name: sha256(draft / name) for name in files},
@@ -308,7 +310,18 @@ def _range(policy: Policy) -> dict[str, list[float]]:
     if seen is not None:
         low = [limit if math.isfinite(limit) else least for limit, least in zip(low, seen.min, strict=True)]
         high = [limit if math.isfinite(limit) else most for limit, most in zip(high, seen.max, strict=True)]
+    high = [most if most > least else least + scale for least, most, scale in zip(low, high, units.scale.tolist(), strict=True)]
     return {"low": low, "high": high, "scale": units.scale.tolist()}
+
+
+def _measured(spec: Spec | None) -> dict[str, list[int]]:
+    """For a robot that is told positions, the numbers of the state that measure them: where it is, and not 0, stands still."""
+    if spec is None:
+        return {}
+    known = [channel.name in spec.state_names and channel.kind in ("absolute", "angle") for channel in spec.action]
+    if not all(known):
+        return {}
+    return {"measured": [spec.state_names.index(name) for name in spec.action_names]}
 
 
 def _entry(name: str, tensor: Tensor) -> dict[str, Any]:

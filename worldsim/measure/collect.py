@@ -49,7 +49,7 @@ class ExpertActor(Actor):
     """The world's scripted expert with white noise on its actions: clean demonstrations.
 
     Args:
-        noise: standard deviation of the noise, in halves of the range of each action.
+        noise: standard deviation of the noise, in halves of the range of each action, or in its unit where it has no limits.
     """
 
     source = "expert"
@@ -60,7 +60,8 @@ class ExpertActor(Actor):
     def act(self, world: Any, obs: Observation, noise: Noise) -> Tensor:
         action = world.require(Scripted, "actor=expert", "record with actor=policy actor.folder=FOLDER").expert()
         space = world.single_action_space
-        half = torch.as_tensor((space.high - space.low) / 2, device=action.device)
+        half = torch.as_tensor((space.high - space.low) / 2, dtype=action.dtype, device=action.device)
+        half = torch.where(half.isfinite(), half, 1.0)
         return world.clipped(action + self.noise * half * noise.normal("expert", action.shape[1]))[:, None]
 
 

@@ -20,7 +20,7 @@ class Request:
 
     Attributes:
         image: RGB uint8 [h, w, 3].
-        state: proprioception in SI units, float32 [s].
+        state: proprioception in native units, float32 [s].
         prompt: the instruction.
         noise: standard normal, float32 [ah, ad]; None where the client leaves it to the server.
     """

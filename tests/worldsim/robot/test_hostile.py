@@ -205,7 +205,7 @@ def attack(number: int, seed: int, folder: Path) -> None:
                 gc.collect()
                 threads, memory = threading.active_count(), process.memory_info().rss
             kind = KINDS[i % len(KINDS)]
-            client = socket.create_connection(("127.0.0.1", server.port), timeout=5)
+            client = socket.create_connection(("127.0.0.1", server.port), timeout=20)
             try:
                 stream = client.makefile("rb") if kind is http else connected(client)
                 client.sendall(kind(chance, trap))
