@@ -104,10 +104,15 @@ class InMemory:
 
 
 def speed(roots: list[str], rounds: int) -> None:
-    """Batches per second of each data module, the two ways taking turns, and how long a first and a second stage take to open."""
-    began = time.monotonic()
-    FrameStore.read(roots, {"front": None})
-    print(f"opened in {time.monotonic() - began:.1f} s")
+    """Memory of a store and of the same frames as a tensor, and batches per second of each data module, the two taking turns."""
+    before, began = anonymous(), time.monotonic()
+    store = FrameStore.read(roots, {"front": None})
+    opened, alone = time.monotonic() - began, anonymous()
+    whole = store.frames[:]
+    sizes = [f"{amount / 1e6:.0f} MB" for amount in (before, alone - before, anonymous() - alone)]
+    print(f"{len(store.instruction)} episodes, {len(whole)} frames of {whole.shape[1]}x{whole.shape[2]}, opened in {opened:.1f} s")
+    print(f"anonymous memory: Python and torch {sizes[0]}, the store {sizes[1]}, its frames as a tensor {sizes[2]}")
+    del whole
     mirror = Mirror(state=(-1, 1, -1, 1), action=(-1, 1))
     modules: dict[str, TableData] = {
         "world model": WorldModelData(roots, mirror=mirror),

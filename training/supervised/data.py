@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from training.supervised.batches import Batch, BatchStream
+from worldsim.core.checkpoint import Configured
 from worldsim.core.interfaces import WorldModel
 from worldsim.core.sizes import check_names, check_sizes
 from worldsim.core.types import Observation
@@ -113,9 +114,10 @@ class TableData(StreamData):
     def _as_learned(self, table: FrameStore) -> FrameStore:
         """The table in the order of channels that models of the module have learned, which must be one."""
         learner: Any = torch.nn.Module() if self.trainer is None else self.trainer.lightning_module
-        known = next((part for part in learner.modules() if getattr(part, "spec", None) is not None), None)
-        if known is not None:
-            table = table.ordered(known.spec, f"the {type(known).__name__}")
+        known = ((part.spec, type(part).__name__) for part in learner.modules() if isinstance(part, Configured))
+        spec, name = next((found for found in known if found[0] is not None), (None, ""))
+        if spec is not None:
+            table = table.ordered(spec, f"the {name}")
             check_names(learner, table.spec, "the data")
         return table
 

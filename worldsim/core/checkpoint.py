@@ -153,7 +153,7 @@ def load(folder: str | Path, expected: type[M] | tuple[type[M], ...]) -> M:
     with torch.random.fork_rng(devices=[]):  # constructors draw weights, of which none stays
         model = _build(part)
     _fill(model, files)
-    model.spec = _spec(folder)
+    model.spec = _spec(folder, model)
     return model.eval()
 
 
@@ -267,8 +267,18 @@ def _odd_type(value: Any) -> str | None:
     return None if isinstance(value, PLAIN) else type(value).__name__
 
 
-def _spec(folder: Path) -> Spec | None:
-    return Spec.read(folder) if (folder / SPEC).is_file() else None
+def _spec(folder: Path, model: Configured) -> Spec | None:
+    """What a folder says of the numbers of its model, if it does; ValueError if that is of another number of them."""
+    if not (folder / SPEC).is_file():
+        return None
+    spec = Spec.read(folder)
+    for feature in ("state", "action"):
+        units, channels = getattr(model, f"{feature}_units", None), getattr(spec, feature)
+        if units is not None and len(units.scale) != len(channels):
+            raise ValueError(
+                f"{folder / SPEC} has {len(channels)} channels of {feature}, the weights have {len(units.scale)}; export it again"
+            )
+    return spec
 
 
 def load_weights(model: Configured, folder: str | Path) -> None:
@@ -281,7 +291,7 @@ def load_weights(model: Configured, folder: str | Path) -> None:
     files = _weights_files(Path(folder), _read(Path(folder)).get(BASE))
     _check_weights(model, files)
     _fill(model, files)
-    model.spec = _spec(Path(folder))
+    model.spec = _spec(Path(folder), model)
 
 
 def _weights_files(folder: Path, base: Any) -> list[Path]:

@@ -69,7 +69,7 @@ class WorldModel(Configured, ABC):
 
     @abstractmethod
     def loss(self, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Training loss and named scalars to log, for a batch of `WindowDataset`."""
+        """Training loss and named scalars to log, for a batch of `FrameStore.window`s."""
 
 
 class Reflector(Configured, ABC):

@@ -16,7 +16,7 @@ from worldsim.core.flow import sample_guided
 from worldsim.core.interfaces import Policy
 from worldsim.core.types import Observation
 from worldsim.robot.bundle import load_bundle
-from worldsim.robot.check import read_recorded, replay
+from worldsim.robot.check import largest_difference, read_recorded, replay
 
 # Of actions in network units. Float32 kernels of two runtimes differ by about 1e-6. In 8 bits single actions differ by a tenth;
 # what that costs in success is measured (docs/robot.md).
@@ -94,7 +94,7 @@ def compare(
     arrays = list(zip(images.numpy(), states.numpy(), instructions, noises.numpy(), strict=True))
     guided = zip(guides["previous"].numpy(), guides["weights"].numpy(), strict=True)
     actual = np.stack([bundle(*case) for case in arrays] + [bundle.guided(*a, *b) for a, b in zip(arrays, guided, strict=True)])
-    difference = float((np.abs(actual - torch.cat([exact, drawn]).numpy()) / policy.action_units.scale.numpy()).max())
+    difference = largest_difference(actual, torch.cat([exact, drawn]).numpy(), policy.action_units.scale.numpy())
     if (recorded := read_recorded(draft)) is not None:
         difference = float(np.maximum(difference, replay(bundle, recorded)))  # NaN stays NaN
     if not (math.isfinite(difference) and difference <= tolerance):

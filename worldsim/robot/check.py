@@ -69,8 +69,22 @@ def read_recorded(folder: Path) -> Recorded | None:
 def replay(bundle: Bundle, recorded: Recorded) -> float:
     """Largest difference between the bundle's actions and the recorded ones, in network units; NaN if one of them is."""
     cases = zip(recorded.images, recorded.states, recorded.instructions, recorded.noises, strict=True)
-    difference = np.abs(np.stack([bundle(*case) for case in cases]) - recorded.actions)
-    return float((difference / np.array(bundle.description["outputs"][0]["scale"])).max())
+    actual, scale = np.stack([bundle(*case) for case in cases]), bundle.description["outputs"][0]["scale"]
+    return largest_difference(actual, recorded.actions, np.array(scale))
+
+
+def largest_difference(actual: np.ndarray, expected: np.ndarray, scale: np.ndarray) -> float:
+    """Between actions in native units, float32 [..., ad], in network units; NaN if one of them is.
+
+    Two units in the last place are no difference: of an angle of 90 degrees that moves by a hundredth they alone would be too much.
+
+    Args:
+        actual: actions of the bundle.
+        expected: those of the policy.
+        scale: native units of one of the network's, [ad].
+    """
+    beyond = np.abs(actual - expected) - 2 * np.spacing(np.abs(expected))
+    return float((np.maximum(beyond, 0) / scale).max())
 
 
 def latency_ms(bundle: Bundle, image: np.ndarray, state: np.ndarray, instruction: str, seconds: float) -> dict[str, float]:

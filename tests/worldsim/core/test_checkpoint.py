@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 import socket
 import sys
 from pathlib import Path
@@ -368,3 +369,19 @@ def test_a_library_that_is_missing_is_named_and_not_the_model(tmp_path, monkeypa
     (tmp_path / DESCRIPTION).write_text("_target_: models.renderers.splats.Splats\nnumber: 3\n")
     with pytest.raises(ModuleNotFoundError, match="gsplat"):
         load(tmp_path, Renderer)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "spec.json has 3 channels of state, the weights have 4; export it again"),
+        ("{", "spec.json is not valid JSON"),
+        ("[]", "spec.json"),
+    ],
+)
+def test_a_spec_that_is_not_the_models_is_one_line(tmp_path: Path, text: str | None, words: str) -> None:
+    save(policy(), tmp_path)
+    toy_spec(torch.randn(9, 3)).write(tmp_path) if text is None else (tmp_path / SPEC).write_text(text)
+    with pytest.raises(ValueError, match=re.escape(words)) as error:
+        load(tmp_path, FlowVLA)
+    assert "\n" not in str(error.value)

@@ -396,9 +396,7 @@ def test_a_policy_without_tokens_is_refused(tmp_path):
 def test_no_bundle_and_unknown_version(tmp_path):
     with pytest.raises(FileNotFoundError, match="no robot bundle"):
         load_bundle(tmp_path)
-    (tmp_path / "bundle.json").write_text('{"format_version": 99}')
-    with pytest.raises(ValueError, match="format version 99"):
-        load_bundle(tmp_path)
-    (tmp_path / "bundle.json").write_text("{")
-    with pytest.raises(ValueError, match="damaged"):
-        load_bundle(tmp_path)
+    for text, words in (('{"format_version": 99}', "format version 99"), ("{", "damaged")):
+        (tmp_path / "bundle.json").write_text(text)
+        with pytest.raises(ValueError, match=words):
+            load_bundle(tmp_path)

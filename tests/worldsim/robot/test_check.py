@@ -12,7 +12,7 @@ from toy_bundle import sign
 from toy_robot import ROOT
 
 from worldsim.robot.bundle import description_sha256, load_bundle, sha256
-from worldsim.robot.check import latency_ms, main, read_recorded, replay
+from worldsim.robot.check import largest_difference, latency_ms, main, read_recorded, replay
 from worldsim.robot.reliability import read_reference
 
 FILES = ("bundle.json", "policy.onnx", "guided.onnx", "tokenizer.json", "reliability.npy", "reliability.json")
@@ -161,3 +161,12 @@ def test_parts_in_process(toy_bundle):
     assert replay(loaded, recorded) <= 1e-6
     assert latency_ms(loaded, recorded.images[0], recorded.states[0], "go", 0)["decisions"] == 1
     assert read_reference(toy_bundle).rows.shape[1] == 50
+
+
+def test_rounding_is_no_difference_and_more_is():
+    """A unit in the last place of 90 is 7.6e-6: four of them on a channel of scale 0.04 are two too many, 3.8e-4."""
+    expected, scale = np.full((1, 2), 90, np.float32), np.array([0.04, 10])
+    step = np.spacing(np.float32(90))
+    assert largest_difference(expected + 2 * step, expected, scale) == 0
+    assert largest_difference(expected + 4 * step, expected, scale) == pytest.approx(2 * step / 0.04)
+    assert np.isnan(largest_difference(expected * np.float32(np.nan), expected, scale))
