@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from models.policies.flow_vla import FlowVLA
 from models.world.latent_flow import LatentFlowWorldModel
+from training.supervised.augmentation import Augmentation
 from training.supervised.data import DemonstrationData, ReflectorData, TableData, WorldModelData
 from worldsim.core.spec import Channel, Spec
 from worldsim.data.frame_cache import FrameFile
@@ -113,11 +115,11 @@ def speed(roots: list[str], rounds: int) -> None:
     print(f"{len(store.instruction)} episodes, {len(whole)} frames of {whole.shape[1]}x{whole.shape[2]}, opened in {opened:.1f} s")
     print(f"anonymous memory: Python and torch {sizes[0]}, the store {sizes[1]}, its frames as a tensor {sizes[2]}")
     del whole
-    mirror = Mirror(state=(-1, 1, -1, 1), action=(-1, 1))
+    settings: Any = {"augmentation": Augmentation(Mirror(state=(-1, 1, -1, 1), action=(-1, 1)))}
     modules: dict[str, TableData] = {
-        "world model": WorldModelData(roots, mirror=mirror),
-        "reflector": ReflectorData(roots, mirror=mirror),
-        "policy": DemonstrationData(roots, mirror=mirror),
+        "world model": WorldModelData(roots, **settings),
+        "reflector": ReflectorData(roots, **settings),
+        "policy": DemonstrationData(roots, **settings),
     }
     learner = torch.nn.Module()
     learner.world_model, learner.policy = LatentFlowWorldModel(), FlowVLA()  # whose windows and chunks are drawn

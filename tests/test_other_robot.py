@@ -97,16 +97,16 @@ class Arm:
 
 def fit(data: Path, run: str, *settings: str) -> None:
     roots = str(data) if run == "reflector" else f"{data},{data.with_name('unjudged')}"
-    common = (f"data.roots=[{roots}]", "data.mirror=null", "data.batch_size=8", f"run_dir={run}", "trainer.accelerator=cpu")
+    common = (f"data.roots=[{roots}]", "data.batch_size=8", f"run_dir={run}", "trainer.accelerator=cpu")
     assert main(["fit", *settings, *common, "logger=[]"]) == 0, run
 
 
 def test_an_arm_in_degrees_goes_through_the_whole_loop(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.chdir(tmp_path)
-    sizes, image = ("state_dim=9", "action_dim=7"), "image=[48,80]"
+    image = "image=[48,80]"
     model = [
         f"++model.world_model.{s}"
-        for s in (*sizes, image, "channels=[8,8]", "layers=[1,1]", "latent_channels=4", "unroll=1", "action_horizon=8")
+        for s in (image, "channels=[8,8]", "layers=[1,1]", "latent_channels=4", "unroll=1", "action_horizon=8")
     ]
     fit(data, "world_model", "experiment=world_model", "trainer.max_steps=3", "trainer.val_check_interval=3", *model)
     judge = [f"++model.reflector.{s}" for s in (image, "features=16", "channels=8", "blocks=1")]
@@ -117,12 +117,9 @@ def test_an_arm_in_degrees_goes_through_the_whole_loop(data: Path, tmp_path: Pat
         "trainer.max_steps=3",
         "trainer.val_check_interval=3",
         *judge,
-        "data.paraphrases=null",
     )
-    small = [
-        f"++model.policy.{s}" for s in (*sizes, image, "width=64", "channels=8", "blocks=1", "action_horizon=8", "state_used=null")
-    ]
-    shifts = ("data.max_shift=0", "data.paraphrases=null", "model.lr=3e-3")
+    small = [f"++model.policy.{s}" for s in (image, "width=64", "channels=8", "blocks=1", "action_horizon=8")]
+    shifts = ("model.lr=3e-3",)
     fit(data, "policy", "experiment=policy", "trainer.max_steps=60", *small, *shifts)
 
     policy, world_model = checkpoint.load("policy", Policy), checkpoint.load("world_model", WorldModel)

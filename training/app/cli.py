@@ -17,11 +17,26 @@ from typing import Any, NamedTuple
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from worldsim.core.installation import EXTRAS, add, shipped
+from worldsim.data.dataset_spec import read_spec
 
 CONFIG_DIR = shipped("configs")
+
+
+def of_data(size: str, roots: Sequence[str]) -> int:
+    """``${of_data:state_dim,${data.roots}}``: what a model must be built for to learn from datasets, which the first one says.
+
+    Raises:
+        ValueError, FileNotFoundError: as `read_spec`.
+    """
+    if not roots:
+        raise ValueError("data.roots is empty; name a dataset to learn from")
+    return read_spec(Path(roots[0])).sizes[size]
+
+
+OmegaConf.register_new_resolver("of_data", of_data, replace=True)
 
 USER_ERRORS = (
     ValueError,
@@ -148,11 +163,14 @@ def _run(args: list[str]) -> None:
     overrides, search_dir = _split(verb, rest)
     optional = {f"{group}=null" for group, choice in _groups(_load(verb)) if choice is None}
     overrides = [override for override in overrides if override not in optional]  # which Hydra refuses, although it is the default
-    config = OmegaConf.to_container(compose_config(verb, overrides, search_dir), resolve=True, throw_on_missing=True)
-    assert isinstance(config, dict)
-    for key in PATHS & config.keys():
-        if isinstance(value := config[key], int | float):
+    composed = compose_config(verb, overrides, search_dir)
+    written = OmegaConf.to_container(composed, resolve=False)
+    assert isinstance(written, dict)
+    for key in PATHS & written.keys():
+        if isinstance(value := written[key], int | float):
             raise UsageError(f"{key} is {value!r}, expected a path; {key}=./{value} is one of that name")
+    config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    assert isinstance(config, dict)
     gc.set_threshold(20_000)  # imports make objects to keep, and collecting among them takes time
     module, _, function = VERBS[verb].function.partition(":")
     getattr(import_module(module), function)(config)
@@ -235,6 +253,8 @@ def _suggest(word: str, known: Sequence[str] | dict[str, Any]) -> str:
 def _describe(error: BaseException) -> str:
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         return f"{' '.join(str(error).splitlines()[0].split())} {_describe(error.__cause__)}"
+    if isinstance(error, InterpolationResolutionError) and isinstance(error.__context__, ValueError | OSError):
+        return _describe(error.__context__)  # what a resolver said
     missing = re.search(r"Missing mandatory value: (\S+)", str(error))
     if isinstance(error, OmegaConfBaseException) and missing:
         return f"{missing.group(1)} has no value; pass {missing.group(1)}=..."

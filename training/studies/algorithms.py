@@ -80,8 +80,8 @@ def base(cfg: dict[str, Any], seed: int) -> list[Stage]:
     """What a seed needs besides its demo run: a behaviour-cloned diffusion policy on the same demonstrations."""
     run = cfg["runs"][seed]
     command = (
-        *("fit", "experiment=policy", "name=diffusion", f"run_dir={cfg['out']}/diffusion_{seed}", f"data.roots=[{run}/data/demos]"),
-        "model/policy=diffusion_vla",
+        *("fit", "experiment=push_policy", "model/policy=diffusion_vla", "name=diffusion"),
+        *(f"run_dir={cfg['out']}/diffusion_{seed}", f"data.roots=[{run}/data/demos]"),
         *(f"seed_everything={seed}", f"data.seed={seed}", "resume=true", f"trainer.max_steps={cfg['policy_steps']}"),
     )
     return [Stage(f"diffusion_{seed}", command)]
@@ -94,7 +94,7 @@ def learner_command(cfg: dict[str, Any], cell: str, seed: int, folder: str, *mor
     place = "model.arena" if any(part.startswith("learner=") for part in overrides) else "model"
     roots = ",".join(f"{run}/data/{name}" for name in cfg["data"])
     return (
-        *("fit", "experiment=post_train", *overrides, f"name={cell}", f"run_dir={folder}"),
+        *("fit", "experiment=post_train", "augmentation=push_block", *overrides, f"name={cell}", f"run_dir={folder}"),
         *(f"model.policy.folder={policy(cfg, cell, seed)}", *(f"{place}.{name}.folder={run}/{cfg[name]}" for name in dream)),
         *(f"data.roots=[{roots}]", f"seed_everything={seed}", f"data.seed={seed}"),
         *("+trainer.callbacks.pace._target_=training.studies.algorithms.Pace", *more),

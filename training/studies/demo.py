@@ -40,8 +40,9 @@ def collect_command(cfg: dict[str, Any], root: str, actor: str, episodes: int, s
 def fit_command(cfg: dict[str, Any], experiment: str, name: str, *more: str, stream: int = 0) -> tuple[str, ...]:
     """`worldsim fit` into the folder `name` of the run; continues if it was interrupted. Fits of one model on the same data need
     streams of their own, or they would see the same batches."""
-    where, seed = (f"experiment={experiment}", f"name={name}", f"run_dir={cfg['run']}/{name}"), cfg["seed"] + 1000 * stream
-    return ("fit", *where, f"seed_everything={seed}", f"data.seed={seed}", "resume=true", *more)
+    where, seed = (f"name={name}", f"run_dir={cfg['run']}/{name}"), cfg["seed"] + 1000 * stream
+    task = (f"experiment={experiment}", "augmentation=push_block") if experiment != "policy" else ("experiment=push_policy",)
+    return ("fit", *task, *where, f"seed_everything={seed}", f"data.seed={seed}", "resume=true", *more)
 
 
 def learner_inputs(run: str, policy: str, world_model: str, reflector: str) -> tuple[str, ...]:

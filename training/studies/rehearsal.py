@@ -59,7 +59,7 @@ def stages(cfg: dict[str, Any]) -> list[Stage]:
             f"seed={first}",
             f"world.num_envs={cfg['envs']}",
         )
-        fit = ("fit", "experiment=policy", f"name={name}", f"run_dir={out}/{name}", f"data.roots=[{root}]", "resume=true")
+        fit = ("fit", "experiment=push_policy", f"name={name}", f"run_dir={out}/{name}", f"data.roots=[{root}]", "resume=true")
         seeds = (f"seed_everything={cfg['seed']}", f"data.seed={cfg['seed']}", f"trainer.max_steps={cfg['policy_steps']}")
         return [Stage(f"collect_{name}", (*demos, *settings[name]), needs), Stage(name, (*fit, *seeds), (f"collect_{name}",))]
 

@@ -13,6 +13,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from training.supervised.augmentation import Augmentation
 from training.supervised.batches import Batch, BatchStream
 from worldsim.core.checkpoint import Configured
 from worldsim.core.interfaces import WorldModel
@@ -20,8 +21,7 @@ from worldsim.core.sizes import check_names, check_sizes
 from worldsim.core.types import Observation
 from worldsim.data.lerobot import Dataset
 from worldsim.data.store import FrameStore
-from worldsim.data.windows import Mirror, shift
-from worldsim.worlds.genesis.scene import Paraphrases
+from worldsim.data.windows import shift
 
 
 class StreamData(LightningDataModule):
@@ -78,7 +78,7 @@ class TableData(StreamData):
         batch_size: rows per batch.
         held_out: share of each dataset's episodes, its last ones, that training never sees; if it is not 0, at least one of them.
         seed: of the batches.
-        mirror: the scene's left-right symmetry; half of all rows are mirrored. Null if it has none.
+        augmentation: what may be done to this task's episodes.
     """
 
     def __init__(
@@ -88,19 +88,20 @@ class TableData(StreamData):
         batch_size: int = 64,
         held_out: float = 0.05,
         seed: int = 0,
-        mirror: Mirror | None = None,
+        augmentation: Augmentation | None = None,
     ):
         super().__init__(seed)
         if not 0 <= held_out < 1:
             raise ValueError(f"held_out must be in [0, 1), got {held_out}; 0.05 keeps every twentieth episode for validation")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}; set data.batch_size to the rows of a batch")
-        self.roots, self.camera, self.batch_size, self.held_out, self.mirror = roots, camera, batch_size, held_out, mirror
+        self.roots, self.camera, self.batch_size, self.held_out = roots, camera, batch_size, held_out
+        self.augmentation = augmentation or Augmentation()
 
     def setup(self, stage: str) -> None:
         self.table = self._as_learned(FrameStore.read(self.roots, {self.camera: None}, held_out=self.held_out))
-        if self.mirror is not None:
-            self.mirror.check(self.table)
+        if self.augmentation.mirror is not None:
+            self.augmentation.mirror.check(self.table)
         self.instructions = sorted(set(self.table.instruction))
         if self.trainer is not None:
             check_sizes(self.trainer.lightning_module, self.table.sizes)
@@ -123,9 +124,14 @@ class TableData(StreamData):
 
     def augmented(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Half of the rows mirrored, if the scene has that symmetry."""
-        if self.mirror is None:
+        if self.augmentation.mirror is None:
             return batch
-        return self.mirror(batch, torch.rand(len(batch["frames"]), generator=generator) < 0.5)
+        return self.augmentation.mirror(batch, torch.rand(len(batch["frames"]), generator=generator) < 0.5)
+
+    def heard(self, sentences: tuple[str, ...], generator: torch.Generator) -> tuple[str, ...]:
+        """Each in one of its wordings, if the task has some."""
+        paraphrases = self.augmentation.paraphrases
+        return sentences if paraphrases is None else paraphrases(sentences, generator)
 
     def rows(self, candidates: Tensor, generator: torch.Generator) -> Tensor:
         """`batch_size` rows drawn uniformly from `candidates`."""
@@ -139,16 +145,8 @@ class TableData(StreamData):
 class WorldModelData(TableData):
     """Windows of the world model's `context` frames and `horizon` future frames and actions, from any moment of any episode."""
 
-    def __init__(
-        self,
-        roots: list[str],
-        camera: str = "front",
-        batch_size: int = 48,
-        held_out: float = 0.05,
-        seed: int = 0,
-        mirror: Mirror | None = None,
-    ):
-        super().__init__(roots, camera, batch_size, held_out, seed, mirror)
+    def __init__(self, roots: list[str], batch_size: int = 48, **others: Any):
+        super().__init__(roots, batch_size=batch_size, **others)
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -179,23 +177,20 @@ class ReflectorData(TableData):
     Args:
         success_share: share of successful frames in a batch.
         max_shift: the batch is moved by up to so many pixels in each direction, for more layouts than were recorded.
-        paraphrases: each sentence is heard in one of its wordings; null for the recorded one.
+        others: as `TableData`.
     """
 
     def __init__(
         self,
         roots: list[str],
-        camera: str = "front",
         batch_size: int = 96,
         held_out: float = 0.1,
-        seed: int = 0,
-        mirror: Mirror | None = None,
         success_share: float = 0.25,
         max_shift: int = 4,
-        paraphrases: Paraphrases | None = None,
+        **others: Any,
     ):
-        super().__init__(roots, camera, batch_size, held_out, seed, mirror)
-        self.success_share, self.max_shift, self.paraphrases = success_share, max_shift, paraphrases
+        super().__init__(roots, batch_size=batch_size, held_out=held_out, **others)
+        self.success_share, self.max_shift = success_share, max_shift
 
     def setup(self, stage: str) -> None:
         judged = {root: Dataset(root).judged_share() for root in self.roots}
@@ -231,7 +226,7 @@ class ReflectorData(TableData):
         """Augmented frames with what was recorded at `rows`."""
         down, right = torch.randint(-self.max_shift, self.max_shift + 1, (2,), generator=generator).tolist()
         batch = self.augmented({**labels(self.table, rows), "frames": shift(frames, (down, right))}, generator)
-        return batch if self.paraphrases is None else batch | {"instruction": self.paraphrases(batch["instruction"], generator)}
+        return batch | {"instruction": self.heard(batch["instruction"], generator)}
 
     def val_dataloader(self) -> DataLoader:
         """The episodes that calibrate, 256 frames a batch, with their numbers as ``episode``; the calibration needs them all."""
@@ -246,22 +241,12 @@ class DemonstrationData(TableData):
     Args:
         max_shift: the images of a batch are moved by up to so many pixels in each direction. A shift of the scene leaves the action
             as it is, but not an absolute position: the policy must not read one (`FlowVLA.state_used`).
-        paraphrases: each sentence is heard in one of its wordings; null for the recorded one.
+        others: as `TableData`.
     """
 
-    def __init__(
-        self,
-        roots: list[str],
-        camera: str = "front",
-        batch_size: int = 128,
-        held_out: float = 0.0,
-        seed: int = 0,
-        mirror: Mirror | None = None,
-        max_shift: int = 0,
-        paraphrases: Paraphrases | None = None,
-    ):
-        super().__init__(roots, camera, batch_size, held_out, seed, mirror)
-        self.max_shift, self.paraphrases = max_shift, paraphrases
+    def __init__(self, roots: list[str], batch_size: int = 128, held_out: float = 0.0, max_shift: int = 0, **others: Any):
+        super().__init__(roots, batch_size=batch_size, held_out=held_out, **others)
+        self.max_shift = max_shift
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -272,9 +257,7 @@ class DemonstrationData(TableData):
         seen = {"frames": self.table.frames[rows], "state": self.table.state[rows]}
         batch = self.augmented({**seen, **self.table.actions(rows, self.action_horizon)}, generator)
         down, right = torch.randint(-self.max_shift, self.max_shift + 1, (2,), generator=generator).tolist()
-        sentences = self.sentences(rows)
-        if self.paraphrases is not None:
-            sentences = self.paraphrases(sentences, generator)
+        sentences = self.heard(self.sentences(rows), generator)
         obs = Observation({self.camera: shift(batch["frames"], (down, right))}, batch["state"], sentences)
         return {"obs": obs, "action": batch["action"], "valid": batch["valid"]}
 
@@ -286,20 +269,11 @@ class StartData(TableData):
         first_share: share of starts at the beginning of an episode.
         pool: the starts are so many pairs of moment and instruction, drawn once; batches name them as ``start`` [b], so that a
             learner can remember how hard each is (`sampling.BetaStarts`). Null draws afresh for every batch.
+        others: as `TableData`.
     """
 
-    def __init__(
-        self,
-        roots: list[str],
-        camera: str = "front",
-        batch_size: int = 64,
-        held_out: float = 0.0,
-        seed: int = 0,
-        mirror: Mirror | None = None,
-        first_share: float = 0.25,
-        pool: int | None = None,
-    ):
-        super().__init__(roots, camera, batch_size, held_out, seed, mirror)
+    def __init__(self, roots: list[str], held_out: float = 0.0, first_share: float = 0.25, pool: int | None = None, **others: Any):
+        super().__init__(roots, held_out=held_out, **others)
         self.first_share, self.pool = first_share, pool
 
     def setup(self, stage: str) -> None:
@@ -341,20 +315,8 @@ class KeyframeStarts(StartData):
         others: as `StartData`.
     """
 
-    def __init__(
-        self,
-        roots: list[str],
-        camera: str = "front",
-        batch_size: int = 64,
-        held_out: float = 0.0,
-        seed: int = 0,
-        mirror: Mirror | None = None,
-        first_share: float = 0.0,
-        pool: int | None = None,
-        lookahead: int = 8,
-        sharpness: float = 1.0,
-    ):
-        super().__init__(roots, camera, batch_size, held_out, seed, mirror, first_share, pool)
+    def __init__(self, roots: list[str], first_share: float = 0.0, lookahead: int = 8, sharpness: float = 1.0, **others: Any):
+        super().__init__(roots, first_share=first_share, **others)
         self.lookahead, self.sharpness = lookahead, sharpness
 
     def moments(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ import json
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -25,10 +26,8 @@ from worldsim.core.interfaces import Policy, Reflector, WorldModel
 from worldsim.core.noise import Noise
 from worldsim.core.sizes import check_names, check_sizes
 from worldsim.data.store import FrameStore
-from worldsim.data.windows import Mirror
 from worldsim.measure.evaluate import imagine_outcomes
 from worldsim.worlds.dream import Starts
-from worldsim.worlds.genesis.scene import Paraphrases
 
 
 class DreamedReflectorData(ReflectorData):
@@ -49,20 +48,14 @@ class DreamedReflectorData(ReflectorData):
         self,
         roots: list[str],
         world_model: WorldModel,
-        camera: str = "front",
-        batch_size: int = 96,
         held_out: float = 0.05,
-        seed: int = 0,
-        mirror: Mirror | None = None,
-        success_share: float = 0.25,
-        max_shift: int = 4,
-        paraphrases: Paraphrases | None = None,
         dreams: int = 1500,
         chunks: int = 10,
         first_share: float = 0.3,
         dreamed_share: float = 0.5,
+        **others: Any,
     ):
-        super().__init__(roots, camera, batch_size, held_out, seed, mirror, success_share, max_shift, paraphrases)
+        super().__init__(roots, held_out=held_out, **others)
         if dreams < 8 or chunks < 1:
             raise ValueError(f"a judge needs dreams >= 8 and chunks >= 1, got {dreams} and {chunks}; 1500 and 10 are usual")
         self.world_model, self.dreams, self.chunks = world_model, dreams, chunks

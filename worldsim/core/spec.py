@@ -104,6 +104,11 @@ class Spec:
         channels: tuple[Channel, ...] = getattr(self, feature)
         return tuple(channel.name for channel in channels)
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What models are built for: state_dim and action_dim."""
+        return {f"{feature}_dim": len(self._names(feature)) for feature in get_args(Feature)}
+
     def fitted(self, state: np.ndarray, action: np.ndarray) -> "Spec":
         """With the statistics of these rows, [n, s] and [m, ad]."""
         return replace(self, state_statistics=Statistics.of(state), action_statistics=Statistics.of(action))

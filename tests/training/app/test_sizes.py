@@ -15,6 +15,7 @@ from models.policies.flow_vla import FlowVLA
 from models.world.latent_flow import LatentFlowWorldModel
 from reflectors.instant import InstantReflector
 from training.app import cli
+from training.supervised.augmentation import Augmentation
 from training.supervised.bc import BehaviourCloning
 from training.supervised.data import DemonstrationData, ReflectorData, TableData, WorldModelData
 from training.supervised.reflector import ReflectorTraining
@@ -61,15 +62,15 @@ def test_pictures_of_another_size(tmp_path: Path) -> None:
     write(tmp_path, [random_episode(i) for i in range(3)])
     message = r"the data have \[16, 24\] pixels .*, {} was built with image=\[64, 64\]; set its image to \[16, 24\]"
     with pytest.raises(ValueError, match=message.format("FlowVLA")):
-        fit(BehaviourCloning(FlowVLA(camera="top", state_dim=3)), DemonstrationData([str(tmp_path)], "top"))
+        fit(BehaviourCloning(FlowVLA(camera="top", state_dim=3)), DemonstrationData([str(tmp_path)], camera="top"))
     with pytest.raises(ValueError, match=message.format("InstantReflector")):
-        fit(ReflectorTraining(InstantReflector()), ReflectorData([str(tmp_path)], "top"))
+        fit(ReflectorTraining(InstantReflector()), ReflectorData([str(tmp_path)], camera="top"))
     fit(
         BehaviourCloning(FlowVLA(camera="top", state_dim=3, image=(16, 24))),
-        DemonstrationData([str(tmp_path)], "top"),
+        DemonstrationData([str(tmp_path)], camera="top"),
         tmp_path / "run",
     )
-    fit(ReflectorTraining(InstantReflector(image=(16, 24))), ReflectorData([str(tmp_path)], "top"), tmp_path / "run")
+    fit(ReflectorTraining(InstantReflector(image=(16, 24))), ReflectorData([str(tmp_path)], camera="top"), tmp_path / "run")
 
 
 def test_datasets_that_are_not_alike(tmp_path: Path, recorded: str) -> None:
@@ -82,7 +83,7 @@ def test_datasets_that_are_not_alike(tmp_path: Path, recorded: str) -> None:
 def test_a_mirror_has_a_factor_for_each_dimension(recorded: str) -> None:
     for mirror in (Mirror((1.0,), (1.0, -1.0)), Mirror((1.0, -1.0, 1.0, -1.0), (1.0,))):  # one factor would fit all of them
         with pytest.raises(ValueError, match=r"mirror\.\w+ has 1 factors, the data have \d numbers"):
-            WorldModelData([recorded], mirror=mirror).setup("fit")
+            WorldModelData([recorded], augmentation=Augmentation(mirror)).setup("fit")
 
 
 def test_a_dream_from_data_of_other_sizes(recorded: str, tmp_path: Path) -> None:

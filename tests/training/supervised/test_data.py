@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from toy_datasets import DATA_FILE, edit_column
 
 from training.supervised import dream_judge as dreamed
+from training.supervised.augmentation import Augmentation
 from training.supervised.batches import BatchStream
 from training.supervised.data import DemonstrationData, KeyframeStarts, ReflectorData, StartData, TableData, WorldModelData
 from worldsim.core.interfaces import WorldModel
@@ -68,7 +69,8 @@ def root(tmp_path_factory) -> Path:
 
 
 def build(name: str, root: Path, **kwargs: Any) -> TableData:
-    settings = {"batch_size": 32, "held_out": HELD_OUT, "mirror": Mirror(state=(-1, 1), action=(-1, 1)), **kwargs}
+    known = Augmentation(kwargs.pop("mirror", Mirror(state=(-1, 1), action=(-1, 1))), kwargs.pop("paraphrases", None))
+    settings = {"batch_size": 32, "held_out": HELD_OUT, "augmentation": known, **kwargs}
     if name == "ReflectorData":
         settings["max_shift"] = 0
     data = attached(CLASSES[name]([str(root)], **settings))
