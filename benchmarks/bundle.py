@@ -77,7 +77,7 @@ def eager_latency(policy: Policy, bundle: Path, seconds: float) -> dict[str, flo
     """Percentiles [ms] of a decision in PyTorch, on what the bundle recorded."""
     recorded = read_recorded(bundle)
     assert recorded is not None
-    served = TorchPolicy(policy, image=recorded.images.shape[1:3], state_dim=recorded.states.shape[1])
+    served = TorchPolicy(policy, state_dim=recorded.states.shape[1])
     parts = (recorded.images[0], recorded.states[0], recorded.instructions[0], recorded.noises[0])
     observation = dict(zip((IMAGE, STATE, PROMPT, NOISE), parts, strict=True))
     times: list[float] = []

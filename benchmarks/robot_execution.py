@@ -22,6 +22,7 @@ from worldsim.robot.chunks import Blending, Execution, Guide, OpenLoop, RealTime
 from worldsim.robot.drivers import Driver, RobotObservation
 from worldsim.robot.limits import limits_of
 from worldsim.robot.loop import PATIENCE, ControlLoop
+from worldsim.robot.observation import picture_of
 from worldsim.robot.reliability import THRESHOLDS, read_reference
 from worldsim.robot.safety import Safety
 from worldsim.worlds.genesis.world import GenesisWorld
@@ -79,17 +80,17 @@ def episode(bundle: Bundle, folder: Path, robot: WorldDriver, seed: int, executi
     """Success of the control loop with everything it has."""
     noise, clock = np.random.default_rng(seed), SimulatedClock()
     instruction = robot.begin(seed, clock)
-    fps, camera = bundle.description["fps"], bundle.description["camera"]
+    fps, views = bundle.description["fps"], bundle.description["views"]
 
     def policy(observation: RobotObservation, guide: Guide | None = None) -> np.ndarray:
         time.sleep(1.5 * PATIENCE / fps if late else 0)
-        inputs = observation.images[camera], observation.state, instruction, bundle.noise(noise)
+        inputs = picture_of(observation.images, views), observation.state, instruction, bundle.noise(noise)
         return bundle(*inputs) if guide is None else bundle.guided(*inputs, guide.previous, guide.weights)
 
     reference = read_reference(folder) if THRESHOLDS in bundle.description["sha256"] else None
     limits = limits_of(bundle.description)
     safety = Safety(limits, robot.observe().state, clock(), period_s=1 / fps)
-    autonomy = Autonomy(camera, reference)
+    autonomy = Autonomy(views, reference)
     robot.on_end = lambda: safety.emergency_stop("the episode is over")
     ControlLoop(robot, policy, execution, safety, fps=fps, autonomy=autonomy, clock=clock, sleep=clock.sleep).run(seconds=60)
     return robot.success
@@ -100,7 +101,7 @@ def lockstep(bundle: Bundle, robot: WorldDriver, seed: int, execute: int) -> boo
     instruction, noise = robot.begin(seed, SimulatedClock()), np.random.default_rng(seed)
     while not robot.over:
         observation = robot.observe()
-        image = observation.images[bundle.description["camera"]]
+        image = picture_of(observation.images, bundle.description["views"])
         for action in bundle(image, observation.state, instruction, bundle.noise(noise))[:execute]:
             robot.send(action)
     return robot.success

@@ -29,12 +29,15 @@ WARM_UP_S = 10.0  # torch keeps kernels for each size of a batch that it meets
 async def ask(url: str, seed: int, end: float, latencies: list[float], errors: list[str]) -> None:
     """One client: the latency of every answer after the warm-up, and what went wrong."""
     chance, began = np.random.default_rng(seed), time.monotonic()
-    image = chance.integers(0, 256, (64, 64, 3), dtype=np.uint8)
     async with connect(url, compression=None, max_size=None, proxy=None) as connection:
         metadata = unpack(await connection.recv())
+        images = {
+            f"observation/images/{name}": chance.integers(0, 256, (*size, 3), dtype=np.uint8)
+            for name, size in metadata["views"].items()
+        }
         while (sent := time.monotonic()) < end:
             state = chance.standard_normal(metadata["state_dim"], dtype=np.float32)
-            fields = {"observation/image": image, "observation/state": state, "prompt": "push the red block onto the green disc"}
+            fields = {"observation/state": state, "prompt": "push the red block onto the green disc", **images}
             await connection.send(pack(fields))
             answer: Any = await connection.recv()
             if isinstance(answer, str):

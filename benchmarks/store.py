@@ -21,6 +21,7 @@ from torch import Tensor
 
 from models.policies.flow_vla import FlowVLA
 from models.world.latent_flow import LatentFlowWorldModel
+from reflectors.instant import InstantReflector
 from training.supervised.augmentation import Augmentation
 from training.supervised.data import DemonstrationData, ReflectorData, TableData, WorldModelData
 from worldsim.core.spec import Channel, Spec
@@ -74,7 +75,7 @@ def memory(gb: float, batches: int) -> None:
             rows = torch.randint(len(store.first), (64,), generator=generator)
             rows[:8] = store.first[rows[:8]]
             window = store.window(rows, context=2, horizon=8)
-            numbers = window["frames"][:8, 1].reshape(8, -1)[:, :8].contiguous().view(torch.int64).flatten()
+            numbers = window["images"]["front"][:8, 1].reshape(8, -1)[:, :8].contiguous().view(torch.int64).flatten()
             assert torch.equal(numbers, store.episode[rows[:8]])
             most = max(most, anonymous())
         seconds = time.monotonic() - began
@@ -122,7 +123,7 @@ def speed(roots: list[str], rounds: int) -> None:
         "policy": DemonstrationData(roots, **settings),
     }
     learner = torch.nn.Module()
-    learner.world_model, learner.policy = LatentFlowWorldModel(), FlowVLA()  # whose windows and chunks are drawn
+    learner.world_model, learner.policy, learner.reflector = LatentFlowWorldModel(), FlowVLA(), InstantReflector()
     for name, data in modules.items():
         data.trainer = SimpleNamespace(lightning_module=learner)  # pyright: ignore
         began = time.monotonic()

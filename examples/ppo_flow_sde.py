@@ -43,18 +43,19 @@ def transition(policy: Policy, features: Tensor, noise_level: float):
 @torch.no_grad()
 def rollout(
     policy: Policy, critic: nn.Module, world: DreamWorld, options: argparse.Namespace, seed: int
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+) -> tuple[dict[str, Tensor], dict[str, Tensor], tuple[str, ...]]:
     """Play `decisions` chunks in every dream; what follows an episode's end is not valid.
 
     Returns:
-        Per dream b and decision t: image, state, chain of chunks [k+1, ah, ad], logprob [k, ah], value, reward, terminated, valid;
-        `final_value` [b], what the critic expects after the last valid decision; and the sentence of every dream.
+        Per dream b and decision t: state, chain of chunks [k+1, ah, ad], logprob [k, ah], value, reward, terminated, valid, and
+        `final_value` [b], what the critic expects after the last valid decision; then what each camera shows, and every sentence.
     """
     obs, _ = world.reset(seed=seed)
     sentences = obs.instruction
     b, noise = world.num_envs, Noise.rows(seed, world.num_envs)
     alive, final_value = torch.ones(b, dtype=torch.bool), torch.zeros(b)
     log: dict[str, list[Tensor]] = {}
+    images: dict[str, list[Tensor]] = {}
     for t in range(options.decisions):
         features = policy.encode(obs)
         shape = (policy.action_horizon, policy.action_dim)
@@ -63,14 +64,17 @@ def rollout(
             transition(policy, features, options.noise_level), start, stochastic=every_step(b, policy.num_steps), eps=eps
         )
         result = world.step_chunk(chain[:, -1])
-        seen = {"image": obs.images[policy.camera], "state": obs.state, "chain": chain, "logprob": logprob}
+        for name, frames in obs.images.items():
+            images.setdefault(name, []).append(frames)
+        seen = {"state": obs.state, "chain": chain, "logprob": logprob}
         seen |= {"value": critic(features)[:, 0], "reward": result.reward.sum(1), "terminated": result.terminated.any(1)}
         for name, value in {**seen, "valid": alive}.items():
             log.setdefault(name, []).append(value)
         last = alive & (result.done | torch.tensor(t + 1 == options.decisions))
         final_value = torch.where(last, critic(policy.encode(result.final_obs))[:, 0], final_value)
         alive, obs = alive & ~result.done, result.obs
-    return {name: torch.stack(values, dim=1) for name, values in log.items()} | {"final_value": final_value}, sentences
+    whole, pictures = ({name: torch.stack(values, dim=1) for name, values in part.items()} for part in (log, images))
+    return {**whole, "final_value": final_value}, pictures, sentences
 
 
 def train(policy: Policy, world: DreamWorld, options: argparse.Namespace) -> Policy:
@@ -80,7 +84,7 @@ def train(policy: Policy, world: DreamWorld, options: argparse.Namespace) -> Pol
     teacher = torch.optim.AdamW(critic.parameters(), lr=options.critic_lr)
     generator = torch.Generator().manual_seed(options.seed)
     for iteration in range(options.iterations):
-        batch, sentences = rollout(policy, critic, world, options, seed=options.seed + iteration * world.num_envs)
+        batch, images, sentences = rollout(policy, critic, world, options, seed=options.seed + iteration * world.num_envs)
         valid = batch["valid"]
         advantage, target = gae(
             batch["reward"] * valid,
@@ -96,9 +100,8 @@ def train(policy: Policy, world: DreamWorld, options: argparse.Namespace) -> Pol
         for _ in range(options.epochs):
             for part in torch.randperm(len(rows), generator=generator).split(options.minibatch):
                 at = rows[part], columns[part]
-                obs = Observation(
-                    {policy.camera: batch["image"][at]}, batch["state"][at], tuple(sentences[i] for i in at[0].tolist())
-                )
+                pictures = {name: frames[at] for name, frames in images.items()}
+                obs = Observation(pictures, batch["state"][at], tuple(sentences[i] for i in at[0].tolist()))
                 features = policy.encode(obs)
                 stochastic = every_step(len(part), policy.num_steps)
                 steps = replay(transition(policy, features, options.noise_level), batch["chain"][at], stochastic=stochastic)
@@ -143,7 +146,7 @@ def main(arguments: list[str] | None = None) -> None:
     policy = worldsim.load(options.run / "policy", Policy)
     world_model = worldsim.load(options.run / "world_model", WorldModel)
     reflector = worldsim.load(options.run / "reflector", Reflector)
-    starts = Starts.first_frames(FrameStore.read(options.run / "data" / "demos", {policy.camera: None}), world_model.context)
+    starts = Starts.first_frames(FrameStore.read(options.run / "data" / "demos", world_model.views), world_model.context)
     world = DreamWorld(world_model, reflector, starts, num_envs=options.dreams)
     checkpoint.save(train(policy, world, options), options.out)
     print(f"worldsim evaluate policy={options.out} baseline={options.run / 'policy'}")

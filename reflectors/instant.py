@@ -4,7 +4,7 @@ It is the reward and the end of every dream (World-Env, arXiv:2509.24948), train
 differentiable in the pixels, so that a policy can be improved through it. Read `calibration.py` next.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Shaped
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from worldsim.core.interfaces import Reflector
 from worldsim.core.types import Reflection
+from worldsim.core.views import FRONT
 from worldsim.nn.layers import VisualTrunk, mlp
 
 
@@ -21,7 +22,7 @@ class InstantReflector(Reflector):
     Args:
         features, channels, blocks: size of the visual trunk.
         consecutive, window: an episode stops when k = `consecutive` of the last n = `window` frames exceed the threshold.
-        image: (height, width) of the frames, multiples of 8.
+        views: the cameras and the sizes at which it sees them, multiples of 8.
     """
 
     scale: Tensor
@@ -34,24 +35,25 @@ class InstantReflector(Reflector):
         blocks: int = 2,
         consecutive: int = 1,
         window: int = 2,
-        image: tuple[int, int] = (64, 64),
+        views: Mapping[str, tuple[int, int]] = FRONT,
     ):
         super().__init__()
         if not 1 <= consecutive <= window:
             raise ValueError(f"k-of-n needs 1 <= consecutive <= window, got {consecutive} of {window}")
         self.consecutive, self.window = consecutive, window
-        self.trunk = VisualTrunk(features, channels, blocks, image=image)
+        self.trunk = VisualTrunk(features, channels, blocks, views=views)
+        self.views = self.trunk.views
         self.head = mlp(features, features, 2)
         # Calibration on held-out episodes: p = sigmoid(scale * logit + bias); see `calibration.py`.
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("bias", torch.zeros(()))
         self.register_buffer("threshold", torch.tensor(0.5))
 
-    def raw(self, frames: Shaped[Tensor, "b h w 3"], instruction: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def raw(self, images: Mapping[str, Shaped[Tensor, "b _ _ 3"]], instruction: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Uncalibrated success logit [b] and progress [b]; what training fits."""
-        logit, progress = self.head(self.trunk(frames, instruction)).float().unbind(dim=-1)
+        logit, progress = self.head(self.trunk(images, instruction, "the reflector")).float().unbind(dim=-1)
         return logit, progress
 
-    def judge(self, frames: Shaped[Tensor, "b h w 3"], instruction: Sequence[str]) -> Reflection:
-        logit, progress = self.raw(frames, instruction)
+    def judge(self, images: Mapping[str, Shaped[Tensor, "b _ _ 3"]], instruction: Sequence[str]) -> Reflection:
+        logit, progress = self.raw(images, instruction)
         return Reflection((self.scale * logit + self.bias).sigmoid(), progress, torch.zeros_like(progress))

@@ -34,7 +34,8 @@ def models() -> dict[str, Any]:
     """Models by the name of the argument that takes them."""
     torch.manual_seed(0)
     world_model = LatentFlowWorldModel(channels=(8, 16), layers=(1, 1))
-    world_model.fit_statistics(torch.randint(0, 256, (8, 64, 64, 3), dtype=torch.uint8), toy_spec(torch.randn(50, 4)))
+    frames = torch.randint(0, 256, (8, 64, 64, 3), dtype=torch.uint8)
+    world_model.fit_statistics({"front": frames}, toy_spec(torch.randn(50, 4)))
     for parameter in world_model.net.parameters():
         if not parameter.any():  # what starts at zero would make the dream deaf to actions
             torch.nn.init.normal_(parameter, std=0.1)

@@ -34,7 +34,7 @@ def starts(batch: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(1)
     frames = torch.randint(0, 256, (EPISODES, 1, 64, 64, 3), generator=generator, dtype=torch.uint8)
     return {
-        "frames": frames[:batch].repeat(1, 2, 1, 1, 1),
+        "images": {"front": frames[:batch].repeat(1, 2, 1, 1, 1)},
         "state": 0.1 * torch.randn(EPISODES, 1, 4, generator=generator)[:batch].repeat(1, 2, 1),
         "instruction": tuple(SENTENCES[i % 2] for i in range(batch)),
     }

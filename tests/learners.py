@@ -16,7 +16,7 @@ SENTENCES = ("push the red block onto the green disc", "push the red block onto 
 def starts(batch: int) -> dict:
     generator = torch.Generator().manual_seed(1)
     return {
-        "frames": torch.randint(0, 256, (batch, 2, 64, 64, 3), generator=generator, dtype=torch.uint8),
+        "images": {"front": torch.randint(0, 256, (batch, 2, 64, 64, 3), generator=generator, dtype=torch.uint8)},
         "state": 0.1 * torch.randn(batch, 2, 4, generator=generator),
         "instruction": tuple(SENTENCES[i % 2] for i in range(batch)),
     }

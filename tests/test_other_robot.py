@@ -1,4 +1,7 @@
-"""Another robot than ours goes through everything: degrees, a gripper in percent, 9 numbers of state, 30 frames a second."""
+"""Another robot than ours goes through everything: two cameras, degrees, a gripper in percent, 9 numbers of state, 30 Hz.
+
+Beyond the dataset nothing is said of it; what is overridden makes models small, runs short and chunks longer.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +16,15 @@ from worldsim.core import checkpoint
 from worldsim.core.interfaces import Policy, WorldModel
 from worldsim.core.spec import Spec
 from worldsim.core.types import Episode
+from worldsim.core.views import mosaic
 from worldsim.data.lerobot import DatasetWriter
 from worldsim.data.store import FrameStore
 from worldsim.robot.bundle import load_bundle
 from worldsim.robot.drivers import RobotDriver, joined
 from worldsim.worlds.dream import DreamWorld
 
-SIZE, FPS, STEPS, EPISODES = (48, 80), 30, 9, 12
+SIZE, WRIST, FPS, STEPS, EPISODES = (48, 80), (96, 96), 30, 9, 12
+VIEWS = {"front": SIZE, "wrist": WRIST}
 JOINTS = tuple(f"{name}.pos" for name in ("pan", "lift", "elbow", "flex", "roll", "yaw", "gripper"))
 STATE = (*JOINTS, "load", "current")
 OVERLAY = """
@@ -41,7 +46,8 @@ def episode(number: int) -> Episode:
         frame[20:28, :opened] = 220
     known = torch.linspace(0, 1, STEPS + 1)
     felt = torch.cat([path, 0.01 * torch.randn(STEPS + 1, 2, generator=g)], dim=1)
-    wrist = torch.zeros(STEPS + 1, 96, 96, 3, dtype=torch.uint8)
+    wrist = torch.zeros(STEPS + 1, *WRIST, 3, dtype=torch.uint8)
+    wrist[:, :, :40, 2] = 90
     words = {"instruction": "open the gripper", "source": "robot"}
     images = {"front": frames, "wrist": wrist}
     return Episode(
@@ -56,7 +62,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     unknown = torch.full((STEPS + 1,), torch.nan)
     for name in ("data", "turned", "unjudged"):
         names = (STATE[::-1], JOINTS[::-1]) if name == "turned" else (STATE, JOINTS)
-        settings = {"fps": FPS, "robot_type": "arm", "cameras": {"front": SIZE, "wrist": (96, 96)}}
+        settings = {"fps": FPS, "robot_type": "arm", "cameras": {"front": SIZE, "wrist": WRIST}}
         with DatasetWriter(
             root / name, state_names=names[0], action_names=names[1], judged=name != "unjudged", **settings
         ) as writer:
@@ -89,7 +95,7 @@ class Arm:
         self.state, self.sent = state, {}
 
     def get_observation(self) -> dict[str, Any]:
-        return dict(zip(STATE, self.state, strict=True)) | {"front": np.zeros((*SIZE, 3), np.uint8)}
+        return dict(zip(STATE, self.state, strict=True)) | {name: np.zeros((*size, 3), np.uint8) for name, size in VIEWS.items()}
 
     def send_action(self, action: dict[str, float]) -> None:
         self.sent = dict(action)
@@ -103,33 +109,25 @@ def fit(data: Path, run: str, *settings: str) -> None:
 
 def test_an_arm_in_degrees_goes_through_the_whole_loop(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.chdir(tmp_path)
-    image = "image=[48,80]"
     model = [
-        f"++model.world_model.{s}"
-        for s in (image, "channels=[8,8]", "layers=[1,1]", "latent_channels=4", "unroll=1", "action_horizon=8")
+        f"++model.world_model.{s}" for s in ("channels=[8,8]", "layers=[1,1]", "latent_channels=4", "unroll=1", "action_horizon=8")
     ]
     fit(data, "world_model", "experiment=world_model", "trainer.max_steps=3", "trainer.val_check_interval=3", *model)
-    judge = [f"++model.reflector.{s}" for s in (image, "features=16", "channels=8", "blocks=1")]
-    fit(
-        data,
-        "reflector",
-        "experiment=reflector",
-        "trainer.max_steps=3",
-        "trainer.val_check_interval=3",
-        *judge,
-    )
-    small = [f"++model.policy.{s}" for s in (image, "width=64", "channels=8", "blocks=1", "action_horizon=8")]
-    shifts = ("model.lr=3e-3",)
-    fit(data, "policy", "experiment=policy", "trainer.max_steps=60", *small, *shifts)
+    judge = [f"++model.reflector.{s}" for s in ("features=16", "channels=8", "blocks=1")]
+    fit(data, "reflector", "experiment=reflector", "trainer.max_steps=3", "trainer.val_check_interval=3", *judge)
+    small = [f"++model.policy.{s}" for s in ("width=64", "channels=8", "blocks=1", "action_horizon=8")]
+    fit(data, "policy", "experiment=policy", "trainer.max_steps=60", "model.lr=3e-3", *small)
 
     policy, world_model = checkpoint.load("policy", Policy), checkpoint.load("world_model", WorldModel)
     assert policy.spec is not None and world_model.spec is not None
     assert (policy.spec.state, policy.spec.action) == (world_model.spec.state, world_model.spec.action)
+    assert policy.views == world_model.views == VIEWS, "as large as they are, as the dataset says"
     assert (policy.spec.fps, policy.spec.action_names, policy.spec.action[-1].high) == (FPS, JOINTS, 100)
     dream = DreamWorld.from_folders("world_model", "reflector", [str(data)], num_envs=4)
     assert dream.fps == FPS and dream.action_names == JOINTS and dream.spec.action[0].unit == "deg"
     assert dream.single_action_space.high.tolist() == [170] * 6 + [100]
     obs, _ = dream.reset(seed=0)
+    assert {name: frames.shape[1:3] for name, frames in obs.images.items()} == VIEWS
     asked = torch.full((4, 1, 7), 500.0)
     assert torch.equal(dream.check_actions(asked, ndim=3)[0, 0], torch.tensor([170.0] * 6 + [100]))
 
@@ -153,14 +151,17 @@ def test_an_arm_in_degrees_goes_through_the_whole_loop(data: Path, tmp_path: Pat
     bundle = load_bundle(tmp_path / "bundle")
     assert Spec.from_json(bundle.description["spec"], "bundle") == policy.spec and bundle.description["fps"] == FPS
     assert bundle.description["limits"] == {"measured": list(range(7))}, "of positions where it is stands still, and not 0"
-    table = FrameStore.read(data, {"front": None})
+    table = FrameStore.read(data, dict.fromkeys(VIEWS))
     rows = table.first.unique()
     chunks = np.stack(
         [
             bundle(
-                table.frames[rows[i : i + 1]][0].numpy(), table.state[r].numpy(), "open the gripper", np.zeros((8, 7), np.float32)
+                mosaic({name: frames.numpy() for name, frames in table.pictures(r).items()}, VIEWS),
+                table.state[r].numpy(),
+                "open the gripper",
+                np.zeros((8, 7), np.float32),
             )
-            for i, r in enumerate(rows.tolist())
+            for r in rows
         ]
     )
     middle = table.actions(rows, 8)["action"].mean(dim=(0, 1)).numpy()
@@ -169,12 +170,12 @@ def test_an_arm_in_degrees_goes_through_the_whole_loop(data: Path, tmp_path: Pat
     assert np.abs(chunks[..., :6]).max() > 20, "and not in [-1, 1]"
 
     arm = Arm(table.state[0].tolist())
-    driver = joined(RobotDriver(arm, state_names=STATE[::-1], cameras=["front"], units={"pan.pos": "deg"}), bundle.description)
+    driver = joined(RobotDriver(arm, state_names=STATE[::-1], cameras=[*VIEWS], units={"pan.pos": "deg"}), bundle.description)
     np.testing.assert_allclose(driver.observe().state, table.state[0].numpy())
     driver.send(chunks[0, 0])
     assert arm.sent == {name: pytest.approx(value) for name, value in zip(JOINTS, chunks[0, 0].tolist(), strict=True)}
     with pytest.raises(ValueError, match="action pan.pos is in deg, the robot's in rad"):
-        joined(RobotDriver(arm, state_names=STATE, cameras=["front"], units={"pan.pos": "rad"}), bundle.description)
+        joined(RobotDriver(arm, state_names=STATE, cameras=[*VIEWS], units={"pan.pos": "rad"}), bundle.description)
     capsys.readouterr()
     assert main(["evaluate", f"policy={tmp_path / 'ppo'}", "world=push_block", "world.num_envs=4", "episodes=4", "out=no"]) == 2
     assert "the world has" in capsys.readouterr().err

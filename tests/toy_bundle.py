@@ -16,6 +16,7 @@ from worldsim.robot.check import Recorded, write_recorded
 from worldsim.robot.reliability import fit_reference, write_reference
 
 HORIZON, WORDS = 8, 4
+VIEWS = {"front": (SIZE, SIZE)}
 RANGE = {"low": [-1.0, -1.0], "high": [1.0, 1.0], "scale": [1.0, 1.0]}
 
 
@@ -41,7 +42,7 @@ def make_bundle(folder: Path) -> Path:
         "outputs": [{"name": "actions", "shape": [1, HORIZON, 2], "dtype": "float32", **RANGE}],
         "spec": None,
         "tokenizer": {"file": TOKENIZER, "length": WORDS, "pad_id": 0, "lowercase": True},
-        "camera": "front",
+        "views": VIEWS,
         "fps": 20,
         "state_names": ["x", "y"],
         "action_names": ["dx", "dy"],
@@ -49,7 +50,9 @@ def make_bundle(folder: Path) -> Path:
         "limits": {name: LIMITS[name] for name in ("max_delta", "state_low", "state_high", "workspace")},
     }
     episodes = [walk(seed) for seed in range(30)]
-    files = [GRAPHS["onnx"], GUIDED["onnx"], TOKENIZER, *write_reference(fit_reference(episodes[:20], episodes[20:]), folder)]
+    seen = [({"front": images}, states) for images, states in episodes]
+    reference = fit_reference(seen[:20], seen[20:], VIEWS)
+    files = [GRAPHS["onnx"], GUIDED["onnx"], TOKENIZER, *write_reference(reference, folder)]
     sign(folder, description, files)
     files += write_recorded(_recorded(folder, episodes), folder)
     sign(folder, description, files)

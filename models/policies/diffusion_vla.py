@@ -21,26 +21,13 @@ class DiffusionVLA(FlowVLA):
 
     Args:
         train_timesteps: T, number of noise levels.
-        arguments: as `FlowVLA`.
+        arguments: by name, as `FlowVLA`.
     """
 
     flow_times: Tensor
 
-    def __init__(
-        self,
-        camera: str = "front",
-        state_dim: int = 4,
-        action_dim: int = 2,
-        action_horizon: int = 4,
-        num_steps: int = 4,
-        width: int = 256,
-        channels: int = 64,
-        blocks: int = 2,
-        state_used: tuple[int, ...] | None = None,
-        train_timesteps: int = 100,
-        image: tuple[int, int] = (64, 64),
-    ):
-        super().__init__(camera, state_dim, action_dim, action_horizon, num_steps, width, channels, blocks, state_used, image)
+    def __init__(self, train_timesteps: int = 100, **arguments: Any):
+        super().__init__(**arguments)
         self.scheduler: Any = DDPMScheduler(train_timesteps, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
         alphas = self.scheduler.alphas_cumprod
         self.register_buffer("flow_times", (1 - alphas).sqrt() / (alphas.sqrt() + (1 - alphas).sqrt()), persistent=False)

@@ -5,6 +5,8 @@ the large flow VLAs (pi0, SmolVLA) at a thousandth of the size. Read `training/s
 demonstrations.
 """
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from worldsim.core.interfaces import Policy
 from worldsim.core.types import Observation
 from worldsim.core.units import Units
+from worldsim.core.views import FRONT
 from worldsim.nn.layers import VisualTrunk, mlp, time_embedding
 
 
@@ -19,7 +22,6 @@ class FlowVLA(Policy):
     """v(x_t, t, o) from a visual trunk with instruction FiLM and an MLP action expert.
 
     Args:
-        camera: which camera it looks through.
         state_dim: s, size of the proprioceptive state.
         action_dim: ad.
         action_horizon: ah, actions per chunk.
@@ -28,15 +30,14 @@ class FlowVLA(Policy):
         channels, blocks: size of the visual trunk.
         state_used: which dimensions of the state it reads; null means all. Without the absolute position, which the camera shows
             anyway, training may move the image about (`DemonstrationData.max_shift`), and few demonstrations go much further.
-        image: (height, width) of its pictures, multiples of 8.
+        views: the cameras and the sizes at which it sees them, multiples of 8.
 
     Raises:
-        ValueError: if a dimension of `state_used` is not one of the state's, or the image has another size than that.
+        ValueError: if a dimension of `state_used` is not one of the state's, or a view has another size than that.
     """
 
     def __init__(
         self,
-        camera: str = "front",
         state_dim: int = 4,
         action_dim: int = 2,
         action_horizon: int = 4,
@@ -45,30 +46,29 @@ class FlowVLA(Policy):
         channels: int = 64,
         blocks: int = 2,
         state_used: tuple[int, ...] | None = None,
-        image: tuple[int, int] = (64, 64),
+        views: Mapping[str, tuple[int, int]] = FRONT,
     ):
         super().__init__()
         if wrong := [i for i in state_used or () if not 0 <= i < state_dim]:
             raise ValueError(f"state_used must lie in 0..{state_dim - 1}, as the state has {state_dim} numbers, got {wrong[0]}")
         self.state_used = list(range(state_dim) if state_used is None else state_used)
-        self.camera, self.action_dim, self.action_horizon, self.num_steps = camera, action_dim, action_horizon, num_steps
+        self.action_dim, self.action_horizon, self.num_steps = action_dim, action_horizon, num_steps
         self.feature_dim = width + len(self.state_used)
-        self.trunk = VisualTrunk(width, channels, blocks, image=image)
+        self.trunk = VisualTrunk(width, channels, blocks, views=views)
+        self.views = self.trunk.views
         self.expert_in = nn.Linear(self.feature_dim + action_horizon * action_dim + 32, width)
         self.expert = mlp(width, width, width, action_horizon * action_dim)
         self.state_units, self.action_units = Units(state_dim), Units(action_dim)
 
     def encode(self, obs: Observation) -> Float[Tensor, "b f"]:
         """Visual features and normalised proprioception."""
-        if self.camera not in obs.images:
-            raise ValueError(f"policy needs camera {self.camera!r}, the observation has {sorted(obs.images)}; set policy.camera")
-        return self._join(self.trunk(obs.images[self.camera], obs.instruction), obs.state)
+        return self._join(self.trunk(obs.images, obs.instruction, "the policy"), obs.state)
 
     def encode_tokens(
-        self, image: Shaped[Tensor, "b h w 3"], state: Float[Tensor, "b s"], tokens: Int[Tensor, "b n"]
+        self, picture: Shaped[Tensor, "b h w 3"], state: Float[Tensor, "b s"], tokens: Int[Tensor, "b n"]
     ) -> Float[Tensor, "b f"]:
-        """`encode` of tensors alone, with the instruction `tokenize`d: what `worldsim.deploy.export` traces."""
-        return self._join(self.trunk.see(image, self.trunk.text.pool(tokens)), state)
+        """`encode` of tensors alone, a mosaic and the `tokenize`d instruction: what `worldsim.deploy.export` traces."""
+        return self._join(self.trunk.see(picture, self.trunk.text.pool(tokens)), state)
 
     def expert_parameters(self) -> list[nn.Parameter]:
         return [*self.expert_in.parameters(), *self.expert.parameters()]

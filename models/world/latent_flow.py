@@ -5,7 +5,9 @@ conditioned on actions, proprioception and two context frames predicts the next 
 on its own predictions as well (self-forcing), one sampling step is enough. Read `worldsim/worlds/dream.py` next.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -15,9 +17,11 @@ from torch import Tensor, nn
 from worldsim.core.flow import expand_time, interpolate, time_grid
 from worldsim.core.interfaces import WorldModel
 from worldsim.core.noise import Noise
+from worldsim.core.sight import apart, mosaic
 from worldsim.core.spec import Spec
 from worldsim.core.types import TensorBatch, float_image
 from worldsim.core.units import Units
+from worldsim.core.views import FRONT, canvas, views_of
 from worldsim.nn.layers import ResidualBlock, mlp, time_embedding
 
 
@@ -125,7 +129,6 @@ class LatentFlowWorldModel(WorldModel):
     fewer actions those that are missing are masked.
 
     Args:
-        camera: which camera it predicts.
         state_dim, action_dim: s and ad.
         context: real frames at the start.
         action_horizon: frames per call.
@@ -137,12 +140,12 @@ class LatentFlowWorldModel(WorldModel):
         state_weight: weight of the proprioception loss.
         context_noise: while training, noise of a standard deviation drawn from [0, context_noise] is added to the context latents,
             so that a long dream is not thrown off by its own small errors (GameNGen, arXiv:2408.14837).
-        image: (height, width) of the frames, multiples of 8.
+        views: the cameras that it predicts and the sizes at which it sees them, multiples of 8. They are one picture to it, side
+            by side (`mosaic`), so that what one camera shows may tell what comes in another.
     """
 
     def __init__(
         self,
-        camera: str = "front",
         state_dim: int = 4,
         action_dim: int = 2,
         context: int = 2,
@@ -154,14 +157,15 @@ class LatentFlowWorldModel(WorldModel):
         unroll: int = 2,
         state_weight: float = 0.1,
         context_noise: float = 0.3,
-        image: tuple[int, int] = (64, 64),
+        views: Mapping[str, tuple[int, int]] = FRONT,
     ):
         super().__init__()
-        self.camera, self.context, self.action_horizon, self.action_dim = camera, context, action_horizon, action_dim
+        self.views = views_of(views, 8)
+        self.context, self.action_horizon, self.action_dim = context, action_horizon, action_dim
         self.sampling_steps, self.unroll, self.state_weight = sampling_steps, unroll, state_weight
         self.context_noise = context_noise
         self.codec = PatchCodec(channels=latent_channels)
-        self.grid = (image[0] // self.codec.patch, image[1] // self.codec.patch)
+        self.grid = tuple(side // self.codec.patch for side in canvas(self.views))
         condition = context * state_dim + action_horizon * (action_dim + 1)
         self.condition = mlp(condition + 32, 256, 256)
         self.dynamics = mlp(condition, 128, 128, action_horizon * state_dim)
@@ -172,19 +176,20 @@ class LatentFlowWorldModel(WorldModel):
     def horizon(self) -> int:
         return self.unroll * self.action_horizon
 
-    def fit_statistics(self, frames: Shaped[Tensor, "n h w 3"], spec: Spec) -> None:
+    def fit_statistics(self, images: Mapping[str, Shaped[Tensor, "n _ _ 3"]], spec: Spec) -> None:
         """Fit the codec, and normalise states and actions by `spec`; once, before training."""
-        self.codec.fit(frames)
+        self.codec.fit(self._mosaic(images))
         self.state_units.fit(spec, "state")
         self.action_units.fit(spec, "action")
         self.spec = spec
 
-    def init(self, frames: Shaped[Tensor, "b context h w 3"], state: Float[Tensor, "b context s"]) -> LatentState:
-        if frames.shape[1] != self.context:
+    def init(self, images: Mapping[str, Shaped[Tensor, "b context _ _ 3"]], state: Float[Tensor, "b context s"]) -> LatentState:
+        picture = self._mosaic(images)
+        if picture.shape[1] != self.context:
             raise ValueError(
-                f"a dream starts from {self.context} frames, got {frames.shape[1]}; repeat the first one if there is no more"
+                f"a dream starts from {self.context} frames, got {picture.shape[1]}; repeat the first one if there is no more"
             )
-        return LatentState(self.codec.encode(frames), state)
+        return LatentState(self.codec.encode(picture), state)
 
     def step(self, state: LatentState, actions: Float[Tensor, "b ah ad"], noise: Noise):
         horizon, given = self.action_horizon, actions.shape[1]
@@ -206,17 +211,17 @@ class LatentFlowWorldModel(WorldModel):
             torch.cat([state.latents, latents], dim=1)[:, -self.context :],
             torch.cat([state.state, states], dim=1)[:, -self.context :],
         )
-        return following, self.codec.decode(latents), states
+        return following, apart(self.codec.decode(latents), self.views), states
 
-    def loss(self, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: dict[str, Any], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean over the unrolled chunks of |x_0 - z|^2 and the proprioception error in standard deviations.
 
         Args:
             batch: a `FrameStore.window` of `unroll * action_horizon` future frames.
             generator: draws t, the noise and the masks of unknown actions.
         """
-        horizon, b = self.action_horizon, batch["frames"].shape[0]
-        latents = self.codec.encode(batch["frames"])
+        horizon, b = self.action_horizon, len(batch["action"])
+        latents = self.codec.encode(self._mosaic(batch["images"]))
         context = latents[:, : self.context]
         spread = self.context_noise * torch.rand(b, 1, 1, 1, 1, generator=generator, device=latents.device)
         disturbed = context + spread * torch.randn(context.shape, generator=generator, device=latents.device)
@@ -249,6 +254,9 @@ class LatentFlowWorldModel(WorldModel):
                 state = LatentState(torch.where(whole, own, real), torch.where(whole[..., 0, 0], own_states, real_states))
         loss = image_loss + self.state_weight * state_loss
         return loss, {"image_loss": image_loss.detach(), "state_loss": state_loss.detach()}
+
+    def _mosaic(self, images: Mapping[str, Tensor]) -> Tensor:
+        return mosaic(images, self.views, "the world model")
 
     def _condition(self, state: LatentState, actions: Tensor, known: Tensor) -> Tensor:
         felt, asked = self.state_units.network(state.state), self.action_units.network(actions) * known[..., None]

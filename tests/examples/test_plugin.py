@@ -57,7 +57,8 @@ def test_a_world_a_policy_and_a_reflector_of_somebody_else_go_through_the_whole_
     for name in ("world.PointWorld", "policy.PointPolicy", "reflector.PointReflector", "eye.Eye"):
         assert f"ok  worldsim_point.{name}, worldsim-point 0.1.0" in done.stdout
     description = yaml.safe_load((tmp_path / "runs" / "point_post_train" / "model.yaml").read_text())
-    assert description["eye"] == {"_target_": "worldsim_point.eye.Eye", "features": 64, "channels": 16, "image": [64, 64]}
+    sizes = {"features": 64, "channels": 16, "views": {"front": [64, 64]}}
+    assert description["eye"] == {"_target_": "worldsim_point.eye.Eye", **sizes}
     evaluation = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert evaluation["policies"]["policy"]["episodes"] == 8
     assert evaluation["physics_steps"] > 0

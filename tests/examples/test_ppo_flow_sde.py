@@ -45,7 +45,8 @@ def worth(policy: Policy) -> float:
 
 def test_it_learns_what_an_action_is_worth(learner, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    policy = FlowVLA(state_dim=2, state_used=(1,), action_dim=1, width=32, channels=8, blocks=1, num_steps=2, image=(8, 8)).eval()
+    sizes = {"state_dim": 2, "action_dim": 1, "width": 32, "channels": 8, "blocks": 1, "num_steps": 2, "views": {"front": (8, 8)}}
+    policy = FlowVLA(state_used=(1,), **sizes).eval()
     ratios, clip = [], learner.ppo_clip
 
     def spy(*args, **kwargs):

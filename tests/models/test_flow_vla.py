@@ -7,7 +7,9 @@ from toy_spec import toy_spec
 from models.policies.diffusion_vla import DiffusionVLA
 from models.policies.flow_vla import FlowVLA
 from worldsim.core.flow import matching_loss, sample_ode
+from worldsim.core.noise import Noise
 from worldsim.core.types import Observation
+from worldsim.core.views import resize
 
 
 def observation(b: int, seed: int = 0, camera: str = "front") -> Observation:
@@ -76,8 +78,22 @@ def test_statistics_normalise_the_state(policy):
 
 
 def test_wrong_camera(policy):
-    with pytest.raises(ValueError, match=r"policy needs camera 'front', the observation has \['wrist'\]; set policy.camera"):
+    with pytest.raises(ValueError, match="the policy looks through camera 'front', there is wrist; rename one"):
         policy.encode(observation(2, camera="wrist"))
+
+
+def test_larger_pictures_are_seen_as_the_views_of_them():
+    """By a policy of two cameras, in whichever order they come."""
+    views = {"wrist": (32, 16), "front": (16, 24)}
+    torch.manual_seed(0)
+    policy = FlowVLA(width=32, channels=8, blocks=1, views=views).eval()
+    large = {name: torch.randint(0, 256, (3, 2 * h, 2 * w, 3), dtype=torch.uint8) for name, (h, w) in views.items()}
+    small = {name: torch.from_numpy(resize(large[name].numpy(), views[name])) for name in ("front", "wrist")}
+    state, sentences, noise = torch.randn(3, 4), ("push the red block onto the green disc",) * 3, Noise.rows(0, 3)
+    seen, expected = (policy.act(Observation(images, state, sentences), noise) for images in (large, small))
+    assert torch.equal(seen, expected)
+    dark = {**small, "front": torch.zeros_like(small["front"])}
+    assert not torch.equal(policy.act(Observation(dark, state, sentences), noise), expected), "it looks through both"
 
 
 def test_learns_one_batch_by_heart():

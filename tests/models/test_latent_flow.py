@@ -1,11 +1,15 @@
 """The latent flow world model: its codec, its gradients, chunks under way, and that it learns."""
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from toy_spec import toy_spec
 
 from models.world.latent_flow import LatentFlowWorldModel, PatchCodec
 from worldsim.core.noise import Noise
+from worldsim.core.views import resize
 from worldsim.measure.metrics import psnr
 
 SIZE = 8  # side of the toy's square
@@ -24,7 +28,7 @@ def scenes(n: int, seed: int) -> torch.Tensor:
     return (frames * 255).round().to(torch.uint8)
 
 
-def moving_squares(b: int, horizon: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+def moving_squares(b: int, horizon: int, generator: torch.Generator) -> dict[str, Any]:
     """Windows in which a white square moves by 3 pixels times the action; the state is its position."""
     position = torch.randint(20, 36, (b, 1, 2), generator=generator).float()
     action = torch.randint(-1, 2, (b, horizon, 2), generator=generator).float()
@@ -34,7 +38,7 @@ def moving_squares(b: int, horizon: int, generator: torch.Generator) -> dict[str
     rows = (pixel >= state[..., :1]) & (pixel < state[..., :1] + SIZE)
     columns = (pixel >= state[..., 1:]) & (pixel < state[..., 1:] + SIZE)
     frames = (rows[..., None] & columns[..., None, :])[..., None].expand(-1, -1, -1, -1, 3).to(torch.uint8) * 200 + 20
-    return {"frames": frames, "state": state, "action": action, "valid": torch.ones(b, horizon, dtype=torch.bool)}
+    return {"images": {"front": frames}, "state": state, "action": action, "valid": torch.ones(b, horizon, dtype=torch.bool)}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +46,7 @@ def model() -> LatentFlowWorldModel:
     """With random weights everywhere (a new one starts with zeros where the action enters) and two steps, so that noise matters."""
     torch.manual_seed(0)
     model = LatentFlowWorldModel(latent_channels=4, channels=(8, 8), layers=(1, 1), sampling_steps=2).eval()
-    model.fit_statistics(scenes(16, 0), toy_spec(torch.randn(50, 4)))
+    model.fit_statistics({"front": scenes(16, 0)}, toy_spec(torch.randn(50, 4)))
     torch.nn.init.normal_(model.net.last.weight, std=0.5)
     for block in (*model.net.before, *model.net.middle, *model.net.after):
         torch.nn.init.normal_(block.second.weight, std=0.1)
@@ -54,17 +58,18 @@ def start(model):
     g = torch.Generator().manual_seed(1)
     frames = scenes(6, 2).unflatten(0, (3, 2))
     actions = 2 * torch.rand(3, 4, 2, generator=g) - 1
-    return model.init(frames, torch.randn(3, 2, 4, generator=g)), actions, Noise.rows(1, 3)
+    return model.init({"front": frames}, torch.randn(3, 2, 4, generator=g)), actions, Noise.rows(1, 3)
 
 
 def test_context_noise_is_what_a_model_of_standstill_gets_wrong():
     """A new model predicts its last context frame; where nothing moves its only error is the noise: E[spread^2] = 0.3^2 / 3."""
     frames = scenes(64, 3)[:, None].expand(-1, 10, -1, -1, -1)
-    still = {"frames": frames, "state": torch.zeros(64, 10, 4), "action": torch.zeros(64, 8, 2), "valid": torch.ones(64, 8) > 0}
+    still = {"images": {"front": frames}, "state": torch.zeros(64, 10, 4), "action": torch.zeros(64, 8, 2)}
+    still["valid"] = torch.ones(64, 8) > 0
     for largest in (0.0, 0.3):
         model = LatentFlowWorldModel(latent_channels=4, channels=(8, 8), layers=(1, 1), context_noise=largest)
         torch.nn.init.zeros_(model.net.last.bias)
-        model.fit_statistics(frames[:, 0], toy_spec(torch.randn(50, 4)))
+        model.fit_statistics({"front": frames[:, 0]}, toy_spec(torch.randn(50, 4)))
         _, scalars = model.loss(still, torch.Generator().manual_seed(0))
         assert scalars["image_loss"] == pytest.approx(largest**2 / 3, rel=0.2, abs=1e-6)
 
@@ -90,14 +95,15 @@ def test_codec_is_exact_with_all_components():
 
 def test_shapes_and_context(model, start):
     state, actions, noise = start
-    following, frames, states = model.step(state, actions, noise)
+    following, images, states = model.step(state, actions, noise)
+    frames = images["front"]
     assert frames.shape == (3, 4, 64, 64, 3)
     assert states.shape == (3, 4, 4)
     assert following.latents.shape == state.latents.shape
     torch.testing.assert_close(following.state, states[:, -2:])
     torch.testing.assert_close(model.codec.decode(following.latents), frames[:, -2:])
-    one, frames, _ = model.step(state, actions[:, :1], noise)
-    assert frames.shape == (3, 1, 64, 64, 3)
+    one, images, _ = model.step(state, actions[:, :1], noise)
+    assert images["front"].shape == (3, 1, 64, 64, 3)
     torch.testing.assert_close(
         one.latents[:, 0], state.latents[:, -1], msg="after one step the older context frame is the last one"
     )
@@ -111,15 +117,15 @@ def test_wrong_number_of_actions(model, start, count):
 
 def test_wrong_number_of_frames(model):
     with pytest.raises(ValueError, match="a dream starts from 2 frames, got 3"):
-        model.init(torch.zeros(1, 3, 64, 64, 3), torch.zeros(1, 3, 4))
+        model.init({"front": torch.zeros(1, 3, 64, 64, 3)}, torch.zeros(1, 3, 4))
 
 
 def test_differentiable_in_actions_and_in_the_state(model, start):
     state, actions, noise = start
     actions = actions[:, :2].clone().requires_grad_()
     latents = state.latents.clone().requires_grad_()
-    _, frames, _ = model.step(type(state)(latents, state.state), actions, noise)
-    frames.square().sum().backward()
+    _, images, _ = model.step(type(state)(latents, state.state), actions, noise)
+    images["front"].square().sum().backward()
     assert (actions.grad.abs() > 0).all(), "every action changes the frames"
     assert latents.grad.abs().sum() > 0
 
@@ -127,12 +133,13 @@ def test_differentiable_in_actions_and_in_the_state(model, start):
 @pytest.mark.parametrize("given", [1, 2, 3])
 def test_a_chunk_of_fewer_actions_shows_as_many_frames_and_goes_on_from_the_last(model, start, given):
     state, actions, noise = start
-    following, frames, states = model.step(state, actions[:, :given], noise)
+    following, images, states = model.step(state, actions[:, :given], noise)
+    frames = images["front"]
     assert frames.shape[1] == states.shape[1] == given
     torch.testing.assert_close(model.codec.decode(following.latents[:, -1]), frames[:, -1])
     assert torch.equal(following.state[:, -1], states[:, -1])
     assert given > 1 or torch.equal(following.latents[:, 0], state.latents[:, -1])
-    whole = model.step(state, actions, noise)[1]
+    whole = model.step(state, actions, noise)[1]["front"]
     assert not torch.equal(frames, whole[:, :given]), "it does not know the actions that are to come"
 
 
@@ -147,16 +154,17 @@ def test_unknown_actions_do_not_influence_anything(model, start):
 
 def test_rows_are_independent(model, start):
     state, actions, noise = start
-    together = model.step(state, actions, noise)[1]
+    together = model.step(state, actions, noise)[1]["front"]
     for i in range(3):
-        torch.testing.assert_close(model.step(state[[i]], actions[[i]], noise[[i]])[1], together[[i]], atol=1e-5, rtol=1e-4)
+        alone = model.step(state[[i]], actions[[i]], noise[[i]])[1]["front"]
+        torch.testing.assert_close(alone, together[[i]], atol=1e-5, rtol=1e-4)
 
 
 def test_noise_matters_where_it_is_drawn_and_is_not_drawn_where_it_has_no_effect(model, start):
     state, actions, noise = start
     other = Noise.rows(2, 3)
-    assert torch.equal(model.step(state, actions, noise)[1], model.step(state, actions, Noise.rows(1, 3))[1])
-    assert not torch.equal(model.step(state, actions, noise)[1], model.step(state, actions, other)[1])
+    one, same, another = (model.step(state, actions, rows)[1]["front"] for rows in (noise, Noise.rows(1, 3), other))
+    assert torch.equal(one, same) and not torch.equal(one, another)
     single = LatentFlowWorldModel(latent_channels=4, channels=(8, 8), layers=(1, 1), sampling_steps=1).eval()
     single.load_state_dict(model.state_dict())
     single.step(state, actions, None)  # type: ignore[arg-type]
@@ -167,8 +175,8 @@ def test_invalid_frames_carry_no_loss(model):
     batch = moving_squares(4, 8, torch.Generator().manual_seed(0))
     batch["state"] = batch["state"].repeat(1, 1, 2)
     batch["valid"][:, 4:] = False
-    spoilt = {name: value.clone() for name, value in batch.items()}
-    spoilt["frames"][:, 2 + 4 :] = 255
+    spoilt = copy.deepcopy(batch)
+    spoilt["images"]["front"][:, 2 + 4 :] = 255
     spoilt["state"][:, 2 + 4 :] = 99
     losses = [model.loss(b, torch.Generator().manual_seed(3))[0] for b in (batch, spoilt)]
     assert torch.equal(*losses)
@@ -182,7 +190,7 @@ def test_learns_a_square_that_moves_by_the_action():
     g = torch.Generator().manual_seed(1)
     model = LatentFlowWorldModel(state_dim=2, latent_channels=6, channels=(24, 24), layers=(1, 1), unroll=1)
     batch = moving_squares(24, 4, g)
-    model.fit_statistics(batch["frames"].flatten(0, 1), toy_spec(batch["state"].flatten(0, 1)))
+    model.fit_statistics({"front": batch["images"]["front"].flatten(0, 1)}, toy_spec(batch["state"].flatten(0, 1)))
     test = moving_squares(32, 4, torch.Generator().manual_seed(9))
 
     def error() -> float:
@@ -204,9 +212,41 @@ def test_actions_beyond_the_end_do_not_matter():
     torch.manual_seed(0)
     model = LatentFlowWorldModel(state_dim=2, latent_channels=6, channels=(8, 8), layers=(1, 1), unroll=1)
     batch = moving_squares(4, 4, torch.Generator().manual_seed(1))
-    model.fit_statistics(batch["frames"].flatten(0, 1), toy_spec(batch["state"].flatten(0, 1)))
+    model.fit_statistics({"front": batch["images"]["front"].flatten(0, 1)}, toy_spec(batch["state"].flatten(0, 1)))
     torch.nn.init.normal_(model.net.last.weight)
     batch["valid"][:, 2:] = False
     first = model.loss(batch, torch.Generator().manual_seed(2))[0]
     batch["action"][:, 2:] = 1000
     assert torch.equal(model.loss(batch, torch.Generator().manual_seed(2))[0], first)
+
+
+def test_cameras_of_different_sizes_are_predicted_together():
+    """What one camera shows now changes what the other one is going to show, and each keeps its size."""
+    views = {"front": (16, 24), "wrist": (32, 16)}
+    torch.manual_seed(0)
+    model = LatentFlowWorldModel(latent_channels=4, channels=(8, 8), layers=(1, 1), views=views).eval()
+    images = {name: torch.randint(0, 256, (3, 2, *size, 3), dtype=torch.uint8) for name, size in views.items()}
+    model.fit_statistics({name: frames.flatten(0, 1) for name, frames in images.items()}, toy_spec(torch.randn(50, 4)))
+    torch.nn.init.zeros_(model.net.last.bias)
+    actions, noise, felt = torch.zeros(3, 4, 2), Noise.rows(1, 3), torch.zeros(3, 2, 4)
+    for name, frames in model.step(model.init(images, felt), actions, noise)[1].items():
+        still = model.codec.decode(model.codec.encode(images[name][:, -1:]))
+        torch.testing.assert_close(frames, still.expand(-1, 4, -1, -1, -1), msg="a new model shows what each showed last")
+    torch.nn.init.normal_(model.net.last.weight, std=0.5)
+    shown = model.step(model.init(images, felt), actions, noise)[1]
+    assert {name: frames.shape for name, frames in shown.items()} == {name: (3, 4, *size, 3) for name, size in views.items()}
+    dark = model.step(model.init({**images, "wrist": 0 * images["wrist"]}, felt), actions, noise)[1]
+    assert not torch.equal(dark["front"], shown["front"])
+    twice = {name: frames.repeat_interleave(2, -3).repeat_interleave(2, -2) for name, frames in images.items()}
+    small = {name: torch.from_numpy(resize(frames.numpy(), views[name])) for name, frames in twice.items()}
+    assert torch.equal(model.init(twice, felt).latents, model.init(small, felt).latents), "larger pictures are resized"
+    window = {name: frames[:, :1].repeat(1, 10, 1, 1, 1) for name, frames in images.items()}
+    batch = {"images": window, "state": torch.zeros(3, 10, 4), "action": torch.zeros(3, 8, 2), "valid": torch.ones(3, 8) > 0}
+    assert model.loss(batch, torch.Generator().manual_seed(0))[0].isfinite()
+    with pytest.raises(ValueError, match="the world model looks through camera 'wrist', there is front; rename one"):
+        model.init({"front": images["front"]}, felt)
+
+
+def test_one_camera_of_its_views_size_is_the_picture_that_the_codec_sees(model):
+    frames = scenes(6, 2).unflatten(0, (3, 2))
+    assert torch.equal(model.init({"front": frames}, torch.zeros(3, 2, 4)).latents, model.codec.encode(frames))

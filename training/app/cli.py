@@ -20,20 +20,30 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from worldsim.core.installation import EXTRAS, add, shipped
+from worldsim.core.views import usual_view
 from worldsim.data.dataset_spec import read_spec
 
 CONFIG_DIR = shipped("configs")
 
 
-def of_data(size: str, roots: Sequence[str]) -> int:
-    """``${of_data:state_dim,${data.roots}}``: what a model must be built for to learn from datasets, which the first one says.
+def of_data(what: str, roots: Sequence[str]) -> Any:
+    """``${of_data:state_dim,${data.roots}}``: what a model must be built for to learn from datasets, as the first one says it.
+
+    Args:
+        what: state_dim, action_dim, or views: all cameras, at their `usual_view`.
+        roots: the datasets.
 
     Raises:
         ValueError, FileNotFoundError: as `read_spec`.
     """
     if not roots:
         raise ValueError("data.roots is empty; name a dataset to learn from")
-    return read_spec(Path(roots[0])).sizes[size]
+    spec = read_spec(Path(roots[0]))
+    if what == "views":
+        return {
+            name: [*usual_view(camera.height, camera.width)] for name, camera in spec.cameras.items() if camera.kind == "colour"
+        }
+    return spec.sizes[what]
 
 
 OmegaConf.register_new_resolver("of_data", of_data, replace=True)

@@ -18,7 +18,8 @@ from worldsim.core import checkpoint
 from worldsim.core.files import write_json
 from worldsim.core.interfaces import Policy, Reflector, WorldModel
 from worldsim.core.precision import autocast, circumstances
-from worldsim.core.sizes import check_names, check_sizes, world_sizes
+from worldsim.core.sight import seen
+from worldsim.core.sizes import check_names, check_sizes
 from worldsim.core.world import World
 from worldsim.measure.collect import PlayActor
 from worldsim.measure.dream_quality import check_measurable, dream_along, quality, record
@@ -46,7 +47,7 @@ def evaluate(cfg: Config) -> None:
             check_measurable(world)
         for model in (*policies.values(), *(part for models in dreams.values() for part in models)):
             if isinstance(model, nn.Module):  # a server's policy checks what it gets
-                check_sizes(model, world_sizes(world), "the world has")
+                check_sizes(model, world.spec, "the world has")
                 check_names(model, world.spec)
         result: Config = {
             "policies": {},
@@ -211,9 +212,10 @@ def _quality(models: Models, world: World, media: Path, policy: Player, cfg: Con
     ):
         # Successes first; a video ends where a physical episode would have ended.
         chosen = recording.success.any(1).long().argsort(descending=True, stable=True)[:6].tolist()
-        imagined = (dream * 255).round().to(torch.uint8)
+        imagined = (dream[recording.camera] * 255).round().to(torch.uint8)
+        physical = seen(recording.images, world_model.views, "the world model")[recording.camera]
         ends = [int(recording.success[i].long().argmax()) or recording.action.shape[1] for i in chosen]
-        real = [recording.frames[i, 1 : end + 1] for i, end in zip(chosen, ends, strict=True)]
+        real = [physical[i, 1 : end + 1] for i, end in zip(chosen, ends, strict=True)]
         dreams = [imagined[i, :end] for i, end in zip(chosen, ends, strict=True)]
         pairs = [video.side_by_side(r, d) for r, d in zip(real, dreams, strict=True)]
         video.write_mp4(media / f"{name}_real_and_dream.mp4", video.tile(pairs, columns=3), fps=world.fps)

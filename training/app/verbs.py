@@ -20,7 +20,7 @@ from worldsim.core.files import write_json
 from worldsim.core.interfaces import Policy
 from worldsim.core.precision import autocast, circumstances
 from worldsim.core.seeds import check_training
-from worldsim.core.sizes import check_names, check_sizes, world_sizes
+from worldsim.core.sizes import check_names, check_sizes
 from worldsim.core.types import Observation
 from worldsim.core.world import World
 from worldsim.data.dataset_spec import write_overlay
@@ -70,9 +70,8 @@ def _store(
     """Record the starts seed, ..., seed + episodes - 1; what an interrupted recording has already is not played again."""
     check_training(seed, episodes)
     if isinstance(actor, PolicyActor):
-        check_sizes(actor.policy, world_sizes(world), "the world has")
+        check_sizes(actor.policy, world.spec, "the world has")
         check_names(actor.policy, world.spec)
-    images: Any = world.single_observation_space["images"]
     counter = root / "meta" / "physics_steps.json"
     before = json.loads(counter.read_text())["physics_steps"] if counter.is_file() else 0
     successes: list[bool] = []
@@ -82,7 +81,7 @@ def _store(
         robot_type=world.robot_type,
         state_names=world.state_names,
         action_names=world.action_names,
-        cameras={world.camera: images[world.camera].shape[:2]},
+        cameras={name: (camera.height, camera.width) for name, camera in world.spec.cameras.items()},
         storage=storage,
     ) as writer:
         had = writer.num_episodes
@@ -190,31 +189,22 @@ def _earned(file: Path, folder: Path) -> Config:
 
 def _example(policy: Policy) -> Observation:
     generator = torch.Generator().manual_seed(0)
-    frames = torch.randint(0, 256, (1, *_image(policy), 3), generator=generator, dtype=torch.uint8)
-    state = torch.randn(1, policy.arguments["state_dim"], generator=generator)
-    return Observation({policy.arguments["camera"]: frames}, state, ("push the red block onto the green disc",))
-
-
-def _image(policy: Policy) -> tuple[int, int]:
-    """(height, width) of its pictures; of a policy that does not say them those of our own worlds."""
-    height, width = policy.arguments.get("image", (64, 64))
-    return height, width
+    frames = {
+        name: torch.randint(0, 256, (1, *size, 3), generator=generator, dtype=torch.uint8) for name, size in policy.views.items()
+    }
+    state = torch.randn(1, len(policy.state_units.shift), generator=generator)
+    return Observation(frames, state, ("push the red block onto the green disc",))
 
 
 def _parts(policy: Policy, data: Dataset) -> Config:
     """What a bundle has from recorded episodes: 32 observations to compare on, and a description of what training looked like."""
-    if policy.camera not in data.cameras:
-        raise ValueError(
-            f"the policy looks through camera {policy.camera!r}, {data.root} has {sorted(data.cameras)}; give its own data"
-        )
-    sizes = {"state_dim": len(data.state_names), "action_dim": len(data.action_names), "image": list(data.cameras[policy.camera])}
-    check_sizes(policy, sizes)
+    check_sizes(policy, data.spec)
     check_names(policy, data.spec, str(data.root))
     indices = np.unique(np.linspace(0, data.num_episodes - 1, 128).round().astype(int)).tolist()
     episodes = list(data.episodes(indices))
     frames = [(episode, i) for episode in episodes for i in range(len(episode.state))]
     chosen = [frames[i] for i in np.unique(np.linspace(0, len(frames) - 1, 32).round().astype(int))]
-    images = {name: torch.stack([episode.images[name][i] for episode, i in chosen]) for name in data.cameras}
+    images = {name: torch.stack([episode.images[name][i] for episode, i in chosen]) for name in policy.views}
     states = torch.stack([episode.state[i] for episode, i in chosen])
     observation = Observation(images, states, tuple(episode.instruction for episode, _ in chosen))
     parts = {
@@ -223,12 +213,12 @@ def _parts(policy: Policy, data: Dataset) -> Config:
         "state_names": data.state_names,
         "action_names": data.action_names,
     }
-    seen = [(episode.images[policy.camera].numpy(), episode.state.numpy()) for episode in episodes]
+    seen = [({name: episode.images[name].numpy() for name in policy.views}, episode.state.numpy()) for episode in episodes]
     training, held_out = seen[::2], seen[1::2]
     if sum(len(states) for _, states in held_out) < FEWEST:
         print(f"{data.root} has too few episodes to tell a robot what training looked like; it will notice broken cameras only")
         return parts
-    return parts | {"reference": fit_reference(training, held_out)}
+    return parts | {"reference": fit_reference(training, held_out, policy.views)}
 
 
 def serve(cfg: Config) -> None:
@@ -243,7 +233,7 @@ def serve(cfg: Config) -> None:
         served, max_batch = BundlePolicy(load_bundle(cfg["bundle"], threads=cfg["threads"]), seed=cfg["seed"]), 1
     else:
         policy = checkpoint.load(cfg["policy"], Policy)
-        served = TorchPolicy(policy, image=_image(policy), state_dim=policy.arguments["state_dim"], seed=cfg["seed"])
+        served = TorchPolicy(policy, state_dim=len(policy.state_units.shift), seed=cfg["seed"])
         max_batch = cfg["max_batch"]
     api_key = None if cfg["api_key"] is None else str(cfg["api_key"])  # Hydra reads one of digits as a number
     options = {name: cfg[name] for name in ("host", "port", "max_message_bytes", "max_clients", "max_waiting", "max_wait_s")}

@@ -109,7 +109,7 @@ class SecondReflector(HeldOut):
         if second_reflector is reflector:
             raise ValueError("second_reflector must differ from reflector, got the same one; train another one with another seed")
         super().__init__(world_model, [reflector, second_reflector], seed)
-        table = FrameStore.read(data, {self.world_model.camera: None})
+        table = FrameStore.read(data, self.world_model.views)
         if self.world_model.spec is not None:
             table = table.ordered(self.world_model.spec, "the world model")
         starts = Starts.first_frames(table, self.world_model.context)

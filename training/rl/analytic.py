@@ -5,6 +5,7 @@ No physics runs: dreams start from recorded frames. Read `imagine.py` for the dr
 gradient of the world."""
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -86,7 +87,7 @@ class AnalyticPostTraining(PostTraining):
         self.settings: Any = self.hparams
         self.world_model, self.reflector = frozen(world_model), frozen(reflector)
         self.rivals = nn.ModuleList(frozen(rival) for rival in rivals)
-        self.context = world_model.context
+        self.views, self.context = world_model.views, world_model.context
         self.critics = nn.ModuleList(Critic.like(self.reflector) for _ in range(critics))
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
 
@@ -139,17 +140,17 @@ class AnalyticPostTraining(PostTraining):
 
     def _target_values(self, dream: Dream, instruction: tuple[str, ...]) -> Tensor:
         """Target critic after each chunk, [b, h]; only the last keeps its gradient, which the return needs."""
-        last = self._least_value(dream.frames[:, -1], instruction)
-        if dream.frames.shape[1] == 2:
+        last = self._least_value({name: frames[:, -1] for name, frames in dream.images.items()}, instruction)
+        b, inner = len(instruction), dream.reward.shape[1] - 1
+        if not inner:
             return last[:, None]
         with torch.no_grad():
-            inner = dream.frames[:, 1:-1]
-            repeated = tuple(s for s in instruction for _ in range(inner.shape[1]))
-            values = self._least_value(inner.flatten(0, 1), repeated).unflatten(0, inner.shape[:2])
+            images = {name: frames[:, 1:-1].flatten(0, 1) for name, frames in dream.images.items()}
+            values = self._least_value(images, tuple(s for s in instruction for _ in range(inner))).unflatten(0, (b, inner))
         return torch.cat([values, last[:, None]], dim=1)
 
-    def _least_value(self, frames: Tensor, instruction: tuple[str, ...]) -> Tensor:
-        return torch.stack([critic(frames, instruction) for critic in self.target_critics]).amin(dim=0)
+    def _least_value(self, images: Mapping[str, Tensor], instruction: tuple[str, ...]) -> Tensor:
+        return torch.stack([critic(images, instruction) for critic in self.target_critics]).amin(dim=0)
 
     @torch.no_grad()
     def _reference_actions(self, dream: Dream) -> Tensor:
@@ -165,11 +166,11 @@ class AnalyticPostTraining(PostTraining):
     def _fit_critic(self, dream: Dream, value: Tensor, instruction: tuple[str, ...], optimizer: Any) -> Tensor:
         h = self.settings
         target = td_lambda_targets(dream.reward.detach(), dream.p_success.detach(), value.detach(), gamma=h.gamma, lam=h.lam)
-        frames = dream.frames[:, :-1].detach()
-        repeated = tuple(s for s in instruction for _ in range(frames.shape[1]))
+        images = {name: frames[:, :-1].detach().flatten(0, 1) for name, frames in dream.images.items()}
+        repeated = tuple(s for s in instruction for _ in range(dream.reward.shape[1]))
         loss = target.new_zeros(())
         for _ in range(h.critic_updates):
-            losses = [F.huber_loss(critic(frames.flatten(0, 1), repeated), target.flatten()) for critic in self.critics]
+            losses = [F.huber_loss(critic(images, repeated), target.flatten()) for critic in self.critics]
             loss = torch.stack(losses).sum()
             optimizer.zero_grad()
             self.manual_backward(loss)

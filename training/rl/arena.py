@@ -11,6 +11,7 @@ from training.supervised.batches import Batch
 from worldsim.core.interfaces import Reflector, WorldModel
 from worldsim.core.seeds import CHOOSING
 from worldsim.core.types import Observation
+from worldsim.core.views import Views
 from worldsim.core.world import Reward, World
 from worldsim.worlds.dream import DreamWorld, Starts
 
@@ -20,10 +21,12 @@ class Arena(nn.Module, ABC):
 
     Attributes:
         reflector: whose trunk a critic may start from; None in physics.
+        views: cameras whose frames its episodes start from, and at which size; none in physics.
         context: frames with which its episodes start.
     """
 
     reflector: Reflector | None
+    views: Views = {}
     context: int = 1
 
     @abstractmethod
@@ -47,11 +50,11 @@ class DreamArena(Arena):
     def __init__(self, world_model: WorldModel, reflector: Reflector, reward: Reward | None = None):
         super().__init__()
         self.world_model, self.reflector, self.reward = frozen(world_model), frozen(reflector), reward
-        self.context = world_model.context
+        self.views, self.context = world_model.views, world_model.context
 
     def begin(self, batch: Batch, group_size: int, generator: torch.Generator) -> tuple[World, Observation, Tensor]:
         n = len(batch["instruction"])
-        starts = Starts(batch["frames"], batch["state"], tuple(batch["instruction"]))  # the loader turns tuples into lists
+        starts = Starts(batch["images"], batch["state"], tuple(batch["instruction"]))  # the loader turns tuples into lists
         world = DreamWorld(self.world_model, self.reflector, starts, num_envs=n * group_size, reward=self.reward)
         group = torch.arange(n).repeat_interleave(group_size)
         obs, _ = world.reset(seed=int(torch.randint(2**31, (), generator=generator)), options={"start": group})

@@ -4,30 +4,36 @@ Read `estimators.py` next: it turns values and rewards into advantages.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from worldsim.core.checkpoint import Configured
 from worldsim.core.interfaces import Policy, Reflector
+from worldsim.core.views import FRONT
 from worldsim.nn.layers import VisualTrunk, mlp
 
 
 class Critic(Configured):
-    """V(frame, instruction): expected discounted return, in units of reward.
+    """V(images, instruction): expected discounted return, in units of reward.
 
     Args:
         features, channels, blocks: of its visual trunk; equal to the reflector's, whose weights it starts from.
         values: 1, or several values per observation.
-        image: (height, width) of its frames.
+        views: the cameras that it looks through, and at which size.
     """
 
     def __init__(
-        self, features: int = 256, channels: int = 64, blocks: int = 2, values: int = 1, image: tuple[int, int] = (64, 64)
+        self,
+        features: int = 256,
+        channels: int = 64,
+        blocks: int = 2,
+        values: int = 1,
+        views: Mapping[str, tuple[int, int]] = FRONT,
     ):
         super().__init__()
-        self.trunk = VisualTrunk(features, channels, blocks, image=image)
+        self.trunk = VisualTrunk(features, channels, blocks, views=views)
         self.head = mlp(features, features, values)
 
     @classmethod
@@ -35,19 +41,18 @@ class Critic(Configured):
         """A critic whose trunk starts as a copy of the reflector's, if that has one: it knows already what success looks like."""
         trunk = getattr(reflector, "trunk", None)
         if not isinstance(trunk, VisualTrunk):
-            told = [part.arguments for part in reflector.modules() if isinstance(part, Configured)]
-            return cls(values=values, image=next((its["image"] for its in told if "image" in its), (64, 64)))
-        critic = cls(**{key: trunk.arguments[key] for key in ("features", "channels", "blocks", "image")}, values=values)
+            return cls(values=values, views=reflector.views)
+        critic = cls(**{key: trunk.arguments[key] for key in ("features", "channels", "blocks", "views")}, values=values)
         critic.trunk.load_state_dict(trunk.state_dict())
         return critic
 
-    def values(self, frames: Shaped[Tensor, "b h w 3"], instruction: Sequence[str]) -> Float[Tensor, "b v"]:
+    def values(self, images: Mapping[str, Shaped[Tensor, "b _ _ 3"]], instruction: Sequence[str]) -> Float[Tensor, "b v"]:
         """All values of each observation."""
-        return self.head(self.trunk(frames, instruction)).float()
+        return self.head(self.trunk(images, instruction, "the critic")).float()
 
-    def forward(self, frames: Shaped[Tensor, "b h w 3"], instruction: Sequence[str]) -> Float[Tensor, " b"]:
+    def forward(self, images: Mapping[str, Shaped[Tensor, "b _ _ 3"]], instruction: Sequence[str]) -> Float[Tensor, " b"]:
         """The first value of each observation."""
-        return self.values(frames, instruction)[:, 0]
+        return self.values(images, instruction)[:, 0]
 
 
 class ValueHead(nn.Module, ABC):
@@ -68,7 +73,7 @@ class ValueHead(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, frames: Shaped[Tensor, "b h w 3"], instruction: Sequence[str], features: Float[Tensor, "b f"]
+        self, images: Mapping[str, Shaped[Tensor, "b _ _ 3"]], instruction: Sequence[str], features: Float[Tensor, "b f"]
     ) -> Float[Tensor, "b v"]:
         """Values before a decision: v = 1, or ah if `per_action`."""
 
@@ -78,10 +83,10 @@ class OwnEncoder(ValueHead):
 
     def build(self, policy: Policy, reflector: Reflector | None) -> None:
         values = policy.action_horizon if self.per_action else 1
-        self.net = Critic(values=values) if reflector is None else Critic.like(reflector, values)
+        self.net = Critic(values=values, views=policy.views) if reflector is None else Critic.like(reflector, values)
 
-    def forward(self, frames, instruction, features):
-        return self.net.values(frames, instruction)
+    def forward(self, images, instruction, features):
+        return self.net.values(images, instruction)
 
 
 class SharedFeatures(ValueHead):
@@ -90,5 +95,5 @@ class SharedFeatures(ValueHead):
     def build(self, policy: Policy, reflector: Reflector | None) -> None:
         self.net = mlp(policy.feature_dim, 256, 256, policy.action_horizon if self.per_action else 1)
 
-    def forward(self, frames, instruction, features):
+    def forward(self, images, instruction, features):
         return self.net(features.detach()).float()

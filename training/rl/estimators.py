@@ -4,7 +4,7 @@ The formulas are in `training/rl/math/advantages.py`. Read `rollout_learner.py` 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -41,7 +41,7 @@ class Advantage(nn.Module, ABC):
     def build(self, policy: Policy, reflector: Reflector | None) -> None:  # noqa: B027 - only a critic has parameters
         """Create networks that depend on the models' sizes."""
 
-    def value(self, frames: Tensor, instruction: Sequence[str], features: Tensor) -> Float[Tensor, "b v"]:
+    def value(self, images: Mapping[str, Tensor], instruction: Sequence[str], features: Tensor) -> Float[Tensor, "b v"]:
         """The critic's estimate; 0 without one."""
         return features.new_zeros(len(features), 1)
 
@@ -75,8 +75,8 @@ class GAE(Advantage):
     def build(self, policy: Policy, reflector: Reflector | None) -> None:
         self.critic.build(policy, reflector)
 
-    def value(self, frames: Tensor, instruction: Sequence[str], features: Tensor) -> Float[Tensor, "b v"]:
-        return self.critic(frames, instruction, features)
+    def value(self, images: Mapping[str, Tensor], instruction: Sequence[str], features: Tensor) -> Float[Tensor, "b v"]:
+        return self.critic(images, instruction, features)
 
     def assess(self, rollout: Rollout) -> Assessment:
         b, t, v = rollout.value.shape

@@ -2,7 +2,7 @@
 
 `analytic.py` differentiates it; nothing here steps an environment."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -14,28 +14,29 @@ from training.rl.chains import Chain
 from training.supervised.batches import Batch
 from worldsim.core.interfaces import Policy, Reflector, WorldModel
 from worldsim.core.noise import Noise
+from worldsim.core.sight import seen
 from worldsim.core.types import Judgement, Observation, TensorBatch, cat_rows, float_image, where_rows
 from worldsim.core.world import Reward
 
 
 @dataclass(frozen=True)
 class Moment(TensorBatch):
-    """Where b dreams are: the world model's state, the latest frames and proprioception, oldest first, and the wish.
+    """Where b dreams are: the world model's state, the latest frames of each camera and proprioception, oldest first, and the wish.
 
-    Frames are floats in 0..1 when recorded and may leave that range when dreamed.
+    Frames are of the world model's views, floats in 0..1 when recorded and may leave that range when dreamed.
     """
 
     model: TensorBatch
-    frames: Float[Tensor, "b context h w 3"]
+    images: dict[str, Float[Tensor, "b context _ _ 3"]]
     states: Float[Tensor, "b context s"]
     instruction: tuple[str, ...]
 
     @classmethod
     def of(cls, world_model: WorldModel, batch: Batch) -> "Moment":
         """The recorded moments of a batch of `StartData`."""
-        frames = float_image(batch["frames"])
+        images = {name: float_image(frames) for name, frames in seen(batch["images"], world_model.views, "the dream").items()}
         instruction = tuple(batch["instruction"])  # the loader turns tuples into lists
-        return cls(world_model.init(frames, batch["state"]), frames, batch["state"], instruction)
+        return cls(world_model.init(images, batch["state"]), images, batch["state"], instruction)
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Dream:
 
     Attributes:
         actions: as the sampler gave them, in network units, [b, h, ah, ad].
-        frames: the frame before each chunk and the last one, [b, h+1, height, width, 3].
+        images: what each camera shows before each chunk and at the end, [b, h+1, height, width, 3].
         obs: the observation before each chunk.
         noise: x_1 of each chunk, [b, h, ah, ad].
         reward: of each chunk, [b, h].
@@ -53,7 +54,7 @@ class Dream:
     """
 
     actions: Tensor
-    frames: Tensor
+    images: dict[str, Tensor]
     obs: list[Observation]
     noise: Tensor
     reward: Tensor
@@ -95,23 +96,24 @@ def imagine(
             their rewards and success probabilities counts: where models disagree, a dream promises nothing (pessimism as in MOReL,
             arXiv:2005.05951).
     """
-    instruction, recent, felt = start.instruction, start.frames, start.states
-    frame, proprioception = recent[:, -1].clamp(0, 1), felt[:, -1]
+    instruction, recent, felt = start.instruction, start.images, start.states
+    now_seen, proprioception = _latest(recent), felt[:, -1]
     b = len(instruction)
-    first = reflector.judge(frame, instruction).detach()
+    first = reflector.judge(now_seen, instruction).detach()
     before = Judgement(success=first.p_success, progress=first.progress)
 
-    def judge(predicted: Tensor) -> Judgement:
+    def judge(predicted: Mapping[str, Tensor]) -> Judgement:
         """Largest success probability and the last progress of a chunk's frames."""
-        seen = predicted[:, list(judged)].clamp(0, 1)
-        reflection = reflector.judge(seen.flatten(0, 1), tuple(s for s in instruction for _ in judged))
+        shown = {name: frames[:, list(judged)].clamp(0, 1).flatten(0, 1) for name, frames in predicted.items()}
+        reflection = reflector.judge(shown, tuple(s for s in instruction for _ in judged))
         p_success, reached = (x.unflatten(0, (b, len(judged))) for x in (reflection.p_success, reflection.progress))
         return Judgement(success=p_success.amax(dim=1), progress=reached[:, -1])
 
-    state, actions, frames, observations, noises, rewards, successes = start.model, [], [frame], [], [], [], []
+    state, actions, views, observations, noises, rewards, successes = start.model, [], [now_seen], [], [], [], []
     for number in range(chunks):
         now = noise.at(number)
-        obs = Observation({world_model.camera: frame.detach()}, proprioception.detach().float(), instruction)
+        images = {name: frame.detach() for name, frame in now_seen.items()}
+        obs = Observation(images, proprioception.detach().float(), instruction)
         features = policy.encode(obs)
         path = chain.sample(policy, features, now).path
         action = path[:, -1]
@@ -122,23 +124,29 @@ def imagine(
         verdicts = [judge(frames_of_one) for frames_of_one in (predicted, *others)]
         least = Judgement(**{name: torch.stack([vars(v)[name] for v in verdicts]).amin(dim=0) for name in vars(before)})
         rewards.append(reward(before, least))
-        context = recent.shape[1]
-        recent = torch.cat([recent, predicted], dim=1)[:, -context:]
+        context = felt.shape[1]
+        recent = {name: torch.cat([frames, predicted[name]], dim=1)[:, -context:] for name, frames in recent.items()}
         felt = torch.cat([felt, proprioceptions], dim=1)[:, -context:]
-        frame, proprioception = recent[:, -1].clamp(0, 1), felt[:, -1]
+        now_seen, proprioception = _latest(recent), felt[:, -1]
         observations.append(obs)
-        for values, value in ((actions, action), (frames, frame), (noises, path[:, 0]), (successes, least.success)):
+        views.append(now_seen)
+        for values, value in ((actions, action), (noises, path[:, 0]), (successes, least.success)):
             values.append(value)
         before = verdicts[0]
     return Dream(
         actions=torch.stack(actions, dim=1),
-        frames=torch.stack(frames, dim=1),
+        images={name: torch.stack([images[name] for images in views], dim=1) for name in now_seen},
         obs=observations,
         noise=torch.stack(noises, dim=1),
         reward=torch.stack(rewards, dim=1),
         p_success=torch.stack(successes, dim=1),
         end=Moment(state, recent, felt.float(), instruction).detach(),
     )
+
+
+def _latest(images: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The last frame of each camera, as a picture."""
+    return {name: frames[:, -1].clamp(0, 1) for name, frames in images.items()}
 
 
 class Continuation(nn.Module):
@@ -166,7 +174,7 @@ class Continuation(nn.Module):
         """`fresh` with its first rows replaced by dreams that go on."""
         if self._restored is not None:
             self.moment, self._restored = _rebuilt(fresh, self._restored), None
-            self.chunks = self.chunks.to(fresh.frames.device)
+            self.chunks = self.chunks.to(fresh.states.device)
         if self.moment is None:
             return fresh
         rows = len(self.moment.instruction)
@@ -194,6 +202,8 @@ def _plain(value: Any) -> Any:
     """Nested dictionaries, lists and tensors, which `torch.load(weights_only=True)` reads."""
     if isinstance(value, TensorBatch):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}  # type: ignore[arg-type]
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -202,4 +212,6 @@ def _rebuilt(example: Any, plain: Any) -> Any:
     if isinstance(example, TensorBatch):
         parts = {name: _rebuilt(getattr(example, name), value) for name, value in plain.items()}
         return replace(example, **parts)  # type: ignore[type-var]
+    if isinstance(example, dict):
+        return {name: _rebuilt(item, plain[name]) for name, item in example.items()}
     return tuple(plain) if isinstance(example, tuple) else plain.to(example.device)

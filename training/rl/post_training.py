@@ -16,6 +16,7 @@ from worldsim.core.flow import sample_ode
 from worldsim.core.interfaces import Policy
 from worldsim.core.noise import Noise
 from worldsim.core.types import Observation
+from worldsim.core.views import Views
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -33,9 +34,11 @@ class PostTraining(LightningModule):
         ema_decay: of the average that is shipped; 0 ships the last iterate.
 
     Attributes:
-        context: frames with which a dream starts, asked by `StartData`.
+        views: cameras whose frames a dream starts from, asked by `StartData`.
+        context: so many of them.
     """
 
+    views: Views = {}
     context: int = 1
 
     def __init__(self, policy: Policy, ema_decay: float):

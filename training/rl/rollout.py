@@ -47,7 +47,7 @@ def collect_rollout(
             truncated, so its last value stands for the rest.
     """
     check_names(policy, world.spec)
-    b, camera, noise = world.num_envs, next(iter(obs.images)), Noise.rows(seed, world.num_envs)
+    b, noise = world.num_envs, Noise.rows(seed, world.num_envs)
     instruction, rows = obs.instruction, torch.arange(b)
     final_value, ended, success = torch.zeros(b), *torch.zeros(2, b, dtype=torch.bool)
     log: dict[str, list[Tensor]] = {}
@@ -60,14 +60,15 @@ def collect_rollout(
             log.setdefault(name, []).append(whole)
 
     def critic(seen: Observation) -> Tensor:
-        return advantage.value(seen.images[camera], seen.instruction, policy.encode(seen))
+        return advantage.value(seen.images, seen.instruction, policy.encode(seen))
 
     for t in range(chunks):
         features = policy.encode(obs)
         steps, logprob, stochastic = chain.sample(policy, features, noise[rows].at(t))
-        value = advantage.value(obs.images[camera], obs.instruction, features)
+        value = advantage.value(obs.images, obs.instruction, features)
         result: ChunkResult = world.step_chunk(policy.action_units.native(steps[:, -1]))
-        store(images=obs.images[camera], state=obs.state, features=features, chain=steps, value=value)
+        store(state=obs.state, features=features, chain=steps, value=value)
+        store(**{f"camera {name}": frames for name, frames in obs.images.items()})
         store(stochastic=stochastic, logprob=logprob)
         store(reward=result.reward, terminated=result.terminated, done=result.terminated | result.truncated)
         store(played=~ended[rows])
@@ -86,10 +87,11 @@ def collect_rollout(
 
     stacked = {name: torch.stack(values, dim=1) for name, values in log.items()}
     played, done = stacked.pop("played"), stacked.pop("done")
+    images = {name: stacked.pop(f"camera {name}") for name in obs.images}
     valid = first_success_mask(done.flatten(1)).view_as(done) & played[..., None]
     stacked["reward"] = stacked["reward"] * valid
     stacked["terminated"] = stacked["terminated"] & valid
-    return Rollout(**stacked, valid=valid, success=success, instruction=instruction, group=group, final_value=final_value)
+    return Rollout(images, **stacked, valid=valid, success=success, instruction=instruction, group=group, final_value=final_value)
 
 
 def paid(rollout: Rollout, reward: Float[Tensor, "b t"]) -> Rollout:

@@ -93,7 +93,8 @@ class RolloutLearner(PostTraining, ABC):
         super().__init__(policy, ema_decay)
         if self.needs_logprob and not chain.explores:
             raise ValueError(f"{type(self).__name__} needs a chain that explores, got {type(chain).__name__}; chain=flow_sde does")
-        self.arena, self.chain, self.advantage, self.context = arena, chain, advantage, arena.context
+        self.arena, self.chain, self.advantage = arena, chain, advantage
+        self.views, self.context = arena.views, arena.context
         self.chain.build(self.policy)
         self.advantage.build(self.policy, arena.reflector)
         self.chunks, self.epochs, self.minibatch, self.lr = chunks, epochs, minibatch, lr
@@ -124,8 +125,7 @@ class RolloutLearner(PostTraining, ABC):
                 totals.setdefault(name, []).append(value.detach())
         self.lr_schedulers().step()  # type: ignore[union-attr]
         self.tell({name: torch.stack(values).mean() for name, values in totals.items()})
-        first = Observation({self.policy.camera: rollout.images[:, 0]}, rollout.state[:, 0], rollout.instruction)
-        self.log_spread(first, Noise.rows(seed, len(rollout.group)))
+        self.log_spread(rollout.observations((slice(None), 0)), Noise.rows(seed, len(rollout.group)))
         scalars = {
             "return": rollout.returns.mean(),
             "imagined_success": rollout.success.float().mean(),
@@ -144,7 +144,8 @@ class RolloutLearner(PostTraining, ABC):
             raise ValueError(f"data.batch_size={n} must be a multiple of sampling.attempts={attempts}")
         part, kept, played = n // attempts, [], 0
         for first in range(0, n, part):
-            rollout = self._play({key: value[first : first + part] for key, value in batch.items()}, generator)
+            rows = torch.arange(first, first + part)
+            rollout = self._play({key: _take(value, rows) for key, value in batch.items()}, generator)
             usable = DynamicSampling.usable(rollout) if self.advantage.group_size > 1 else torch.ones_like(rollout.group) > 0
             played += len(usable)
             kept.append(rollout if self.sampling is None else rollout[usable])
@@ -203,12 +204,10 @@ class RolloutLearner(PostTraining, ABC):
         self, rollout: Rollout, rows: tuple[Tensor, Tensor], assessment: Assessment, generator: torch.Generator
     ) -> dict[str, Tensor]:
         optimizer, *critic_optimizer = self.optimizers() if self.advantage.lr else [self.optimizers()]  # type: ignore[misc]
-        frames, state = rollout.images[rows], rollout.state[rows]
-        sentences = tuple(rollout.instruction[i] for i in rows[0].tolist())
-        obs = Observation({self.policy.camera: frames}, state, sentences)
+        obs = rollout.observations(rows)
         features = rollout.features[rows] if self.expert_only else self.policy.encode(obs)
         logs = {}
-        estimate = self.advantage.value(frames, sentences, features.detach())
+        estimate = self.advantage.value(obs.images, obs.instruction, features.detach())
         executed = rollout.valid[rows] if estimate.shape[-1] > 1 else rollout.decided[rows][..., None]
         critic_loss = self.advantage.loss(estimate, assessment.target[rows], rollout.value[rows], mask=executed)
         if critic_loss is not None:
@@ -232,7 +231,7 @@ class RolloutLearner(PostTraining, ABC):
         loss, metrics = self.policy_loss(decisions)
         gap = self._anchor_gap(decisions)
         total = loss + self.anchor * gap
-        imitation = None if self.buffer is None else self.buffer.loss(self.policy, self.policy.camera, generator)
+        imitation = None if self.buffer is None else self.buffer.loss(self.policy, generator)
         if imitation is not None:
             total, logs["imitation_loss"] = total + imitation, imitation
         self._step(total, optimizer, self.learned_parameters(), self.clip)
@@ -274,13 +273,26 @@ def join(parts: list[Rollout]) -> Rollout:
     length, whole = max(part.reward.shape[1] for part in parts), parts[0]
     for i, part in enumerate(parts):
         missing = length - part.reward.shape[1]
-        long = {name: value for name, value in vars(part).items() if isinstance(value, Tensor) and value.ndim > 1}
-        padded = {name: torch.cat([x, x.new_zeros(len(x), missing, *x.shape[2:])], dim=1) for name, x in long.items()}
+        padded: dict[str, Any] = {
+            name: _longer(value, missing)
+            for name, value in vars(part).items()
+            if isinstance(value, dict) or (isinstance(value, Tensor) and value.ndim > 1)
+        }
         offset = int(whole.group.max()) + 1 if i and len(whole.group) else 0
         part = replace(part, **padded, group=part.group + offset)
         whole = cat_rows(whole, part) if i else part
     return whole
 
 
+def _longer(values: Any, missing: int) -> Any:
+    """With so many decisions more, of zeros."""
+    if isinstance(values, dict):
+        return {name: _longer(value, missing) for name, value in values.items()}
+    return torch.cat([values, values.new_zeros(len(values), missing, *values.shape[2:])], dim=1)
+
+
 def _take(values: Any, rows: Tensor) -> Any:
+    """Rows of a batch's entry: a tensor, some of each camera, or a list."""
+    if isinstance(values, dict):
+        return {name: _take(value, rows) for name, value in values.items()}
     return values[rows] if isinstance(values, Tensor) else [values[i] for i in rows.tolist()]

@@ -122,7 +122,7 @@ class SuccessBuffer(nn.Module):
         """Keep the decisions of the policy's dreams that succeeded, the newest ones if there are too many."""
         rows, columns = (rollout.decided & rollout.success[:, None]).nonzero(as_tuple=True)
         fresh = {
-            "images": rollout.images[rows, columns],
+            **{f"camera {name}": frames[rows, columns] for name, frames in rollout.images.items()},
             "state": rollout.state[rows, columns],
             "action": policy.action_units.native(rollout.chain[rows, columns, -1]),
             "valid": rollout.valid[rows, columns],
@@ -132,13 +132,14 @@ class SuccessBuffer(nn.Module):
             name: (torch.cat([self.kept[name], value]) if self.kept else value)[-self.capacity :] for name, value in fresh.items()
         } | {"instruction": (self.kept.get("instruction", []) + sentences)[-self.capacity :]}
 
-    def loss(self, policy: Policy, camera: str, generator: torch.Generator) -> Float[Tensor, ""] | None:
+    def loss(self, policy: Policy, generator: torch.Generator) -> Float[Tensor, ""] | None:
         """Weighted cloning loss on a random batch of what is kept; None while the buffer holds nothing."""
         if not self.kept or not self.kept["instruction"]:
             return None
         rows = torch.randint(len(self.kept["instruction"]), (self.batch,), generator=generator)
         sentences = tuple(self.kept["instruction"][i] for i in rows.tolist())
-        obs = Observation({camera: self.kept["images"][rows]}, self.kept["state"][rows], sentences)
+        images = {name.removeprefix("camera "): value[rows] for name, value in self.kept.items() if name.startswith("camera ")}
+        obs = Observation(images, self.kept["state"][rows], sentences)
         kept, valid = self.kept["action"][rows], self.kept["valid"][rows][..., None]
         return self.weight * policy.cloning_loss(policy.encode(obs), kept, valid, generator)
 

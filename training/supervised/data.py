@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader
 from training.supervised.augmentation import Augmentation
 from training.supervised.batches import Batch, BatchStream
 from worldsim.core.checkpoint import Configured
-from worldsim.core.interfaces import WorldModel
+from worldsim.core.interfaces import Policy, Reflector, WorldModel
 from worldsim.core.sizes import check_names, check_sizes
 from worldsim.core.types import Observation
+from worldsim.core.views import Views
 from worldsim.data.lerobot import Dataset
 from worldsim.data.store import FrameStore
 from worldsim.data.windows import shift
@@ -74,7 +75,6 @@ class TableData(StreamData):
 
     Args:
         roots: LeRobot datasets to learn from.
-        camera: which camera to read.
         batch_size: rows per batch.
         held_out: share of each dataset's episodes, its last ones, that training never sees; if it is not 0, at least one of them.
         seed: of the batches.
@@ -84,7 +84,6 @@ class TableData(StreamData):
     def __init__(
         self,
         roots: list[str],
-        camera: str = "front",
         batch_size: int = 64,
         held_out: float = 0.05,
         seed: int = 0,
@@ -95,21 +94,31 @@ class TableData(StreamData):
             raise ValueError(f"held_out must be in [0, 1), got {held_out}; 0.05 keeps every twentieth episode for validation")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}; set data.batch_size to the rows of a batch")
-        self.roots, self.camera, self.batch_size, self.held_out = roots, camera, batch_size, held_out
+        self.roots, self.batch_size, self.held_out = roots, batch_size, held_out
         self.augmentation = augmentation or Augmentation()
 
+    @property
+    def learner(self) -> Any:
+        """What sees the frames; it says which cameras are read, and at which size."""
+        raise NotImplementedError
+
+    @property
+    def views(self) -> Views:
+        """Cameras that are read, and the size at which they are."""
+        return self.learner.views
+
     def setup(self, stage: str) -> None:
-        self.table = self._as_learned(FrameStore.read(self.roots, {self.camera: None}, held_out=self.held_out))
+        self.table = self._as_learned(FrameStore.read(self.roots, self.views, held_out=self.held_out))
         if self.augmentation.mirror is not None:
             self.augmentation.mirror.check(self.table)
         self.instructions = sorted(set(self.table.instruction))
         if self.trainer is not None:
-            check_sizes(self.trainer.lightning_module, self.table.sizes)
+            check_sizes(self.trainer.lightning_module, self.table.spec)
 
     def unseen(self) -> FrameStore | None:
         """The episodes that training never sees, each once even where a dataset counts twice; None if there are none."""
         once = list(dict.fromkeys(str(Path(root).resolve()) for root in self.roots))
-        held_out = FrameStore.read_held_out(once, {self.camera: None}, held_out=self.held_out)
+        held_out = FrameStore.read_held_out(once, self.views, held_out=self.held_out)
         return None if held_out is None else self._as_learned(held_out)
 
     def _as_learned(self, table: FrameStore) -> FrameStore:
@@ -126,7 +135,7 @@ class TableData(StreamData):
         """Half of the rows mirrored, if the scene has that symmetry."""
         if self.augmentation.mirror is None:
             return batch
-        return self.augmentation.mirror(batch, torch.rand(len(batch["frames"]), generator=generator) < 0.5)
+        return self.augmentation.mirror(batch, torch.rand(self.batch_size, generator=generator) < 0.5)
 
     def heard(self, sentences: tuple[str, ...], generator: torch.Generator) -> tuple[str, ...]:
         """Each in one of its wordings, if the task has some."""
@@ -148,10 +157,13 @@ class WorldModelData(TableData):
     def __init__(self, roots: list[str], batch_size: int = 48, **others: Any):
         super().__init__(roots, batch_size=batch_size, **others)
 
+    @property
+    def learner(self) -> WorldModel:
+        return self.module.world_model
+
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        model: WorldModel = self.module.world_model
-        self.context, self.horizon = model.context, model.horizon
+        self.context, self.horizon = self.learner.context, self.learner.horizon
         held_out = self.unseen() or self.table
         rows = held_out.acting_rows
         self.validation = held_out.window(rows[:: max(1, len(rows) // 128)][:128], context=self.context, horizon=self.horizon)
@@ -192,6 +204,10 @@ class ReflectorData(TableData):
         super().__init__(roots, batch_size=batch_size, held_out=held_out, **others)
         self.success_share, self.max_shift = success_share, max_shift
 
+    @property
+    def learner(self) -> Reflector:
+        return self.module.reflector
+
     def setup(self, stage: str) -> None:
         judged = {root: Dataset(root).judged_share() for root in self.roots}
         for root, shares in judged.items():
@@ -214,7 +230,7 @@ class ReflectorData(TableData):
 
     def draw(self, generator: torch.Generator) -> Batch:
         rows = self.enriched(self.judged, self.successes, generator)
-        return self.labelled(self.table.frames[rows], rows, generator)
+        return self.labelled(self.table.pictures(rows), rows, generator)
 
     def enriched(self, candidates: Tensor, successes: Tensor, generator: torch.Generator) -> Tensor:
         """`batch_size` of `candidates`, a share of them from `successes`."""
@@ -222,17 +238,16 @@ class ReflectorData(TableData):
         chosen = torch.rand(self.batch_size, generator=generator) < self.success_share
         return torch.where(chosen, self.rows(successes, generator), anywhere)
 
-    def labelled(self, frames: Tensor, rows: Tensor, generator: torch.Generator) -> Batch:
-        """Augmented frames with what was recorded at `rows`."""
-        down, right = torch.randint(-self.max_shift, self.max_shift + 1, (2,), generator=generator).tolist()
-        batch = self.augmented({**labels(self.table, rows), "frames": shift(frames, (down, right))}, generator)
+    def labelled(self, images: dict[str, Tensor], rows: Tensor, generator: torch.Generator) -> Batch:
+        """Augmented pictures with what was recorded at `rows`."""
+        batch = self.augmented({**labels(self.table, rows), "images": moved(images, self.max_shift, generator)}, generator)
         return batch | {"instruction": self.heard(batch["instruction"], generator)}
 
     def val_dataloader(self) -> DataLoader:
         """The episodes that calibrate, 256 frames a batch, with their numbers as ``episode``; the calibration needs them all."""
         table = self.calibration
         parts = torch.arange(len(table.success)).split(256)
-        return whole_batches([{**labels(table, r), "frames": table.frames[r], "episode": table.episode[r]} for r in parts])
+        return whole_batches([{**labels(table, r), "images": table.pictures(r), "episode": table.episode[r]} for r in parts])
 
 
 class DemonstrationData(TableData):
@@ -248,17 +263,21 @@ class DemonstrationData(TableData):
         super().__init__(roots, batch_size=batch_size, held_out=held_out, **others)
         self.max_shift = max_shift
 
+    @property
+    def learner(self) -> Policy:
+        return self.module.policy
+
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        self.action_horizon: int = self.module.policy.action_horizon
+        self.action_horizon = self.learner.action_horizon
 
     def draw(self, generator: torch.Generator) -> Batch:
         rows = self.rows(self.table.acting_rows, generator)
-        seen = {"frames": self.table.frames[rows], "state": self.table.state[rows]}
+        seen = {"images": self.table.pictures(rows), "state": self.table.state[rows]}
         batch = self.augmented({**seen, **self.table.actions(rows, self.action_horizon)}, generator)
-        down, right = torch.randint(-self.max_shift, self.max_shift + 1, (2,), generator=generator).tolist()
+        images = moved(batch["images"], self.max_shift, generator)
         sentences = self.heard(self.sentences(rows), generator)
-        obs = Observation({self.camera: shift(batch["frames"], (down, right))}, batch["state"], sentences)
+        obs = Observation(images, batch["state"], sentences)
         return {"obs": obs, "action": batch["action"], "valid": batch["valid"]}
 
 
@@ -276,9 +295,13 @@ class StartData(TableData):
         super().__init__(roots, held_out=held_out, **others)
         self.first_share, self.pool = first_share, pool
 
+    @property
+    def learner(self) -> Any:
+        return self.module
+
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        self.context: int = self.module.context
+        self.context: int = self.learner.context
         if self.pool is not None:
             self.pooled = self.moments(self.pool, torch.Generator().manual_seed(self.seed))
 
@@ -298,8 +321,8 @@ class StartData(TableData):
             start["start"] = torch.randint(self.pool, (self.batch_size,), generator=generator)
             rows, wishes = (values[start["start"]] for values in self.pooled)
         window = self.table.window(rows, context=self.context, horizon=0)
-        views = {"frames": window["frames"], "state": window["state"]}
-        return start | self.augmented(views, generator) | {"instruction": tuple(self.instructions[i] for i in wishes.tolist())}
+        moment = {"images": window["images"], "state": window["state"]}
+        return start | self.augmented(moment, generator) | {"instruction": tuple(self.instructions[i] for i in wishes.tolist())}
 
 
 class KeyframeStarts(StartData):
@@ -345,6 +368,12 @@ def labels(table: FrameStore, rows: Tensor) -> Batch:
     """Instruction, success and progress of some rows."""
     sentences = tuple(table.instruction[i] for i in table.episode[rows].tolist())
     return {"instruction": sentences, "success": table.success[rows], "progress": table.progress[rows]}
+
+
+def moved(images: dict[str, Tensor], most: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """All pictures moved alike, by up to `most` pixels in each direction."""
+    down, right = torch.randint(-most, most + 1, (2,), generator=generator).tolist()
+    return {name: shift(frames, (down, right)) for name, frames in images.items()}
 
 
 def whole_batches(batches: list[Batch]) -> DataLoader:

@@ -25,6 +25,7 @@ from worldsim.core.files import write_json
 from worldsim.core.interfaces import Policy, Reflector, WorldModel
 from worldsim.core.noise import Noise
 from worldsim.core.sizes import check_names, check_sizes
+from worldsim.core.views import Views, check_cameras
 from worldsim.data.store import FrameStore
 from worldsim.measure.evaluate import imagine_outcomes
 from worldsim.worlds.dream import Starts
@@ -61,10 +62,16 @@ class DreamedReflectorData(ReflectorData):
         self.world_model, self.dreams, self.chunks = world_model, dreams, chunks
         self.first_share, self.dreamed_share = first_share, dreamed_share
 
+    @property
+    def views(self) -> Views:
+        """Those of the world model: the reflector is to see real frames as it sees dreamed ones."""
+        return self.world_model.views
+
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        check_cameras(self.module.reflector.views, self.world_model.views, "the reflector", "the world model dreams")
         model, generator = self.world_model.eval(), torch.Generator().manual_seed(self.seed)
-        check_sizes(model, self.table.sizes)
+        check_sizes(model, self.table.spec)
         check_names(model, self.table.spec, "the data")
         with self.trainer.precision_plugin.forward_context() if self.trainer else nullcontext():
             self.dreamed, self.moments = self._dream(model, self.table, self.dreams, generator)
@@ -77,42 +84,57 @@ class DreamedReflectorData(ReflectorData):
     def draw(self, generator: torch.Generator) -> Batch:
         real = super().draw(generator)
         index = self.enriched(self.dreamed_judged, self.dreamed_successes, generator)
-        dreamed = self.labelled(self.dreamed[index], self.moments[index], generator)
+        dreamed = self.labelled(_rows(self.dreamed, index), self.moments[index], generator)
         which = torch.rand(self.batch_size, generator=generator) < self.dreamed_share
         sentences = zip(which.tolist(), dreamed["instruction"], real["instruction"], strict=True)
-        merged = {
-            name: torch.where(which.reshape(-1, *[1] * (real[name].ndim - 1)), dreamed[name], real[name])
-            for name in ("frames", "success", "progress")
-        }
+
+        def either(dreamed: Tensor, real: Tensor) -> Tensor:
+            return torch.where(which.reshape(-1, *[1] * (real.ndim - 1)), dreamed, real)
+
+        merged: Batch = {name: either(dreamed[name], real[name]) for name in ("success", "progress")}
+        merged["images"] = {name: either(frames, real["images"][name]) for name, frames in dreamed["images"].items()}
         return merged | {"instruction": tuple(imagined if chosen else seen for chosen, imagined, seen in sentences)}
 
     def val_dataloader(self) -> DataLoader:
         """Dreams along the episodes that calibrate, 256 frames a batch, with the numbers of the episodes as ``episode``."""
-        table, parts = self.calibration, zip(self.held_out_dreamed.split(256), self.held_out_moments.split(256), strict=True)
-        return whole_batches([{**labels(table, r), "frames": frames, "episode": table.episode[r]} for frames, r in parts])
+        table, parts = self.calibration, torch.arange(len(self.held_out_moments)).split(256)
+        moments = self.held_out_moments
+        return whole_batches(
+            [
+                {**labels(table, moments[i]), "images": _rows(self.held_out_dreamed, i), "episode": table.episode[moments[i]]}
+                for i in parts
+            ]
+        )
 
     @torch.no_grad()
     def _dream(
         self, model: WorldModel, table: FrameStore, number: int, generator: torch.Generator
-    ) -> tuple[UInt8[Tensor, "n h w 3"], Int[Tensor, " n"]]:
-        """Frames of `number` dreams, and the row of the table that each of them foretells."""
+    ) -> tuple[dict[str, UInt8[Tensor, "n _ _ 3"]], Int[Tensor, " n"]]:
+        """Frames of `number` dreams by camera, and the row of the table that each of them foretells."""
         candidates, horizon = table.acting_rows, model.action_horizon
         rows = candidates[torch.randint(len(candidates), (number,), generator=generator)]
         rows = torch.where(torch.rand(number, generator=generator) < self.first_share, table.first[rows], rows)
-        frames, moments = [], []
+        images: dict[str, list[Tensor]] = {name: [] for name in model.views}
+        moments = []
         for part in rows.split(self.batch_size):
             noise = Noise.rows(int(torch.randint(2**62, (), generator=generator)), len(part))
             window = table.window(part, context=model.context, horizon=self.chunks * horizon)
-            state = model.init(window["frames"][:, : model.context], window["state"][:, : model.context])
+            first_frames = {name: frames[:, : model.context] for name, frames in window["images"].items()}
+            state = model.init(first_frames, window["state"][:, : model.context])
             for first in range(0, self.chunks * horizon, horizon):
                 span = slice(first, first + horizon)
                 valid = window["valid"][:, span]
                 if not valid.any():
                     break
                 state, predicted, _ = model.step(state, window["action"][:, span], noise.at(first))
-                frames.append((255 * predicted.float().clamp(0, 1)).round().byte()[valid])
+                for name, frames in predicted.items():
+                    images[name].append((255 * frames.float().clamp(0, 1)).round().byte()[valid])
                 moments.append((part[:, None] + first + torch.arange(1, horizon + 1))[valid])
-        return torch.cat(frames), torch.cat(moments)
+        return {name: torch.cat(frames) for name, frames in images.items()}, torch.cat(moments)
+
+
+def _rows(images: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
+    return {name: frames[index] for name, frames in images.items()}
 
 
 class DreamThreshold(Callback):
@@ -132,9 +154,9 @@ class DreamThreshold(Callback):
 
     def __init__(self, policy: Policy, world_model: WorldModel, recording: str, max_episode_steps: int = 40):
         self.policy, self.world_model = policy.eval(), world_model.eval()
-        table = FrameStore.read([recording], {self.world_model.camera: None})
+        table = FrameStore.read([recording], {**self.policy.views, **self.world_model.views})
         for model in (self.policy, self.world_model):
-            check_sizes(model, table.sizes)
+            check_sizes(model, table.spec)
             check_names(model, table.spec, recording)
         success, unknown = (set(table.episode[rows].tolist()) for rows in (table.success == 1, table.success.isnan()))
         judged = [number for number in range(len(table.instruction)) if number in success or number not in unknown]

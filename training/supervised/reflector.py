@@ -53,9 +53,11 @@ class ReflectorTraining(LightningModule):
 
     @drawn_by_batch
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        frames = float_image(batch["frames"])
-        noise = torch.randn(frames.shape, generator=generator_of(batch, self.device), device=self.device)
-        logit, progress = self.reflector.raw(frames + self.noise * noise, batch["instruction"])
+        generator, images = generator_of(batch, self.device), {}
+        for name, frames in batch["images"].items():
+            noise = torch.randn(frames.shape, generator=generator, device=self.device)
+            images[name] = float_image(frames) + self.noise * noise
+        logit, progress = self.reflector.raw(images, batch["instruction"])
         judged, measured = ~batch["success"].isnan(), ~batch["progress"].isnan()
         success_loss = progress_loss = progress_error = 0.0 * (logit + progress).sum()  # what a batch without labels teaches
         if judged.any():
@@ -73,7 +75,10 @@ class ReflectorTraining(LightningModule):
         data: ReflectorData = self.trainer.datamodule  # type: ignore[attr-defined]
         held_out = list(data.val_dataloader())
         with torch.no_grad():  # in single precision, as evaluations are
-            judged = [self.reflector.raw(batch["frames"].to(self.device), batch["instruction"]) for batch in held_out]
+            judged = [
+                self.reflector.raw({n: f.to(self.device) for n, f in batch["images"].items()}, batch["instruction"])
+                for batch in held_out
+            ]
         logit, progress = (torch.cat(parts).cpu() for parts in zip(*judged, strict=True))
         success, truth, episode = (torch.cat([batch[name] for batch in held_out]) for name in ("success", "progress", "episode"))
         fitted = calibration_half(episode, success)
@@ -124,7 +129,7 @@ class ReflectorTraining(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Losses on the held-out episodes."""
-        logit, progress = self.reflector.raw(batch["frames"], batch["instruction"])
+        logit, progress = self.reflector.raw(batch["images"], batch["instruction"])
         judged, measured = ~batch["success"].isnan(), ~batch["progress"].isnan()
         if judged.any():
             loss = F.binary_cross_entropy_with_logits(logit[judged], batch["success"][judged])

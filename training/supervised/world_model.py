@@ -3,6 +3,7 @@ next."""
 
 from typing import Any
 
+import torch
 from diffusers.training_utils import EMAModel
 from lightning import LightningModule
 from torch import Tensor
@@ -37,8 +38,8 @@ class WorldModelTraining(LightningModule):
             check_names(self.world_model, self.trainer.datamodule.table.spec, "the data")  # type: ignore[attr-defined]
         else:
             table = self.trainer.datamodule.table  # type: ignore[attr-defined]
-            every = max(1, len(table.frames) // 512)
-            self.world_model.fit_statistics(table.frames[::every], table.spec)
+            rows = torch.arange(len(table.state))[:: max(1, len(table.state) // 512)]
+            self.world_model.fit_statistics(table.pictures(rows), table.spec)
 
     def on_fit_start(self) -> None:
         if self.ema is None:
@@ -61,15 +62,17 @@ class WorldModelTraining(LightningModule):
         checkpoint.save(self.world_model, self.trainer.default_root_dir)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """PSNR of an open-loop dream over the held-out windows."""
+        """PSNR of an open-loop dream over the held-out windows, the mean of all cameras."""
         model, horizon = self.world_model, self.world_model.action_horizon
         noise = Noise.rows(0, len(batch["action"]), self.device)
-        state = model.init(batch["frames"][:, : model.context], batch["state"][:, : model.context])
+        first = {name: frames[:, : model.context] for name, frames in batch["images"].items()}
+        state = model.init(first, batch["state"][:, : model.context])
         for chunk in range(batch["action"].shape[1] // horizon):
             span = slice(chunk * horizon, (chunk + 1) * horizon)
-            state, frames, _ = model.step(state, batch["action"][:, span], noise.at(chunk * horizon))
-            real = batch["frames"][:, model.context :][:, span]
-            score = psnr(frames[:, -1].float().clamp(0, 1), real[:, -1])[batch["valid"][:, span][:, -1]].mean()
+            state, images, _ = model.step(state, batch["action"][:, span], noise.at(chunk * horizon))
+            real = {name: frames[:, model.context :][:, span][:, -1] for name, frames in batch["images"].items()}
+            scores = [psnr(frames[:, -1].float().clamp(0, 1), real[name]) for name, frames in images.items()]
+            score = torch.stack(scores).mean(0)[batch["valid"][:, span][:, -1]].mean()
             self.log(f"val/psnr_at_{(chunk + 1) * horizon}", score, prog_bar=True)
 
     def configure_optimizers(self) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class Configured(nn.Module):
         for parameter in bound.signature.parameters.values():
             if parameter.kind is parameter.VAR_KEYWORD:
                 values |= values.pop(parameter.name)
-        object.__setattr__(instance, "arguments", {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()})
+        object.__setattr__(instance, "arguments", {name: _as_written(value) for name, value in values.items()})
         return instance
 
     def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, Any]]:
@@ -108,6 +108,13 @@ def save(model: Configured, folder: str | Path, base: str | Path | None = None) 
     for name in (WEIGHTS, DESCRIPTION):
         os.replace(folder / f"{name}.tmp", folder / name)
     return folder
+
+
+def _as_written(argument: Any) -> Any:
+    """As a description gives it back: tuples are lists, those of dictionaries too."""
+    if isinstance(argument, dict):
+        return {name: _as_written(value) for name, value in argument.items()}
+    return list(argument) if isinstance(argument, tuple) else argument
 
 
 def _describe(value: Any) -> Any:

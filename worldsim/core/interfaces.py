@@ -6,7 +6,8 @@ Read `worldsim/worlds/dream.py` next: it turns a `WorldModel` and a `Reflector` 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -18,6 +19,7 @@ from worldsim.core.noise import Noise
 from worldsim.core.spec import Spec
 from worldsim.core.types import Observation, Reflection, TensorBatch
 from worldsim.core.units import Units
+from worldsim.core.views import Views
 
 
 class WorldModel(Configured, ABC):
@@ -26,7 +28,7 @@ class WorldModel(Configured, ABC):
     A chunk of fewer actions than `action_horizon` leads to a state of its own, from which the next one goes on.
 
     Attributes:
-        camera: name of the camera whose frames it predicts.
+        views: the cameras whose frames it predicts, all of them together, and at which size.
         context: number of real frames that start a dream.
         action_horizon: longest chunk that one call predicts.
         action_dim: ad.
@@ -34,7 +36,7 @@ class WorldModel(Configured, ABC):
         causal: a frame depends on the actions before it alone, so that chunks may be cut anywhere with the same result.
     """
 
-    camera: str
+    views: Views
     causal: bool = False
     context: int
     action_horizon: int
@@ -47,19 +49,21 @@ class WorldModel(Configured, ABC):
         return self.action_horizon
 
     @abstractmethod
-    def fit_statistics(self, frames: Shaped[Tensor, "n h w 3"], spec: Spec) -> None:
+    def fit_statistics(self, images: Mapping[str, Shaped[Tensor, "n _ _ 3"]], spec: Spec) -> None:
         """Fit what is not trained by gradient (codec, normalisation) to the data, and keep what its numbers mean as `spec`; once,
         before training."""
 
     @abstractmethod
-    def init(self, frames: Float[Tensor, "b context h w 3"], state: Float[Tensor, "b context s"]) -> TensorBatch:
-        """A dream's state from `context` real frames (uint8 or float 0..1) and their proprioception, oldest first."""
+    def init(self, images: Mapping[str, Shaped[Tensor, "b context _ _ 3"]], state: Float[Tensor, "b context s"]) -> TensorBatch:
+        """A dream's state from `context` real frames of each camera (uint8 or float 0..1, of any size: `sight.seen` makes them
+        views) and their proprioception, oldest first."""
 
     @abstractmethod
     def step(
         self, state: TensorBatch, actions: Float[Tensor, "b ah ad"], noise: Noise
-    ) -> tuple[TensorBatch, Float[Tensor, "b ah h w 3"], Float[Tensor, "b ah s"]]:
-        """Predict the ah frames (float 0..1) and proprioceptive states that follow. Differentiable in `actions` and `state`.
+    ) -> tuple[TensorBatch, dict[str, Float[Tensor, "b ah _ _ 3"]], Float[Tensor, "b ah s"]]:
+        """Predict the ah frames of each camera (float 0..1, of its view's size) and proprioceptive states that follow.
+        Differentiable in `actions` and `state`.
 
         Args:
             state: from `init` or the previous `step`.
@@ -68,7 +72,7 @@ class WorldModel(Configured, ABC):
         """
 
     @abstractmethod
-    def loss(self, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: dict[str, Any], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Training loss and named scalars to log, for a batch of `FrameStore.window`s."""
 
 
@@ -76,12 +80,14 @@ class Reflector(Configured, ABC):
     """Judges pixels under an instruction. Differentiable in the frames.
 
     Attributes:
+        views: the cameras that it looks through, and at which size.
         threshold: calibrated success probability above which a frame counts as success.
         consecutive: k, so many frames of the last `window` must count before an episode stops.
         window: n of the k-of-n rule.
         scale, bias: of Platt's calibration, p = sigmoid(scale * logit + bias); only what `ReflectorTraining` trains needs them.
     """
 
+    views: Views
     threshold: Tensor
     scale: Tensor
     bias: Tensor
@@ -89,10 +95,12 @@ class Reflector(Configured, ABC):
     window: int
 
     @abstractmethod
-    def judge(self, frames: Shaped[Tensor, "b h w 3"], instruction: Sequence[str]) -> Reflection:
-        """Judge single frames [b, h, w, 3] (uint8 or float 0..1) under one instruction each."""
+    def judge(self, images: Mapping[str, Shaped[Tensor, "b _ _ 3"]], instruction: Sequence[str]) -> Reflection:
+        """Judge single moments, what each camera shows of them (uint8 or float 0..1, of any size), under one instruction each."""
 
-    def raw(self, frames: Shaped[Tensor, "b h w 3"], instruction: Sequence[str]) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+    def raw(
+        self, images: Mapping[str, Shaped[Tensor, "b _ _ 3"]], instruction: Sequence[str]
+    ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
         """Uncalibrated success logit and progress, which learn from recorded frames.
 
         Raises:
@@ -107,7 +115,7 @@ class Policy(Configured, ABC):
     """A flow policy: a velocity field over action chunks, conditioned on an observation. Sampling is a function.
 
     Attributes:
-        camera: which camera it looks through.
+        views: the cameras that it looks through, and at which size; observations may be of any size.
         action_horizon: ah, actions per decision.
         action_dim: ad.
         num_steps: K, denoising steps of the ODE sampler.
@@ -115,7 +123,7 @@ class Policy(Configured, ABC):
         state_units, action_units: between native units, which come in and go out, and those of the network.
     """
 
-    camera: str
+    views: Views
     feature_dim: int
     action_horizon: int
     action_dim: int

@@ -4,29 +4,14 @@ Sizes stand in two places, a model's constructor and the data or world, because 
 own through the arguments that `Configured` records. Read `worldsim/deploy/export.py` next.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import nn
 
 from worldsim.core.checkpoint import Configured
+from worldsim.core.interfaces import Policy, Reflector, WorldModel
 from worldsim.core.spec import Spec, match
-from worldsim.core.world import World
+from worldsim.core.views import check_cameras
 
-Sizes = Mapping[str, int | list[int]]
-
-MEANING = {
-    "state_dim": "numbers of state",
-    "action_dim": "numbers of an action",
-    "image": "pixels (height, width)",
-}
-
-
-def world_sizes(world: World) -> Sizes:
-    """What a world shows and takes, as `FrameStore.sizes` says it of data."""
-    images: Any = world.single_observation_space["images"]
-    image = list(images[world.camera].shape[:2])
-    return {"state_dim": len(world.state_names), "action_dim": len(world.action_names), "image": image}
+MEANING = {"state_dim": "numbers of state", "action_dim": "numbers of an action"}
 
 
 def check_names(module: nn.Module, spec: Spec, there: str = "the world") -> None:
@@ -43,16 +28,18 @@ def check_names(module: nn.Module, spec: Spec, there: str = "the world") -> None
                 )
 
 
-def check_sizes(module: nn.Module, sizes: Sizes, there: str = "the data have") -> None:
-    """ValueError if a model inside `module` was built for another size than there is.
+def check_sizes(module: nn.Module, spec: Spec, there: str = "the data have") -> None:
+    """ValueError if a model inside `module` was built for another size than there is, or looks through a camera that is not there.
 
     Args:
         module: whose arguments of these names count, and those of every `Configured` inside it.
-        sizes: state_dim, action_dim, and image as [height, width]; see `FrameStore.sizes`.
+        spec: whose `Spec.sizes` and cameras there are.
         there: what has those sizes, as the message says it.
     """
     for model in module.modules():
-        for name, size in sizes.items():
+        if isinstance(model, Policy | WorldModel | Reflector):
+            check_cameras(model.views, spec.cameras, type(model).__name__, there)
+        for name, size in spec.sizes.items():
             built = model.arguments.get(name) if isinstance(model, Configured) else None
             if built is not None and built != size:
                 raise ValueError(

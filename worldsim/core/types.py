@@ -94,7 +94,7 @@ class Observation(TensorBatch):
         instruction: one natural-language sentence per environment.
     """
 
-    images: dict[str, Shaped[Tensor, "*b h w 3"]]
+    images: dict[str, Shaped[Tensor, "*b _ _ 3"]]
     state: Float[Tensor, "*b s"]
     instruction: tuple[str, ...]
 
@@ -142,7 +142,7 @@ class Episode:
         source: who acted: "expert", "noisy_expert", "policy", "dream" or "robot".
     """
 
-    images: dict[str, Shaped[Tensor, "t1 h w 3"]]
+    images: dict[str, Shaped[Tensor, "t1 _ _ 3"]]
     state: Float[Tensor, "t1 s"]
     action: Float[Tensor, "t ad"]
     reward: Float[Tensor, " t"]
@@ -160,7 +160,7 @@ class Rollout(TensorBatch):
     """What reinforcement learning eats: b trajectories of t decisions, each a denoising chain of k steps to a chunk of ah actions.
 
     Attributes:
-        images: RGB uint8 before each decision.
+        images: RGB uint8 by camera before each decision.
         state: proprioception before each decision.
         features: `Policy.encode` of both under the policy that acted.
         instruction: one sentence per trajectory.
@@ -176,7 +176,7 @@ class Rollout(TensorBatch):
         final_value: critic's estimate after the last valid action, for the bootstrap.
     """
 
-    images: Shaped[Tensor, "b t h w 3"]
+    images: dict[str, Shaped[Tensor, "b t _ _ 3"]]
     state: Float[Tensor, "b t s"]
     features: Float[Tensor, "b t f"]
     instruction: tuple[str, ...]
@@ -190,6 +190,12 @@ class Rollout(TensorBatch):
     group: Int[Tensor, " b"]
     value: Float[Tensor, "b t v"]
     final_value: Float[Tensor, " b"]
+
+    def observations(self, index: tuple[Tensor | slice, Tensor | int]) -> Observation:
+        """What was seen before some decisions, by (trajectory, time)."""
+        rows = torch.arange(len(self.instruction), device=self.state.device)[index[0]].tolist()
+        images = {name: frames[index] for name, frames in self.images.items()}
+        return Observation(images, self.state[index], tuple(self.instruction[i] for i in rows))
 
     @property
     def returns(self) -> Float[Tensor, " b"]:

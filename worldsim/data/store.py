@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -192,25 +192,20 @@ class FrameStore:
         steps = (seconds.double() * self.spec.fps).round().long()
         return (row[:, None] + steps).clamp(self.first[row, None], self.last[row, None])
 
-    def window(self, row: Int[Tensor, " b"], *, context: int, horizon: int) -> dict[str, Tensor]:
+    def window(self, row: Int[Tensor, " b"], *, context: int, horizon: int) -> dict[str, Any]:
         """Frames row-context+1 ... row+horizon around each row; before an episode's start its first frame is repeated.
 
         Returns:
-            frames [b, context+horizon, h, w, 3] uint8, state [b, context+horizon, s], action [b, horizon, ad] (from `row` on) and
-            valid [b, horizon], False where the frame lies beyond the episode's end (the last frame is repeated there).
+            images [b, context+horizon, h, w, 3] uint8 by camera, state [b, context+horizon, s], action [b, horizon, ad] (from `row`
+            on) and valid [b, horizon], False where the frame lies beyond the episode's end (the last frame is repeated there).
         """
         rows = self.at(row, torch.arange(1 - context, horizon + 1) / self.spec.fps)
-        return {"frames": self.frames[rows], "state": self.state[rows], **self.actions(row, horizon)}
+        return {"images": self.pictures(rows), "state": self.state[rows], **self.actions(row, horizon)}
 
     def actions(self, row: Int[Tensor, " b"], horizon: int) -> dict[str, Tensor]:
         """The part of `window` that has no frames: action [b, horizon, ad] and valid [b, horizon]."""
         rows, last = row[:, None] + torch.arange(horizon), self.last[row, None]
         return {"action": self.action[rows.minimum(last)], "valid": rows < last}
-
-    @property
-    def sizes(self) -> Mapping[str, int | list[int]]:
-        """What models are built for: state_dim, action_dim and image as [height, width]."""
-        return {"state_dim": self.state.shape[1], "action_dim": self.action.shape[1], "image": list(self.frames.shape[1:3])}
 
     @cached_property
     def acting_rows(self) -> Int[Tensor, " m"]:

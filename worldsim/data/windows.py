@@ -33,15 +33,17 @@ class Mirror:
                 )
 
     def __call__(self, batch: dict, which: Bool[Tensor, " b"]) -> dict:
-        """`batch` with the rows `which` mirrored: the entries "frames" [b, ..., h, w, 3], "state" and "action", if present."""
+        """`batch` with the rows `which` mirrored: "images" by camera [b, ..., h, w, 3], "state" and "action", if present."""
 
         def signs(factors: tuple[float, ...], values: Tensor) -> Tensor:
             shape = (-1, *([1] * (values.ndim - 1)))
             return torch.where(which.reshape(shape), torch.tensor(factors), 1.0)
 
-        mirrored = dict(batch)
-        pairs = zip(batch["frames"], which.tolist(), strict=True)
-        mirrored["frames"] = torch.stack([frames.flip(-2) if flipped else frames for frames, flipped in pairs])
+        mirrored, flipped = dict(batch), which.tolist()
+        mirrored["images"] = {
+            name: torch.stack([one.flip(-2) if flip else one for one, flip in zip(frames, flipped, strict=True)])
+            for name, frames in batch["images"].items()
+        }
         for name, factors in (("state", self.state), ("action", self.action)):
             if name in batch:
                 mirrored[name] = batch[name] * signs(factors, batch[name])

@@ -27,8 +27,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from worldsim.core.interfaces import Policy
 from worldsim.core.spec import Spec
 from worldsim.core.types import Observation
+from worldsim.core.views import Views, check_cameras
 from worldsim.deploy.model_card import model_card
-from worldsim.deploy.parity import TOLERANCE, compare, guide, random_cases, random_guides, sample, uint8
+from worldsim.deploy.parity import TOLERANCE, compare, guide, pictures, random_cases, random_guides, sample, uint8
 from worldsim.deploy.quantization import quantize
 from worldsim.nn.text import MAX_TOKENS, tokenizer
 from worldsim.robot.bundle import (
@@ -55,14 +56,14 @@ _PROTOBUF_LIMIT = 2**31
 
 @runtime_checkable
 class TokenPolicy(Protocol):
-    """What a `Policy` needs beyond `velocity` to be exported: one camera, and an `encode` of tensors alone."""
+    """What a `Policy` needs beyond `velocity` to be exported: its views, and an `encode` of tensors alone."""
 
-    camera: str
+    views: Views
 
     def encode_tokens(
-        self, image: Shaped[Tensor, "b h w 3"], state: Float[Tensor, "b s"], tokens: Int[Tensor, "b n"]
+        self, picture: Shaped[Tensor, "b h w 3"], state: Float[Tensor, "b s"], tokens: Int[Tensor, "b n"]
     ) -> Float[Tensor, "b f"]:
-        """`Policy.encode` of the images of `camera`, the state and `worldsim.nn.layers.tokenize(instruction)`."""
+        """`Policy.encode` of mosaics of the `views`, the state and `worldsim.nn.text.tokenize(instruction)`."""
         ...
 
 
@@ -115,7 +116,7 @@ def export_policy(
         folder: the bundle; an earlier bundle there is replaced, but only by one that passed the comparison.
         format: "onnx" for onnxruntime and other runtimes, "torch" for `torch.export.load`.
         precision: "int8" keeps linear layers and embeddings in 8 bits (`quantization.py`); onnx only.
-        observation: real observations [b, ...]; the first gives the shapes, all of them take part in the comparison.
+        observation: real observations [b, ...] with pictures of any size; all of them take part in the comparison.
         fps: control frequency in Hz, written down for the robot; by default that of the policy's `spec`.
         state_names: names of the state's elements, in order; likewise.
         action_names: names of the action's elements, in order; likewise.
@@ -138,7 +139,7 @@ def export_policy(
     folder = Path(folder)
     if not isinstance(policy, TokenPolicy):
         raise ValueError(
-            f"{type(policy).__name__} cannot be exported: it needs `camera` and `encode_tokens` (worldsim/deploy/export.py)"
+            f"{type(policy).__name__} cannot be exported: it needs `views` and `encode_tokens` (worldsim/deploy/export.py)"
         )
     if policy.spec is not None:
         fps = round(policy.spec.fps) if fps is None else fps
@@ -152,15 +153,15 @@ def export_policy(
     size = sum(tensor.nbytes for tensor in policy.state_dict().values())
     if format == "onnx" and size >= _PROTOBUF_LIMIT:
         raise ValueError(f"the policy has {size / 2**30:.1f} GiB of weights, one ONNX file holds at most 2; use format=torch")
-    images, states, instructions, noises = random_cases(policy, observation, cases, seed)
+    random, noises = random_cases(policy, observation, cases, seed)
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
         draft = Path(scratch) / "draft"
         draft.mkdir()
         inputs = {
-            "image": images[:1],
-            "state": states[:1],
+            "image": torch.from_numpy(pictures(random[:1], policy.views)),
+            "state": random.state[:1],
             "tokens": torch.ones(1, MAX_TOKENS, dtype=torch.long),
             "noise": noises[:1],
         }
@@ -187,7 +188,7 @@ def export_policy(
             "outputs": [{**_entry("actions", noises[:1]), **_range(policy)}],
             "spec": None if policy.spec is None else policy.spec.to_json(),
             "tokenizer": {"file": TOKENIZER, "length": MAX_TOKENS, "pad_id": 0, "lowercase": True},
-            "camera": policy.camera,  # type: ignore[union-attr]
+            "views": {name: list(size) for name, size in policy.views.items()},
             "fps": fps,
             "state_names": None if state_names is None else list(state_names),
             "action_names": None if action_names is None else list(action_names),
@@ -199,9 +200,8 @@ def export_policy(
         }
         limits_of(description)
         _write_description(draft, description)
-        description["parity"] = compare(
-            policy, draft, images, states, instructions, noises, random_guides(policy, cases, seed), TOLERANCE[precision]
-        )
+        guides = random_guides(policy, cases, seed)
+        description["parity"] = compare(policy, draft, random, noises, guides, TOLERANCE[precision])
         (draft / CARD).write_text(model_card(description))
         description["sha256"][CARD] = sha256(draft / CARD)
         _write_description(draft, description)
@@ -223,9 +223,9 @@ def _check_arguments(
         raise ValueError(f"format must be one of {', '.join(GRAPHS)}, got {format!r}")
     if precision not in TOLERANCE or (precision == "int8" and format != "onnx"):
         raise ValueError(f"precision must be float32, or int8 with format=onnx, got {precision!r} with format={format}")
-    if policy.camera not in observation.images:
-        raise ValueError(f"policy needs camera {policy.camera!r}, the observation has {sorted(observation.images)}")
-    if observation.state.ndim != 2 or observation.images[policy.camera].ndim != 4 or not len(observation.state):
+    check_cameras(policy.views, observation.images, "the policy", "the observation has")
+    shown = {observation.images[name].ndim for name in policy.views}
+    if observation.state.ndim != 2 or shown != {4} or not len(observation.state):
         raise ValueError("observation must be a batch of at least one; index it with a slice, observation[:1]")
     for what, names, expected in (
         ("state_names", state_names, observation.state.shape[-1]),
@@ -242,25 +242,22 @@ def _check_arguments(
 def _check_recorded(recorded: Observation, policy: Policy, observation: Observation) -> None:
     if not 8 <= len(recorded.state) <= 32:
         raise ValueError(f"recorded must hold 8 to 32 observations, got {len(recorded.state)}; choose some of several episodes")
-    camera = policy.camera  # type: ignore[union-attr]
-    for what, got, expected in (
-        ("state", recorded.state, observation.state),
-        (f"camera {camera!r}", recorded.images.get(camera, torch.empty(0)), observation.images[camera]),
-    ):
-        if got.shape[1:] != expected.shape[1:]:
-            raise ValueError(f"recorded has {what} of shape {tuple(got.shape[1:])}, observation {tuple(expected.shape[1:])}")
+    check_cameras(policy.views, recorded.images, "the policy", "recorded has")
+    if recorded.state.shape[1:] != observation.state.shape[1:]:
+        shapes = [tuple(one.state.shape[1:]) for one in (recorded, observation)]
+        raise ValueError(f"recorded has states of shape {shapes[0]}, observation {shapes[1]}")
 
 
 def _record(policy: Policy, observation: Observation, seed: int) -> Recorded:
-    """Observations as a robot sees them, with noise and the actions of the policy itself."""
-    images = uint8(observation.images[policy.camera])  # type: ignore[union-attr]
+    """Observations as a robot sees them, with noise and the actions of the policy itself, which sees them at their own size."""
+    images = {name: uint8(observation.images[name]) for name in policy.views}
     states = observation.state.detach().cpu().float()
     generator = torch.Generator().manual_seed(seed)
     noises = torch.randn(len(states), policy.action_horizon, policy.action_dim, generator=generator)
     with torch.no_grad():
-        features = policy.encode(Observation({policy.camera: images}, states, observation.instruction))  # type: ignore[union-attr]
+        features = policy.encode(Observation(images, states, observation.instruction))
         actions = sample(policy, features, noises)
-    return Recorded(images.numpy(), states.numpy(), noises.numpy(), actions.numpy(), observation.instruction)
+    return Recorded(pictures(observation, policy.views), states.numpy(), noises.numpy(), actions.numpy(), observation.instruction)
 
 
 def _write_graph(graph: nn.Module, inputs: dict[str, Tensor], path: Path, format: str) -> None:

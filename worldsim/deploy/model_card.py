@@ -16,6 +16,7 @@ def model_card(description: dict[str, Any]) -> str:
     difference = f"{parity['max_abs_difference']:.1e} in {parity['cases']} cases, at most {parity['tolerance']:.0e}"
     names = {key: ", ".join(description[key] or ["unnamed"]) for key in ("state_names", "action_names")}
     limits = ", ".join(f"{low:g} to {high:g}" for low, high in zip(actions["low"], actions["high"], strict=True))
+    views = ", ".join(f"{name} {height} x {width}" for name, (height, width) in description["views"].items())
     rate = "unknown" if description["fps"] is None else f"{description['fps']} Hz"
     lines = [
         "---",
@@ -31,7 +32,7 @@ def model_card(description: dict[str, Any]) -> str:
         "| --- | --- |",
         *(f"| {e['name']} | {e['dtype']} {e['shape']} |" for e in description["inputs"]),
         f"| actions | {actions['dtype']} {actions['shape']}, {limits} |",
-        f"| camera | {description['camera']} |",
+        f"| cameras, side by side | {views} |",
         f"| state | {names['state_names']} (native units; the graph normalises) |",
         f"| action | {names['action_names']} |",
         f"| control rate | {rate} |",

@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
 from worldsim.core.flow import sample_guided
 from worldsim.core.interfaces import Policy
+from worldsim.core.sight import seen
 from worldsim.core.types import Observation
+from worldsim.core.views import Views, mosaic
 from worldsim.robot.bundle import load_bundle
 from worldsim.robot.check import largest_difference, read_recorded, replay
 
@@ -41,12 +44,22 @@ def uint8(images: Tensor) -> Tensor:
     return images if images.dtype == torch.uint8 else (images * 255).round().clamp(0, 255).to(torch.uint8)
 
 
-def random_cases(policy: Policy, observation: Observation, cases: int, seed: int) -> tuple[Tensor, Tensor, list[str], Tensor]:
-    """Observations that vary around the given ones; every other image is noise, every third sentence random letters."""
+def pictures(observation: Observation, views: Views) -> UInt8[np.ndarray, "b h w 3"]:
+    """What a robot gives a bundle: mosaics without torch."""
+    return mosaic({name: uint8(observation.images[name]).numpy() for name in views}, views)
+
+
+def random_cases(policy: Policy, observation: Observation, cases: int, seed: int) -> tuple[Observation, Tensor]:
+    """Observations at the sizes of the views that vary around the given ones, and noises [cases, ah, ad].
+
+    Every other image is noise, every third sentence random letters.
+    """
     generator = torch.Generator().manual_seed(seed)
     rows = torch.arange(cases) % len(observation.state)
-    images = uint8(observation.images[policy.camera])[rows]  # type: ignore[union-attr]
-    images[1::2] = torch.randint(0, 256, images[1::2].shape, generator=generator, dtype=torch.uint8)
+    given = {name: uint8(observation.images[name]) for name in policy.views}
+    images = {name: frames[rows] for name, frames in seen(given, policy.views, "the policy").items()}
+    for frames in images.values():
+        frames[1::2] = torch.randint(0, 256, frames[1::2].shape, generator=generator, dtype=torch.uint8)
     state = observation.state.detach().cpu().float()
     spread = state.std(dim=0) if len(state) > 1 else 0.1 * state.abs()
     states = state[rows] + spread * torch.randn(cases, state.shape[-1], generator=generator)
@@ -55,7 +68,7 @@ def random_cases(policy: Policy, observation: Observation, cases: int, seed: int
     for i in range(1, cases, 3):  # from the empty sentence to ones that are cut
         sentences[i] = "".join(letters[j] for j in torch.randint(len(letters), (4 * (i - 1),), generator=generator).tolist())
     noises = torch.randn(cases, policy.action_horizon, policy.action_dim, generator=generator)
-    return images, states, sentences, noises
+    return Observation(images, states, tuple(sentences)), noises
 
 
 def random_guides(policy: Policy, cases: int, seed: int) -> dict[str, Tensor]:
@@ -70,15 +83,12 @@ def random_guides(policy: Policy, cases: int, seed: int) -> dict[str, Tensor]:
 def compare(
     policy: Policy,
     draft: Path,
-    images: Tensor,
-    states: Tensor,
-    instructions: list[str],
+    observation: Observation,
     noises: Tensor,
     guides: dict[str, Tensor],
     tolerance: float,
 ) -> dict[str, Any]:
     """Run the written files as a robot would, against `Policy.encode`, `sample_ode` and `sample_guided` on sentences."""
-    observation = Observation({policy.camera: images}, states, tuple(instructions))  # type: ignore[union-attr]
     with torch.no_grad():
         features = policy.encode(observation)
         exact, drawn = sample(policy, features, noises), guide(policy, features, noises, **guides)
@@ -91,7 +101,8 @@ def compare(
     if inside == 0:
         raise ValueError("every action of the policy lies beyond its limits; train it further, nothing was exported")
     bundle = load_bundle(draft, threads=torch.get_num_threads())
-    arrays = list(zip(images.numpy(), states.numpy(), instructions, noises.numpy(), strict=True))
+    images = pictures(observation, policy.views)
+    arrays = list(zip(images, observation.state.numpy(), observation.instruction, noises.numpy(), strict=True))
     guided = zip(guides["previous"].numpy(), guides["weights"].numpy(), strict=True)
     actual = np.stack([bundle(*case) for case in arrays] + [bundle.guided(*a, *b) for a, b in zip(arrays, guided, strict=True)])
     difference = largest_difference(actual, torch.cat([exact, drawn]).numpy(), policy.action_units.scale.numpy())

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from worldsim.core.interfaces import Policy
+from worldsim.core.sight import apart
 from worldsim.core.types import Observation
 from worldsim.robot.observation import Request, Sizes
 
@@ -19,7 +20,6 @@ class TorchPolicy:
 
     Args:
         policy: in evaluation mode, on the CPU.
-        image: (height, width) of the camera's pictures.
         state_dim: s.
         seed: of the noise of observations that bring none.
 
@@ -27,10 +27,9 @@ class TorchPolicy:
         metadata: what the server tells a client first.
     """
 
-    def __init__(self, policy: Policy, *, image: tuple[int, int], state_dim: int, seed: int = 0):
-        height, width = image
+    def __init__(self, policy: Policy, *, state_dim: int, seed: int = 0):
         self.policy = policy
-        self.sizes = Sizes(policy.camera, (height, width, 3), (state_dim,), (policy.action_horizon, policy.action_dim))
+        self.sizes = Sizes(policy.views, (state_dim,), (policy.action_horizon, policy.action_dim))
         self.generator = torch.Generator().manual_seed(seed)
         name = f"{type(policy).__module__}.{type(policy).__qualname__}"
         spec = None if policy.spec is None else policy.spec.to_json()
@@ -47,8 +46,8 @@ class TorchPolicy:
         images, states = (np.stack([getattr(request, name) for request in requests]) for name in ("image", "state"))
         sentences = tuple(request.prompt for request in requests)
         noise = torch.stack([self._noise(request) for request in requests])
-        obs = Observation({self.policy.camera: torch.from_numpy(images)}, torch.from_numpy(states), sentences)
-        features = self.policy.encode(obs)
+        cameras = apart(torch.from_numpy(images), self.policy.views)
+        features = self.policy.encode(Observation(cameras, torch.from_numpy(states), sentences))
         return list(self.policy.action_units.native(self.policy.sample(features, noise)).numpy())
 
     def _noise(self, request: Request) -> torch.Tensor:

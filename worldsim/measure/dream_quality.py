@@ -12,7 +12,9 @@ from torch import Tensor
 
 from worldsim.core.interfaces import Reflector, WorldModel
 from worldsim.core.noise import Noise
+from worldsim.core.sight import seen
 from worldsim.core.types import float_image
+from worldsim.core.views import check_cameras
 from worldsim.core.world import ChunkResult, Sight, World
 from worldsim.measure.collect import Actor, play
 from worldsim.measure.metrics import auc, psnr
@@ -26,11 +28,14 @@ class Recording:
     """n physical episodes of t actions without an early end, with the ground truth of every frame.
 
     Attributes:
+        images: what each camera showed.
+        camera: the one that looks at the block.
         block: where the block is that the instruction names [m].
         color: of that block, RGB 0..1.
     """
 
-    frames: UInt8[Tensor, "n t1 h w 3"]
+    images: dict[str, UInt8[Tensor, "n t1 _ _ 3"]]
+    camera: str
     state: Float[Tensor, "n t1 s"]
     action: Float[Tensor, "n t ad"]
     block: Float[Tensor, "n t1 2"]
@@ -76,7 +81,8 @@ def record(world: World, actor: Actor, *, seed: int, n_action_steps: int | None 
     t = world.max_episode_steps
     sights = sights[: t + 1]
     return Recording(
-        frames=torch.stack([obs.images[world.camera] for obs, _ in sights], dim=1),
+        images={name: torch.stack([obs.images[name] for obs, _ in sights], dim=1) for name in sights[0][0].images},
+        camera=world.camera,
         state=torch.stack([obs.state for obs, _ in sights], dim=1),
         action=torch.cat(actions, dim=1)[:, :t],
         block=torch.stack([truth.block for _, truth in sights], dim=1),  # type: ignore[attr-defined]
@@ -113,34 +119,40 @@ class ColorTracker:
 
 
 @torch.no_grad()
-def dream_along(world_model: WorldModel, recording: Recording, *, seed: int = 0) -> Float[Tensor, "n t h w 3"]:
-    """The recording's actions dreamed open loop from its first frame."""
-    first = recording.frames[:, :1].repeat(1, world_model.context, 1, 1, 1)
+def dream_along(world_model: WorldModel, recording: Recording, *, seed: int = 0) -> dict[str, Float[Tensor, "n t _ _ 3"]]:
+    """The recording's actions dreamed open loop from its first frame, as each camera of the world model sees it."""
+    first = {name: frames[:, :1].repeat(1, world_model.context, 1, 1, 1) for name, frames in recording.images.items()}
     state = world_model.init(first, recording.state[:, :1].repeat(1, world_model.context, 1))
-    frames, noise = [], Noise.rows(seed, len(first))
+    dreamed: dict[str, list[Tensor]] = {name: [] for name in world_model.views}
+    noise = Noise.rows(seed, len(recording.state))
     for number, actions in enumerate(recording.action.split(world_model.action_horizon, dim=1)):
         state, predicted, _ = world_model.step(state, actions, noise.at(number * world_model.action_horizon))
-        frames.append(predicted.float().clamp(0, 1))
-    return torch.cat(frames, dim=1)
+        for name, frames in predicted.items():
+            dreamed[name].append(frames.float().clamp(0, 1))
+    return {name: torch.cat(frames, dim=1) for name, frames in dreamed.items()}
 
 
 @torch.no_grad()
 def quality(
     world_model: WorldModel, reflector: Reflector, recording: Recording
-) -> tuple[dict[str, Any], dict[str, Any], Float[Tensor, "n t h w 3"]]:
-    """Figures about the world model, figures about the reflector on these frames, and the dreamed video.
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Float[Tensor, "n t _ _ 3"]]]:
+    """Figures about the world model, figures about the reflector on these frames, and the dreamed video of each camera.
+
+    Pictures and positions are those of the recording's camera, at the size of the world model's view.
 
     Returns:
         world model: psnr_by_step [dB] and block_error_m_by_step; psnr_at_k and block_error_m_at_k after 4 steps, half of the
         episode and all of it; tracker_error_m on real frames, and unmoved_block_error_m_at_k of "nothing moves" for comparison.
         Reflector: auc on the real and on the imagined frames, both against the physical truth.
     """
-    dreamed = dream_along(world_model, recording)
-    real, block = recording.frames[:, 1:], recording.block[:, 1:]
+    check_cameras({recording.camera: (1, 1)}, world_model.views, "the comparison", "the world model dreams")
+    dreams, shown = dream_along(world_model, recording), seen(recording.images, world_model.views, "the world model")
+    dreamed, whole = dreams[recording.camera], shown[recording.camera]
+    real, block = whole[:, 1:], recording.block[:, 1:]
     n, t = real.shape[:2]
     every = recording.color[:, None].expand(n, t + 1, 3)
     fit = slice(None, None, 3)
-    tracker = ColorTracker(*(x.flatten(0, 1)[fit] for x in (recording.frames, every, recording.block)))
+    tracker = ColorTracker(*(x.flatten(0, 1)[fit] for x in (whole, every, recording.block)))
 
     def distance(frames: Tensor) -> Tensor:
         return (tracker(frames.flatten(0, 1), every[:, 1:].flatten(0, 1)).unflatten(0, (n, t)) - block).norm(dim=-1).mean(0)
@@ -159,11 +171,12 @@ def quality(
     }
     repeated = tuple(sentence for sentence in recording.instruction for _ in range(t))
     label = recording.success[:, 1:].flatten()
-    p_real = _judge(reflector, real.flatten(0, 1), repeated)
-    p_imagined = _judge(reflector, dreamed.flatten(0, 1), repeated)
-    return figures, {"auc_real": auc(p_real, label), "auc_imagined": auc(p_imagined, label)}, dreamed
+    p_real = _judge(reflector, {name: frames[:, 1:].flatten(0, 1) for name, frames in shown.items()}, repeated)
+    p_imagined = _judge(reflector, {name: frames.flatten(0, 1) for name, frames in dreams.items()}, repeated)
+    return figures, {"auc_real": auc(p_real, label), "auc_imagined": auc(p_imagined, label)}, dreams
 
 
-def _judge(reflector: Reflector, frames: Tensor, instruction: tuple[str, ...], batch: int = 256) -> Tensor:
-    rows = range(0, len(frames), batch)
-    return torch.cat([reflector.judge(frames[i : i + batch], instruction[i : i + batch]).p_success.float() for i in rows])
+def _judge(reflector: Reflector, images: dict[str, Tensor], instruction: tuple[str, ...], batch: int = 256) -> Tensor:
+    parts = (slice(first, first + batch) for first in range(0, len(instruction), batch))
+    judged = (reflector.judge({name: frames[part] for name, frames in images.items()}, instruction[part]) for part in parts)
+    return torch.cat([reflection.p_success.float() for reflection in judged])

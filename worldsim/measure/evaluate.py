@@ -119,5 +119,5 @@ def _outcomes(world: World, policy: Player, *, episodes: int, **settings: Any) -
             if isinstance(result.final_judge, DreamJudgement):
                 p_success[turn.start[rows]] = result.final_judge.p_success[rows]
             progress.advance(task, int(rows.sum()))
-    starts = Starts.first_observations([firsts[i] for i in range(episodes)], world.camera)
+    starts = Starts.first_observations([firsts[i] for i in range(episodes)])
     return Outcomes(success, length, starts, p_success, time.monotonic() - began)

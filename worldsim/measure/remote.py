@@ -17,9 +17,10 @@ from torch import Tensor
 from worldsim.core.noise import Noise
 from worldsim.core.spec import Spec, match
 from worldsim.core.types import Observation
+from worldsim.core.views import check_cameras
 from worldsim.measure.collect import Actor
 from worldsim.robot.client import RemotePolicy
-from worldsim.robot.observation import IMAGE, NOISE, PROMPT, STATE
+from worldsim.robot.observation import IMAGE, IMAGES, NOISE, PROMPT, STATE
 
 LONGEST_CHUNK = 1000  # actions; more is a mistake or a prank of the server
 T = TypeVar("T")
@@ -102,8 +103,9 @@ class RemoteActor(Actor):
     """Asks a policy server for every environment's chunk.
 
     Args:
-        policies: connections to it. A server whose metadata gives a `noise_shape` gets the noise that `PolicyActor` would use; one
-            that gives a `spec` gets states and is understood in the order of its channels.
+        policies: connections to it. A server whose metadata gives `views` gets the pictures of these cameras, as large as the world
+            shows them; one that gives a `noise_shape` the noise that `PolicyActor` would use; one that gives a `spec` gets states
+            and is understood in the order of its channels.
     """
 
     source = "policy"
@@ -119,13 +121,9 @@ class RemoteActor(Actor):
                 another robot.
             ConnectionError: if a request fails.
         """
-        camera = str(self.policies.metadata.get("camera", world.camera))
-        if camera not in obs.images:
-            raise ValueError(f"the server needs camera {camera!r}, the observation has {sorted(obs.images)}; choose another world")
-        images = {IMAGE: obs.images[camera]}
-        images |= {f"observation/images/{name}": frames for name, frames in obs.images.items() if name != camera}
         felt, asked = self._orders(world)
-        columns = {key: _pixels(frames) for key, frames in images.items()} | {STATE: obs.state[:, felt].float().numpy()}
+        columns = {key: _pixels(obs.images[name]) for key, name in self._cameras(world, obs).items()}
+        columns[STATE] = obs.state[:, felt].float().numpy()
         if (shape := self._noise_shape(world)) is not None:
             columns[NOISE] = noise.normal("policy", *shape).numpy()
         rows = [
@@ -141,6 +139,17 @@ class RemoteActor(Actor):
         if not torch.isfinite(actions).all():
             raise ValueError("the server's actions must be finite, got NaN or infinity; check the server")
         return world.clipped(actions[..., asked])
+
+    def _cameras(self, world: Any, obs: Observation) -> dict[str, str]:
+        """Which camera goes under which key."""
+        match self.policies.metadata.get("views"):
+            case None:
+                return {IMAGE: world.camera} | {IMAGES + name: name for name in obs.images if name != world.camera}
+            case dict(views) if views and all(isinstance(name, str) for name in views):
+                check_cameras(views, obs.images, "the server", "the world shows")
+                return {IMAGES + name: name for name in views}
+            case other:
+                raise ValueError(f"the server's views must be [height, width] by camera, got {other!r:.60}")
 
     def _orders(self, world: Any) -> tuple[list[int], list[int]]:
         """Of the world's state the server's channels, and of its actions the world's."""

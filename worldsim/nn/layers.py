@@ -4,7 +4,7 @@ They live here because `models` and `reflectors` may not import each other. Both
 takes their place through the same two methods. Read `models/policies/flow_vla.py` next.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,9 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from worldsim.core.checkpoint import Configured
+from worldsim.core.sight import mosaic
 from worldsim.core.types import float_image
+from worldsim.core.views import FRONT, canvas, views_of
 from worldsim.nn.text import TextEncoder
 
 
@@ -46,7 +48,7 @@ class VisualTrunk(Configured):
         blocks: number of residual blocks.
         text: size of the instruction's vector.
         patch: side of a patch in pixels.
-        image: (height, width) of the frames, multiples of `patch`.
+        views: the cameras and the sizes at which they are seen, multiples of `patch`; they are put side by side (`mosaic`).
     """
 
     def __init__(
@@ -56,26 +58,31 @@ class VisualTrunk(Configured):
         blocks: int = 2,
         text: int = 64,
         patch: int = 8,
-        image: tuple[int, int] = (64, 64),
+        views: Mapping[str, tuple[int, int]] = FRONT,
     ):
         super().__init__()
-        if min(image) < patch or any(side % patch for side in image):
-            raise ValueError(
-                f"image must be (height, width) in multiples of {patch} pixels, got {tuple(image)}; resize the pictures"
-            )
+        self.views = views_of(views, patch)
+        height, width = canvas(self.views)
         self.text = TextEncoder(text)
         self.stem = nn.Conv2d(3, channels, patch, stride=patch)
         self.blocks = nn.ModuleList(ResidualBlock(channels, text) for _ in range(blocks))
-        grid = (image[0] // patch) * (image[1] // patch)
+        grid = (height // patch) * (width // patch)
         self.out = nn.Sequential(nn.Linear(grid * channels + text, features), nn.SiLU(), nn.Linear(features, features))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, frames: Shaped[Tensor, "b h w 3"], instruction: Sequence[str]) -> Float[Tensor, "b features"]:
-        return self.see(frames, self.text(instruction))
+    def forward(
+        self, images: Mapping[str, Shaped[Tensor, "b _ _ 3"]], instruction: Sequence[str], who: str = "the model"
+    ) -> Float[Tensor, "b features"]:
+        """Features of what the cameras show, of any size, under one instruction each.
 
-    def see(self, frames: Shaped[Tensor, "b h w 3"], text: Float[Tensor, "b text"]) -> Float[Tensor, "b features"]:
-        """Features of frames under the instruction's vector."""
-        x = self.stem((float_image(frames) - 0.45).permute(0, 3, 1, 2) * 4)  # a permuted NHWC frame is channels-last already
+        Raises:
+            ValueError: if a camera is missing.
+        """
+        return self.see(mosaic(images, self.views, who), self.text(instruction))
+
+    def see(self, picture: Shaped[Tensor, "b h w 3"], text: Float[Tensor, "b text"]) -> Float[Tensor, "b features"]:
+        """Features of a mosaic under the instruction's vector."""
+        x = self.stem((float_image(picture) - 0.45).permute(0, 3, 1, 2) * 4)  # a permuted NHWC frame is channels-last already
         for block in self.blocks:
             x = block(x, text)
         return F.silu(self.out(torch.cat([F.silu(x).flatten(1), text], dim=-1)))

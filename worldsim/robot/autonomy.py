@@ -11,7 +11,9 @@ from enum import IntEnum
 
 import numpy as np
 
+from worldsim.core.views import Views
 from worldsim.robot.drivers import RobotObservation
+from worldsim.robot.observation import picture_of
 from worldsim.robot.reliability import Reference, exposure, ramp
 
 
@@ -48,17 +50,26 @@ class Verdict:
         return SPEED[self.level]
 
 
+@dataclass
+class _Still:
+    """The first of the identical pictures of a camera, the state beside it, and how many they are."""
+
+    image: np.ndarray
+    state: np.ndarray
+    same: int = 1
+
+
 class Autonomy:
     """Judges one observation after the other.
 
     The level falls at once, and rises only after `recover` observations in a row that would allow a higher one by a margin of 0.1.
 
     Args:
-        camera: the one that the policy looks through.
+        views: the cameras that the policy looks through, and the sizes at which it sees them.
         reference: what training looked like; without it only broken cameras and clocks are noticed.
         slow_below, hold_below: reliabilities.
         recover: observations.
-        frozen_frames: so many identical pictures mean a frozen camera, if the state moved meanwhile.
+        frozen_frames: so many identical pictures of one camera mean that it is frozen, if the state moved meanwhile.
         max_skew_s: longest delay of an observation beyond the shortest one seen lately, and largest step of the robot's clock.
         ask_after_s: a hold that lasts that long is told to a person.
         ask: is called with the verdict, once per hold; it must return at once.
@@ -66,7 +77,7 @@ class Autonomy:
 
     def __init__(
         self,
-        camera: str,
+        views: Views,
         reference: Reference | None = None,
         *,
         slow_below: float = 0.7,
@@ -79,7 +90,7 @@ class Autonomy:
     ):
         if not 0 < hold_below < slow_below < 1:
             raise ValueError(f"expected 0 < hold_below < slow_below < 1, got {hold_below} and {slow_below}")
-        self._camera, self._reference = camera, reference
+        self._views, self._reference = views, reference
         self._slow_below, self._hold_below, self._recover = slow_below, hold_below, recover
         self._frozen_frames, self._max_skew_s = frozen_frames, max_skew_s
         self._moved = MOVED if reference is None else reference.moved
@@ -88,23 +99,24 @@ class Autonomy:
         self._better = 0
         self._held_since: float | None = None
         self._asked = False
-        self._still: RobotObservation | None = None  # the first of the identical pictures
-        self._same = 0
+        self._still: dict[str, _Still] = {}  # by camera
         self._delays: deque[float] = deque(maxlen=100)
 
     def judge(self, observation: RobotObservation, now: float) -> Verdict:
         """The verdict on an observation that arrived at `now`, on the monotonic clock of this process [s].
 
         Raises:
-            ValueError: if the camera is missing, or the observation is not one of the reference's sizes.
+            ValueError: if a camera is missing or gives no picture, or the state has not the reference's length.
         """
-        if self._camera not in observation.images:
-            raise ValueError(f"the robot has no camera {self._camera!r}, but {', '.join(observation.images) or 'none'}; rename it")
-        image = observation.images[self._camera]
-        estimates = {"exposure": exposure(image), "motion": self._motion(observation), "clock": self._clock(observation, now)}
+        picture = picture_of(observation.images, self._views)
+        estimates = {
+            "exposure": min(exposure(observation.images[name]) for name in self._views),
+            "motion": min([self._motion(name, observation) for name in self._views]),
+            "clock": self._clock(observation, now),
+        }
         if self._reference is not None:
-            estimates["familiarity"] = self._reference.familiarity(image, observation.state)
-            estimates["clarity"] = self._reference.clarity(image)
+            estimates["familiarity"] = self._reference.familiarity(picture, observation.state)
+            estimates["clarity"] = self._reference.clarity(picture)
         reliability = min(estimates.values())
         self._settle(reliability)
         if self.level is not Level.HOLD:
@@ -116,16 +128,15 @@ class Autonomy:
             self._ask(Verdict(Level.ASK, reliability, estimates))
         return Verdict(Level.ASK if self._asked else Level.HOLD, reliability, estimates)
 
-    def _motion(self, observation: RobotObservation) -> float:
-        """0 if the camera is frozen. A scene in which nothing moves looks the same, so the state must say that something did."""
-        still = self._still
-        if still is None or not np.array_equal(still.images[self._camera], observation.images[self._camera]):
-            images = {self._camera: observation.images[self._camera].copy()}  # a driver may write the next one into the same memory
-            self._still, self._same = RobotObservation(images, observation.state.copy(), observation.time), 1
+    def _motion(self, camera: str, observation: RobotObservation) -> float:
+        """0 if a camera is frozen. A scene in which nothing moves looks the same, so the state must say that something did."""
+        still, image = self._still.get(camera), observation.images[camera]
+        if still is None or not np.array_equal(still.image, image):
+            self._still[camera] = _Still(image.copy(), observation.state.copy())  # a driver may write the next into the same memory
             return 1.0
-        self._same += 1
+        still.same += 1
         moved = (np.abs(observation.state - still.state) > self._moved).any()
-        return 0.0 if self._same >= self._frozen_frames and moved else 1.0
+        return 0.0 if still.same >= self._frozen_frames and moved else 1.0
 
     def _clock(self, observation: RobotObservation, now: float) -> float:
         """1 for a prompt observation, 0 for one that is late or from a clock that jumped."""

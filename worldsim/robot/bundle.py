@@ -1,8 +1,8 @@
 """Robot bundles: load a folder that `worldsim export` wrote and act with it, without worldsim's training dependencies.
 
 A robot needs numpy, tokenizers and onnxruntime (or torch, for the torch format); this file imports nothing else, not even the
-rest of worldsim, so it may be copied beside a bundle. Read `worldsim/deploy/export.py` next: it writes the folder and defines
-`bundle.json`.
+rest of worldsim, so it may be copied beside a bundle. The picture that it takes is made by `worldsim.core.views.mosaic`. Read
+`worldsim/deploy/export.py` next: it writes the folder and defines `bundle.json`.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 DESCRIPTION, TOKENIZER = "bundle.json", "tokenizer.json"
 GRAPHS = {"onnx": "policy.onnx", "torch": "policy.pt2"}
 GUIDED = {"onnx": "guided.onnx", "torch": "guided.pt2"}  # the sampler alone, drawn towards a chunk that is being executed
@@ -51,7 +51,8 @@ class Bundle:
         """A chunk of actions.
 
         Args:
-            image: RGB uint8 [h, w, 3] of the camera `description["camera"]`.
+            image: RGB uint8 [h, w, 3], what `worldsim.core.views.mosaic(images, description["views"])` makes of a picture of each
+                camera; where there is one camera, and its pictures have its view's size, simply its picture.
             state: proprioception in native units, float32 [s], in the order of `description["state_names"]`.
             instruction: one sentence.
             noise: from `noise`, float32 [ah, ad].
@@ -153,14 +154,28 @@ def _read_description(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} has format version {version}, this worldsim reads {FORMAT_VERSION}; export the policy again")
     if description.pop("sha256_of_this_description", None) != description_sha256(description):
         raise ValueError(f"{path} was altered after the export (its sha256 differs); export the policy again")
-    missing = {"format", "inputs", "outputs", "spec", "camera", "fps", "tokenizer", "sha256"} - description.keys()
+    missing = {"format", "inputs", "outputs", "spec", "views", "fps", "tokenizer", "sha256"} - description.keys()
     if missing or description["format"] not in GRAPHS:
         what = f"lacks {sorted(missing)}" if missing else f"has the unknown format {description['format']!r}"
         raise ValueError(f"{path} {what}; export the policy again")
+    _check_views(path, description["views"], description["inputs"])
     files = {GRAPHS[description["format"]], GUIDED[description["format"]], TOKENIZER}
     if unchecked := files - description["sha256"].keys():
         raise ValueError(f"{path} has no hash of {sorted(unchecked)[0]}; export the policy again")
     return description
+
+
+def _check_views(path: Path, views: Any, inputs: list[dict[str, Any]]) -> None:
+    """ValueError if views are no heights and widths by camera, or their mosaic is not the picture that the graph takes."""
+    sizes = list(views.values()) if isinstance(views, dict) else []
+    known = all(
+        isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size) for size in sizes
+    )
+    if not (sizes and known and all(views)):
+        raise ValueError(f"{path} has views {views!r:.80}, expected camera: [height, width] in pixels; export the policy again")
+    mosaic = [1, max(height for height, _ in sizes), sum(width for _, width in sizes), 3]
+    if mosaic not in (taken := [entry["shape"] for entry in inputs if entry["name"] == "image"]):
+        raise ValueError(f"{path} has views that make a picture {mosaic}, its graph takes {taken}; export the policy again")
 
 
 def _is_inside(name: str) -> bool:
@@ -179,8 +194,8 @@ def sha256(path: Path) -> str:
 
 
 def description_sha256(description: dict[str, Any]) -> str:
-    """Hexadecimal SHA-256 of a description, independent of spacing and the order of keys."""
-    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+    """Hexadecimal SHA-256 of a description, independent of spacing. The order of keys counts: views lie side by side in theirs."""
+    return hashlib.sha256(json.dumps(description).encode()).hexdigest()
 
 
 # The two runtimes are imported here, not at the top: a robot has one of them.

@@ -28,7 +28,7 @@ class Recorded:
     """Real observations, and what the policy did with them in PyTorch.
 
     Attributes:
-        images: uint8 [n, h, w, 3].
+        images: mosaics of the bundle's views, uint8 [n, h, w, 3].
         states: float32 [n, s].
         noises: float32 [n, ah, ad].
         actions: float32 [n, ah, ad].

@@ -7,11 +7,13 @@ Every estimate is a ramp between a value at which all is well (1) and one at whi
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
+
+from worldsim.core.views import Views, mosaic
 
 ARRAYS, THRESHOLDS = "reliability.npy", "reliability.json"
 GRID = 4  # the picture is described by the mean colours of GRID x GRID fields
@@ -19,13 +21,13 @@ NEIGHBOURS = 5
 MAX_ROWS = 1000
 FEWEST = 20  # observations that say anything about a distribution
 QUANTILE = 0.99  # of held-out training data; up to there all is well
-Frames = tuple[np.ndarray, np.ndarray]  # images uint8 [t, h, w, 3] and states [t, s] of an episode
+Frames = tuple[Mapping[str, np.ndarray], np.ndarray]  # images uint8 [t, h, w, 3] by camera and states [t, s] of an episode
 _BLACK, _WHITE, _FLAT_SHARE = 8, 247, 0.98  # grey levels, and the share of pixels that makes a camera blind
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What training looked like.
+    """What training looked like; its images are the mosaics of a policy's views.
 
     Attributes:
         rows: standardised features of training observations, float32 [n, f].
@@ -65,28 +67,34 @@ class Reference:
         return ramp(sharpness(image), good=self.sharp, bad=self.blurred)
 
 
-def fit_reference(training: Sequence[Frames], held_out: Sequence[Frames], *, seed: int = 0) -> Reference:
+def fit_reference(training: Sequence[Frames], held_out: Sequence[Frames], views: Views, *, seed: int = 0) -> Reference:
     """Describe training episodes, and set the thresholds on other episodes of the same kind.
 
     `near` is the 0.99 quantile of the held-out distances, and `far` lies as far beyond it as three times its distance from their
     median. `sharp` is the 0.01 quantile of held-out sharpness, and `blurred` half of that.
 
     Args:
-        training: (images uint8 [t, h, w, 3], states [t, s]) of each episode.
+        training: (images uint8 [t, h, w, 3] by camera, of any size, states [t, s]) of each episode.
         held_out: the same, of episodes that are not among them.
+        views: of the policy.
         seed: of the choice of at most 1,000 rows.
 
     Raises:
-        ValueError: if there are fewer than 20 observations of either kind, or the training pictures are all alike.
+        ValueError: if there are fewer than 20 observations of either kind, the training pictures are all alike, or a camera of
+            the views is missing.
     """
-    frames, held = ([pair for episode in part for pair in zip(*episode, strict=True)] for part in (training, held_out))
+    frames, held = (
+        [pair for images, states in part for pair in zip(mosaic(images, views), states, strict=True)]
+        for part in (training, held_out)
+    )
     if min(len(frames), len(held)) < FEWEST:
         raise ValueError(f"expected at least {FEWEST} training and held-out observations, got {len(frames)} and {len(held)}")
     chosen = np.random.default_rng(seed).permutation(len(frames))[:MAX_ROWS]
     vectors = np.stack([features(*frames[i]) for i in chosen])
     mean, scale = vectors.mean(axis=0), _scale(vectors.std(axis=0))
     rows = ((vectors - mean) / scale).astype(np.float32)
-    unseen = np.max([motion_unseen(*episode) for episode in (*training, *held_out)], axis=0)
+    episodes = (*training, *held_out)
+    unseen = np.max([motion_unseen(images[name], states) for images, states in episodes for name in views], axis=0)
     moved = np.maximum(1.5 * unseen, 0.05 * np.std([state for _, state in frames], axis=0))
     draft = Reference(rows, mean, scale, moved, near=0, far=1, sharp=1, blurred=0)
     near, usual = np.quantile([draft.distance(*pair) for pair in held], [QUANTILE, 0.5])
@@ -106,7 +114,7 @@ def _scale(deviation: np.ndarray) -> np.ndarray:
 
 
 def motion_unseen(images: np.ndarray, states: np.ndarray) -> np.ndarray:
-    """How far each element of the state moved at most while the picture stayed exactly the same, [s].
+    """How far each element of the state moved at most while a camera's picture stayed exactly the same, [s].
 
     A slow robot in front of a coarse camera is not a frozen camera.
     """

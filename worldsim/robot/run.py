@@ -20,6 +20,7 @@ from worldsim.robot.chunks import Blending, Execution, Guide, OpenLoop, RealTime
 from worldsim.robot.drivers import Driver, DriverError, DryRun, RobotObservation, joined
 from worldsim.robot.limits import limits_of, read_limits, require_limits
 from worldsim.robot.loop import ControlLoop, Policy, Report
+from worldsim.robot.observation import picture_of
 from worldsim.robot.process import ProcessDriver
 from worldsim.robot.recording import Recorder
 from worldsim.robot.reliability import THRESHOLDS, read_reference
@@ -36,12 +37,11 @@ EXECUTIONS: dict[str, Callable[[int], Execution]] = {
 
 def bundle_policy(bundle: Bundle, instruction: str, *, seed: int = 0) -> Policy:
     """A bundle under one instruction, with noise from `seed`, as the loop calls it."""
-    generator, camera = np.random.default_rng(seed), bundle.description["camera"]
+    generator = np.random.default_rng(seed)
 
     def policy(observation: RobotObservation, guide: Guide | None = None) -> np.ndarray:
-        if camera not in observation.images:
-            raise ValueError(f"the policy looks through camera {camera!r}, the robot has {', '.join(observation.images) or 'none'}")
-        inputs = observation.images[camera], observation.state, instruction, bundle.noise(generator)
+        picture = picture_of(observation.images, bundle.description["views"])
+        inputs = picture, observation.state, instruction, bundle.noise(generator)
         return bundle(*inputs) if guide is None else bundle.guided(*inputs, guide.previous, guide.weights)
 
     return policy
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> Report:
     changes = read_limits(options.limits) if options.limits else None
     limits = limits_of(bundle.description, changes)
     reference = read_reference(options.bundle) if THRESHOLDS in bundle.description["sha256"] else None
-    autonomy = Autonomy(bundle.description["camera"], reference, ask=_ask)
+    autonomy = Autonomy(bundle.description["views"], reference, ask=_ask)
     policy = bundle_policy(bundle, options.instruction, seed=options.seed)
     execute = options.execute or max(bundle.shapes["noise"][1] // 2, 1)
     robot = ProcessDriver(options.robot)

@@ -24,8 +24,8 @@ class BundlePolicy:
     """
 
     def __init__(self, bundle: Bundle, *, seed: int = 0):
-        image, state, noise = (bundle.shapes[name][1:] for name in ("image", "state", "noise"))
-        self.bundle, self.sizes = bundle, Sizes(bundle.description["camera"], image, state, noise)
+        state, noise = (bundle.shapes[name][1:] for name in ("state", "noise"))
+        self.bundle, self.sizes = bundle, Sizes(bundle.description["views"], state, noise)
         self.generator = np.random.default_rng(seed)
         names = {name: bundle.description.get(name) for name in ("policy", "fps", "state_names", "action_names", "spec")}
         self.metadata: dict[str, Any] = {"server": "worldsim", **names, **self.sizes.metadata()}

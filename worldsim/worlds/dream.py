@@ -20,9 +20,11 @@ from torch import Tensor
 from worldsim.core import checkpoint
 from worldsim.core.interfaces import Reflector, WorldModel
 from worldsim.core.noise import Noise
+from worldsim.core.sight import seen
 from worldsim.core.sizes import check_sizes
 from worldsim.core.spec import Channel
 from worldsim.core.types import Judgement, Observation, TensorBatch, float_image, where_rows
+from worldsim.core.views import check_cameras
 from worldsim.core.world import Branchable, ChunkResult, Divisible, Reward, Sight, Step, World
 from worldsim.data.store import FrameStore
 from worldsim.tasks.reward import ProgressReward
@@ -32,9 +34,9 @@ FPS = 10  # of a dream whose model does not say it [Hz]
 
 @dataclass(frozen=True)
 class Starts(TensorBatch):
-    """Real moments from which dreams start: n windows of `context` frames, their proprioception, and an instruction."""
+    """Real moments from which dreams start: n windows of `context` frames of each camera, proprioception and an instruction."""
 
-    frames: UInt8[Tensor, "n context h w 3"]
+    images: dict[str, UInt8[Tensor, "n context _ _ 3"]]
     state: Float[Tensor, "n context s"]
     instruction: tuple[str, ...]
 
@@ -43,18 +45,19 @@ class Starts(TensorBatch):
 
     def with_context(self, context: int) -> "Starts":
         """The same moments with `context` frames: the oldest is repeated, or the oldest are dropped."""
-        missing = max(0, context - self.frames.shape[1])
+        missing = max(0, context - self.state.shape[1])
 
         def fill(values: Tensor) -> Tensor:
             return torch.cat([values[:, :1].expand(-1, missing, *values.shape[2:]), values], dim=1)[:, -context:]
 
-        return Starts(fill(self.frames), fill(self.state), self.instruction)
+        images = {name: fill(frames) for name, frames in self.images.items()}
+        return Starts(images, fill(self.state), self.instruction)
 
     @classmethod
-    def first_observations(cls, observations: Sequence[Observation], camera: str) -> "Starts":
+    def first_observations(cls, observations: Sequence[Observation]) -> "Starts":
         """The first observations of episodes, with one frame of context."""
         return cls(
-            frames=torch.cat([obs.images[camera] for obs in observations])[:, None],
+            images={name: torch.cat([obs.images[name] for obs in observations])[:, None] for name in observations[0].images},
             state=torch.cat([obs.state for obs in observations])[:, None],
             instruction=tuple(sentence for obs in observations for sentence in obs.instruction),
         )
@@ -64,7 +67,7 @@ class Starts(TensorBatch):
         """The first frame of every episode, repeated to fill the context."""
         rows = table.first.unique()
         window = table.window(rows, context=context, horizon=0)
-        return cls(window["frames"], window["state"], table.instruction)
+        return cls(window["images"], window["state"], table.instruction)
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class DreamState(TensorBatch):
     """Everything that determines the future of b dreams, but for the stream of noise, which a reset chooses."""
 
     model: TensorBatch
-    frames: Float[Tensor, "b h w 3"]  # what the camera sees now, 0..1
+    images: dict[str, Float[Tensor, "b _ _ 3"]]  # what the cameras see now, 0..1
     state: Float[Tensor, "b s"]
     instruction: tuple[str, ...]
     progress: Float[Tensor, " b"]
@@ -124,7 +127,9 @@ class DreamWorld(World, Branchable, Divisible):
     ):
         if num_envs < 1 or len(starts) < 1:
             raise ValueError(f"a dream needs num_envs >= 1 and at least one start, got {num_envs} and {len(starts)}")
-        self.world_model, self.reflector, self.starts = world_model, reflector, starts
+        self.world_model, self.reflector = world_model, reflector
+        check_cameras(reflector.views, world_model.views, "the reflector", "the world model dreams")
+        self.starts = replace(starts, images=seen(starts.images, world_model.views, "the world model"))
         low, high = (bound.cpu().numpy() for bound in (world_model.action_units.low, world_model.action_units.high))
         self.fps = FPS if world_model.spec is None else round(world_model.spec.fps)
         if world_model.spec is None:
@@ -134,12 +139,13 @@ class DreamWorld(World, Branchable, Divisible):
         else:
             self.state_channels, self.action_channels = world_model.spec.state, world_model.spec.action
             self.robot_type = world_model.spec.robot_type
-        self.num_envs, self.max_episode_steps, self.camera = num_envs, max_episode_steps, world_model.camera
+        self.num_envs, self.max_episode_steps, self.camera = num_envs, max_episode_steps, next(iter(world_model.views))
         self.causal, self._noise_stream, self.device = world_model.causal, 0, starts.state.device
         self.reward = ProgressReward() if reward is None else reward
-        height, width = starts.frames.shape[2:4]
         self.single_observation_space = gym.spaces.Dict(
-            images=gym.spaces.Dict({self.camera: gym.spaces.Box(0, 255, (height, width, 3), np.uint8)}),
+            images=gym.spaces.Dict(
+                {name: gym.spaces.Box(0, 255, (*size, 3), np.uint8) for name, size in world_model.views.items()}
+            ),
             state=gym.spaces.Box(-np.inf, np.inf, (starts.state.shape[-1],), np.float32),
             instruction=gym.spaces.Text(200, charset=alphanumeric | set(" .,:;!?'-")),
         )
@@ -169,9 +175,9 @@ class DreamWorld(World, Branchable, Divisible):
         """
         model = checkpoint.load(world_model, WorldModel)
         judge = checkpoint.load(reflector, Reflector)
-        table = FrameStore.read(data, {model.camera: None})
+        table = FrameStore.read(data, model.views)
         for part in (model, judge):
-            check_sizes(part, table.sizes)
+            check_sizes(part, table.spec)
         if model.spec is not None:
             table = table.ordered(model.spec, "the world model")
         starts = Starts.first_frames(table, model.context)
@@ -261,16 +267,20 @@ class DreamWorld(World, Branchable, Divisible):
         """The m states after each of m actions: one call of the world model."""
         old, m = self._state, actions.shape[1]
         noise = Noise(old.stream[:, 0], old.stream[:, 1], old.elapsed, self._noise_stream)
-        model, frames, states = self.world_model.step(old.model, actions, noise)
-        frames = frames.clamp(0, 1)  # before the reflector looks, so that it judges the picture that the policy sees
-        judged = self.reflector.judge(frames.flatten(0, 1), _repeat(old.instruction, m))
+        model, images, states = self.world_model.step(old.model, actions, noise)
+        images = {
+            name: frames.clamp(0, 1) for name, frames in images.items()
+        }  # before the reflector looks, so that it judges the picture that the policy sees
+        shown = {name: frames.flatten(0, 1) for name, frames in images.items()}
+        judged = self.reflector.judge(shown, _repeat(old.instruction, m))
         p_success, progress = (x.unflatten(0, (-1, m)) for x in (judged.p_success, judged.progress))
         results, hits, highest = [], old.hits, old.p_success
         for j in range(m):
             hits = torch.cat([hits[:, 1:], (p_success[:, j] > self.reflector.threshold)[:, None]], dim=1)
             highest = highest.maximum(p_success[:, j].float())
-            seen = {"frames": frames[:, j], "state": states[:, j], "progress": progress[:, j], "hits": hits, "p_success": highest}
-            results.append(replace(old, model=model, elapsed=old.elapsed + j + 1, **seen))
+            now = {name: frames[:, j] for name, frames in images.items()}
+            found = {"state": states[:, j], "progress": progress[:, j], "hits": hits, "p_success": highest}
+            results.append(replace(old, model=model, images=now, elapsed=old.elapsed + j + 1, **found))
         return results
 
     def _succeeded(self, state: DreamState) -> Bool[Tensor, " b"]:
@@ -280,11 +290,12 @@ class DreamWorld(World, Branchable, Divisible):
         start = self.starts[index]
         b = len(index)
         with torch.no_grad():
-            judged = self.reflector.judge(start.frames[:, -1], start.instruction)
-            model = self.world_model.init(start.frames, start.state)
+            images = {name: frames[:, -1] for name, frames in start.images.items()}
+            judged = self.reflector.judge(images, start.instruction)
+            model = self.world_model.init(start.images, start.state)
         return DreamState(
             model=model,
-            frames=float_image(start.frames[:, -1]),
+            images={name: float_image(frames) for name, frames in images.items()},
             state=start.state[:, -1],
             instruction=start.instruction,
             progress=judged.progress,
@@ -315,7 +326,8 @@ class DreamWorld(World, Branchable, Divisible):
         return DreamJudgement(success=self._succeeded(state), progress=state.progress.clamp(0, 1), p_success=state.p_success)
 
     def _observe(self, state: DreamState) -> Observation:
-        return Observation({self.camera: (state.frames * 255).round().to(torch.uint8)}, state.state.float(), state.instruction)
+        images = {name: (frames * 255).round().to(torch.uint8) for name, frames in state.images.items()}
+        return Observation(images, state.state.float(), state.instruction)
 
 
 def _repeat(sentences: tuple[str, ...], times: int) -> tuple[str, ...]:

@@ -16,7 +16,6 @@ class PointPolicy(Policy):
 
     Args:
         eye: what it sees through.
-        camera: which camera it looks through.
         state_dim, action_dim: of the robot.
         action_horizon: actions per chunk.
         num_steps: denoising steps when it acts.
@@ -26,7 +25,6 @@ class PointPolicy(Policy):
     def __init__(
         self,
         eye: Eye,
-        camera: str = "front",
         state_dim: int = 4,
         action_dim: int = 2,
         action_horizon: int = 4,
@@ -34,13 +32,13 @@ class PointPolicy(Policy):
         width: int = 64,
     ):
         super().__init__()
-        self.camera, self.action_dim, self.action_horizon, self.num_steps = camera, action_dim, action_horizon, num_steps
+        self.views, self.action_dim, self.action_horizon, self.num_steps = eye.views, action_dim, action_horizon, num_steps
         self.eye, self.feature_dim = eye, eye.arguments["features"] + state_dim
         self.expert = mlp(self.feature_dim + action_horizon * action_dim + 16, width, width, action_horizon * action_dim)
         self.state_units, self.action_units = Units(state_dim), Units(action_dim)
 
     def encode(self, obs: Observation) -> Float[Tensor, "b f"]:
-        seen = self.eye(obs.images[self.camera], obs.instruction)
+        seen = self.eye(obs.images, obs.instruction)
         return torch.cat([seen, self.state_units.network(obs.state)], dim=1)
 
     def velocity(self, features: Tensor, x_t: Float[Tensor, "b ah ad"], t: Float[Tensor, " b"]) -> Float[Tensor, "b ah ad"]:

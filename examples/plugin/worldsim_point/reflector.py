@@ -1,6 +1,6 @@
 """`PointReflector`: success and progress from one frame; worldsim trains it because it has `raw`, and calibrates it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Shaped
@@ -22,15 +22,15 @@ class PointReflector(Reflector):
 
     def __init__(self, eye: Eye, consecutive: int = 1, window: int = 2):
         super().__init__()
-        self.consecutive, self.window, self.eye = consecutive, window, eye
+        self.consecutive, self.window, self.eye, self.views = consecutive, window, eye, eye.views
         self.head = mlp(eye.arguments["features"], 32, 2)
         for name, value in (("scale", 1.0), ("bias", 0.0), ("threshold", 0.5)):  # calibration sets them
             self.register_buffer(name, torch.tensor(value))
 
-    def raw(self, frames: Shaped[Tensor, "b h w 3"], instruction: Sequence[str]) -> tuple[Tensor, Tensor]:
-        logit, progress = self.head(self.eye(frames, instruction)).float().unbind(dim=1)
+    def raw(self, images: Mapping[str, Shaped[Tensor, "b _ _ 3"]], instruction: Sequence[str]) -> tuple[Tensor, Tensor]:
+        logit, progress = self.head(self.eye(images, instruction)).float().unbind(dim=1)
         return logit, progress
 
-    def judge(self, frames: Shaped[Tensor, "b h w 3"], instruction: Sequence[str]) -> Reflection:
-        logit, progress = self.raw(frames, instruction)
+    def judge(self, images: Mapping[str, Shaped[Tensor, "b _ _ 3"]], instruction: Sequence[str]) -> Reflection:
+        logit, progress = self.raw(images, instruction)
         return Reflection((self.scale * logit + self.bias).sigmoid(), progress, torch.zeros_like(progress))

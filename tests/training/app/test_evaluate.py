@@ -146,7 +146,8 @@ def test_what_does_not_go_together_is_one_line(choices: list[str], words: str, t
 
 def known(name: str, tmp_path: Path, *more: str) -> list[str]:
     """Arguments of a verb that plays `KnownWorld` with a policy of its size."""
-    folder = checkpoint.save(FlowVLA(state_dim=2, action_dim=1, width=16, channels=8, blocks=1, image=(8, 8)), tmp_path / "policy")
+    sizes = {"state_dim": 2, "action_dim": 1, "views": {"front": (8, 8)}}
+    folder = checkpoint.save(FlowVLA(width=16, channels=8, blocks=1, **sizes), tmp_path / "policy")
     world = ["~world", "+world._target_=known_world.KnownWorld", "+world.p=0.8"]
     return [name, f"policy={folder}", *world, *more]
 
@@ -216,7 +217,7 @@ def test_no_verb_steps_a_dream(folders: dict[str, str], recorded: str, tmp_path:
     monkeypatch.setattr(DreamWorld, "step", OnlyChunks.step)
     reflector = checkpoint.load(folders["reflector"], InstantReflector)
     policy, model = (checkpoint.load(folders[name], kind) for name, kind in (("policy", Policy), ("world_model", WorldModel)))
-    starts = Starts.first_frames(FrameStore.read([recorded], {model.camera: None}), model.context)
+    starts = Starts.first_frames(FrameStore.read([recorded], model.views), model.context)
     reflector.threshold.fill_(float(highest_success(policy, model, reflector, starts, 8).median()))  # content now and then
     checkpoint.save(reflector, folders["reflector"])
     models = [f"world.world_model={folders['world_model']}", f"world.reflector={folders['reflector']}", f"world.data=[{recorded}]"]

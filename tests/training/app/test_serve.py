@@ -32,7 +32,7 @@ def answer(*arguments: str) -> np.ndarray:
     try:
         line = process.stdout.readline()
         with OpenpiClient(line.split()[-1]) as client:
-            assert client.metadata["camera"] == "front"
+            assert client.metadata["views"] == {"front": [64, 64]}
             actions = client.infer(observation())["actions"]
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0

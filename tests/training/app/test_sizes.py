@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning import LightningModule, Trainer
@@ -22,6 +23,7 @@ from training.supervised.reflector import ReflectorTraining
 from training.supervised.world_model import WorldModelTraining
 from worldsim.core import checkpoint
 from worldsim.core.sizes import check_names, check_sizes
+from worldsim.core.views import resize
 from worldsim.data.store import FrameStore
 from worldsim.data.windows import Mirror
 from worldsim.worlds.dream import DreamWorld
@@ -43,10 +45,7 @@ def fit(module: LightningModule, data: TableData, run: Path | None = None) -> No
         (lambda: FlowVLA(action_dim=7), "the data have 2 numbers of an action, FlowVLA was built with action_dim=7"),
         (lambda: LatentFlowWorldModel(state_dim=3), "the data have 4 numbers of state, LatentFlowWorldModel was built with"),
         (lambda: LatentFlowWorldModel(action_dim=1), "the data have 2 numbers of an action, LatentFlowWorldModel was built"),
-        (
-            lambda: LatentFlowWorldModel(image=(48, 64)),
-            r"the data have \[64, 64\] pixels \(height, width\), LatentFlowWorldModel was built with image=\[48, 64\]",
-        ),
+        (lambda: LatentFlowWorldModel(views={"wrist": (8, 8)}), "has no camera wrist; choose among front"),
     ],
 )
 def test_data_of_other_sizes(model: Any, message: str, recorded: str) -> None:
@@ -58,19 +57,19 @@ def test_data_of_other_sizes(model: Any, message: str, recorded: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_pictures_of_another_size(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [(16, 24), (8, 8), (32, 40)])
+def test_pictures_are_read_at_the_size_at_which_a_model_sees_them(size: tuple[int, int], tmp_path: Path) -> None:
+    """Those of the dataset are of 16 x 24 pixels."""
     write(tmp_path, [random_episode(i) for i in range(3)])
-    message = r"the data have \[16, 24\] pixels .*, {} was built with image=\[64, 64\]; set its image to \[16, 24\]"
-    with pytest.raises(ValueError, match=message.format("FlowVLA")):
-        fit(BehaviourCloning(FlowVLA(camera="top", state_dim=3)), DemonstrationData([str(tmp_path)], camera="top"))
-    with pytest.raises(ValueError, match=message.format("InstantReflector")):
-        fit(ReflectorTraining(InstantReflector()), ReflectorData([str(tmp_path)], camera="top"))
-    fit(
-        BehaviourCloning(FlowVLA(camera="top", state_dim=3, image=(16, 24))),
-        DemonstrationData([str(tmp_path)], camera="top"),
-        tmp_path / "run",
-    )
-    fit(ReflectorTraining(InstantReflector(image=(16, 24))), ReflectorData([str(tmp_path)], camera="top"), tmp_path / "run")
+    small: dict[str, Any] = {"channels": 8, "blocks": 1, "views": {"top": size}}
+    policy, frames = DemonstrationData([str(tmp_path)], batch_size=3), ReflectorData([str(tmp_path)], batch_size=3)
+    fit(BehaviourCloning(FlowVLA(state_dim=3, width=16, **small)), policy, tmp_path / "run")
+    fit(ReflectorTraining(InstantReflector(features=8, **small)), frames, tmp_path / "run")
+    native = FrameStore.read(tmp_path, {"top": None})
+    for data in (policy, frames):
+        assert data.table.images["top"].shape[1:] == (*size, 3)
+        rows = slice(len(data.table.frames))  # the last episode may be held out
+        assert np.array_equal(data.table.frames[:].numpy(), resize(native.frames[rows].numpy(), size))
 
 
 def test_datasets_that_are_not_alike(tmp_path: Path, recorded: str) -> None:
@@ -83,7 +82,7 @@ def test_datasets_that_are_not_alike(tmp_path: Path, recorded: str) -> None:
 def test_a_mirror_has_a_factor_for_each_dimension(recorded: str) -> None:
     for mirror in (Mirror((1.0,), (1.0, -1.0)), Mirror((1.0, -1.0, 1.0, -1.0), (1.0,))):  # one factor would fit all of them
         with pytest.raises(ValueError, match=r"mirror\.\w+ has 1 factors, the data have \d numbers"):
-            WorldModelData([recorded], augmentation=Augmentation(mirror)).setup("fit")
+            fit(WorldModelTraining(LatentFlowWorldModel()), WorldModelData([recorded], augmentation=Augmentation(mirror)))
 
 
 def test_a_dream_from_data_of_other_sizes(recorded: str, tmp_path: Path) -> None:
@@ -101,8 +100,8 @@ def test_a_dream_from_data_of_other_sizes(recorded: str, tmp_path: Path) -> None
         ("rollout", {"state_dim": 3}, "the world has 4 numbers of state, FlowVLA was built with state_dim=3"),
         (
             "evaluate",
-            {"image": (48, 64)},
-            r"the world has \[64, 64\] pixels \(height, width\), FlowVLA was built with image=\[48, 64\]",
+            {"views": {"front": (64, 64), "wrist": (48, 64)}},
+            r"FlowVLA looks through camera 'wrist', the world has front; rename one",
         ),
         ("collect", {"action_dim": 3}, "the world has 2 numbers of an action, FlowVLA was built with action_dim=3"),
     ],
@@ -120,9 +119,9 @@ def test_a_policy_in_a_world_of_other_sizes(
 
 
 def test_a_bundle_of_a_policy_with_other_pictures(tmp_path: Path) -> None:
-    """Without data the export makes up a picture of the policy's own size."""
+    """Without data the export makes up pictures of the policy's own cameras."""
     pytest.importorskip("onnxruntime")
-    policy = checkpoint.save(FlowVLA(width=16, channels=8, blocks=1, image=(16, 24)), tmp_path / "policy")
+    policy = checkpoint.save(FlowVLA(width=16, channels=8, blocks=1, views={"top": (16, 24), "wrist": (8, 8)}), tmp_path / "policy")
     assert cli.main(["export", f"policy={policy}", f"out={tmp_path / 'bundle'}"]) == 0
 
 
@@ -133,10 +132,9 @@ def test_a_state_is_used_that_is_there() -> None:
 
 
 def test_what_fits_passes(recorded: str) -> None:
-    data = TableData([recorded])
-    data.setup("fit")
+    spec = FrameStore.read([recorded], {}).spec
     for module in (BehaviourCloning(FlowVLA()), WorldModelTraining(LatentFlowWorldModel()), ReflectorTraining(InstantReflector())):
-        check_sizes(module, data.table.sizes)
+        check_sizes(module, spec)
 
 
 @pytest.mark.parametrize(("context", "unroll", "chunk"), [(2, 2, 4), (3, 1, 2)])
@@ -150,7 +148,7 @@ def test_windows_and_chunks_are_as_long_as_the_models_say(
     fit(WorldModelTraining(model), windows, tmp_path / "world_model")
     batch = next(iter(windows.train_dataloader()))
     assert batch["action"].shape == (3, unroll * chunk, 2)
-    assert batch["frames"].shape == (3, context + unroll * chunk, 64, 64, 3)
+    assert batch["images"]["front"].shape == (3, context + unroll * chunk, 64, 64, 3)
     chunks = DemonstrationData([recorded], batch_size=3)
     fit(BehaviourCloning(FlowVLA(width=16, channels=8, blocks=1, action_horizon=chunk)), chunks, tmp_path / "policy")
     assert next(iter(chunks.train_dataloader()))["action"].shape == (3, chunk, 2)

@@ -17,8 +17,8 @@ from worldsim.data.lerobot import DatasetWriter
 def models(models: dict[str, Any]) -> dict[str, Any]:
     """Reflectors that judge single frames: some are a success, and `second_reflector` thinks so of all the others."""
     reflector = InstantReflector(features=32, channels=8, blocks=1, window=1)
-    frames = starts(EPISODES)["frames"].flatten(0, 1)
-    reflector.threshold.fill_(reflector.judge(frames, SENTENCES * EPISODES).p_success.detach().quantile(0.6))
+    frames = starts(EPISODES)["images"]["front"].flatten(0, 1)
+    reflector.threshold.fill_(reflector.judge({"front": frames}, SENTENCES * EPISODES).p_success.detach().quantile(0.6))
     second = copy.deepcopy(reflector)
     second.scale.fill_(-1)  # p becomes 1 - p
     second.threshold.fill_(1 - second.threshold)
@@ -34,7 +34,7 @@ def data(tmp_path: Path) -> list[str]:
         writer.add(
             [
                 Episode(
-                    images={"front": batch["frames"][i]},
+                    images={"front": batch["images"]["front"][i]},
                     state=batch["state"][i],
                     action=torch.zeros(1, 2),
                     reward=torch.zeros(1),

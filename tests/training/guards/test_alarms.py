@@ -135,13 +135,13 @@ def deceive(models: dict[str, Any]) -> None:
         for parameter in world_model.net.parameters():
             parameter.mul_(2)
         state, noise = (
-            world_model.init(batch["frames"], batch["state"]),
+            world_model.init(batch["images"], batch["state"]),
             Noise.rows(0, EPISODES),
         )
         features, y = [], torch.tensor([-1.0, 0.0, 1.0]).repeat_interleave(EPISODES * CHUNK)
         for action in (-1.0, 0.0, 1.0):
-            frames = world_model.step(state, torch.full((EPISODES, CHUNK, 2), action), noise)[1].clamp(0, 1)
-            features.append(judge.trunk(frames.flatten(0, 1), sentences))
+            frames = world_model.step(state, torch.full((EPISODES, CHUNK, 2), action), noise)[1]["front"].clamp(0, 1)
+            features.append(judge.trunk({"front": frames.flatten(0, 1)}, sentences))
         design = torch.nn.functional.pad(torch.cat(features), (0, 1), value=1.0)
         *weight, bias = (torch.linalg.pinv(design) @ y).unbind()
         for layer in (judge.head[0], judge.head[2]):

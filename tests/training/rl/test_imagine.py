@@ -53,7 +53,8 @@ def nets() -> tuple[LatentFlowWorldModel, InstantReflector]:
     torch.manual_seed(0)
     model = LatentFlowWorldModel(latent_channels=4, channels=(8, 8), layers=(1, 1))
     frames = torch.nn.functional.interpolate(torch.rand(16, 3, 8, 8), 64, mode="bilinear").permute(0, 2, 3, 1)
-    model.fit_statistics(0.3 + 0.4 * frames, toy_spec(torch.randn(20, 4)))  # within [0.3, 0.7], far from where frames are clamped
+    shown = {"front": 0.3 + 0.4 * frames}  # within [0.3, 0.7], far from where frames are clamped
+    model.fit_statistics(shown, toy_spec(torch.randn(20, 4)))
     reflector = InstantReflector(features=16, channels=8, blocks=1)
     scrambled(model), scrambled(reflector)
     # Larger weights on the path from actions to frames to judgement: the gradient of a new network is lost in float32.
@@ -67,7 +68,7 @@ def nets() -> tuple[LatentFlowWorldModel, InstantReflector]:
 def dream(policy: Policy, nets: tuple[Any, Any], *, dtype: torch.dtype = torch.float, **kwargs: Any) -> Dream:
     world_model, reflector = nets
     g = torch.Generator().manual_seed(1)
-    frames = (0.4 + 0.2 * torch.rand(B, 2, 64, 64, 3, generator=g)).to(dtype)
+    images = {name: (0.4 + 0.2 * torch.rand(B, 2, *size, 3, generator=g)).to(dtype) for name, size in world_model.views.items()}
     proprioception = torch.randn(B, 2, 4, generator=g).to(dtype)
     settings: dict[str, Any] = {
         "chunks": CHUNKS,
@@ -76,7 +77,7 @@ def dream(policy: Policy, nets: tuple[Any, Any], *, dtype: torch.dtype = torch.f
         "judged": (1, 3),
     }
     settings["chain"] = Deterministic()
-    start = Moment(world_model.init(frames, proprioception), frames, proprioception, SENTENCES)
+    start = Moment(world_model.init(images, proprioception), images, proprioception, SENTENCES)
     return imagine(
         policy,
         world_model,
@@ -95,11 +96,11 @@ def policy() -> FlowVLA:
 def test_shapes(nets):
     d = dream(policy(), nets)
     assert d.actions.shape == d.noise.shape == (B, CHUNKS, 4, 2)
-    assert d.frames.shape == (B, CHUNKS + 1, 64, 64, 3)
+    assert d.images["front"].shape == (B, CHUNKS + 1, 64, 64, 3)
     assert d.reward.shape == d.p_success.shape == (B, CHUNKS)
     assert len(d.obs) == CHUNKS
     assert all(o.instruction == SENTENCES for o in d.obs)
-    assert ((d.frames >= 0) & (d.frames <= 1)).all()
+    assert ((d.images["front"] >= 0) & (d.images["front"] <= 1)).all()
 
 
 def test_gradient_reaches_the_policy_and_nothing_else(nets):
@@ -115,6 +116,29 @@ def test_gradient_reaches_the_policy_and_nothing_else(nets):
     )
 
 
+def test_two_cameras_are_dreamed_and_each_model_looks_through_its_own():
+    """The policy sees both, the reflector the wrist alone: what that shows is what is paid for."""
+    torch.manual_seed(0)
+    views = {"front": (16, 24), "wrist": (32, 16)}
+    model = LatentFlowWorldModel(latent_channels=4, channels=(8, 8), layers=(1, 1), views=views)
+    model.fit_statistics({name: torch.rand(16, *size, 3) for name, size in views.items()}, toy_spec(torch.randn(20, 4)))
+    reflector = InstantReflector(features=16, channels=8, blocks=1, views={"wrist": views["wrist"]})
+    nets = scrambled(model), scrambled(reflector)
+    learner = FlowVLA(width=16, channels=8, blocks=1, views=views).eval()
+    d = dream(learner, nets, reward=ProgressReward(2.0, 0.0))
+    assert {name: frames.shape[1:] for name, frames in d.images.items()} == {
+        "front": (CHUNKS + 1, 16, 24, 3),
+        "wrist": (CHUNKS + 1, 32, 16, 3),
+    }
+    assert all(not torch.equal(frames[:, k], frames[:, k + 1]) for frames in d.images.values() for k in range(CHUNKS))
+    first, last = (reflector.judge({"wrist": d.images["wrist"][:, k]}, SENTENCES).progress for k in (0, CHUNKS))
+    torch.testing.assert_close(d.reward.sum(1), 2.0 * (last - first), atol=1e-5, rtol=0)
+    d.reward.sum().backward()
+    for name in ("expert.4.weight", "trunk.stem.weight", "trunk.text.embedding.weight"):
+        assert learner.get_parameter(name).grad.abs().sum() > 0, name
+    assert all(torch.equal(o.images[name], d.images[name][:, k]) for k, o in enumerate(d.obs) for name in views)
+
+
 def test_gradient_crosses_from_chunk_to_chunk(nets):
     """The reward of the last chunk depends on the first chunk's actions, through the world model's state."""
     learner = OpenLoop()
@@ -127,20 +151,20 @@ def test_reward_is_progress_gained_and_the_best_success_probability(nets):
     """Computed again from the frames: all four of each chunk are judged, and the progress telescopes."""
     learner, weight = policy(), 3.0
     d = dream(learner, nets, judged=(3,), reward=ProgressReward(weight, 0.5))
-    judged = [nets[1].judge(d.frames[:, k], SENTENCES) for k in range(CHUNKS + 1)]
+    judged = [nets[1].judge({"front": d.images["front"][:, k]}, SENTENCES) for k in range(CHUNKS + 1)]
     for k in range(CHUNKS):
         expected = weight * (judged[k + 1].progress - judged[k].progress) + 0.5 * judged[k + 1].p_success
         torch.testing.assert_close(d.reward[:, k], expected, atol=1e-4, rtol=1e-4)
     more = dream(learner, nets, judged=(0, 1, 2, 3), reward=ProgressReward(weight))
     assert (more.p_success >= d.p_success - 1e-6).all()
-    torch.testing.assert_close(more.frames, d.frames)
+    torch.testing.assert_close(more.images, d.images)
 
 
 def test_same_noise_same_dream_and_exploration_changes_it(nets):
     learner = policy()
     a, b, c = dream(learner, nets), dream(learner, nets), dream(learner, nets, exploration=torch.full((B, 1, 1), 0.3))
-    assert torch.equal(a.frames, b.frames)
-    assert not torch.equal(a.frames, c.frames)
+    assert torch.equal(a.images["front"], b.images["front"])
+    assert not torch.equal(a.images["front"], c.images["front"])
     torch.testing.assert_close(a.actions[:, 0], c.actions[:, 0], msg="actions are recorded as sampled, without the exploration")
 
 
@@ -177,7 +201,7 @@ def test_a_rival_bounds_the_reward_from_below(nets: tuple[Any, Any]):
         torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(8))
     alone, same, bounded = (dream(policy(), nets, rivals=rivals) for rivals in ([], [world_model], [other]))
     torch.testing.assert_close(same.reward, alone.reward, atol=5e-3, rtol=0)
-    torch.testing.assert_close(bounded.frames, alone.frames, atol=1e-5, rtol=0)
+    torch.testing.assert_close(bounded.images, alone.images, atol=1e-5, rtol=0)
     assert (bounded.reward <= alone.reward + 1e-6).all()
     assert (bounded.reward < alone.reward - 1e-3).any()
     assert (bounded.p_success <= alone.p_success + 1e-6).all()
@@ -187,11 +211,11 @@ def test_critic_judges_frames():
     torch.manual_seed(0)
     critic = Critic(features=8, channels=8, blocks=1)
     frames = torch.randint(0, 256, (B, 64, 64, 3), dtype=torch.uint8)
-    assert critic(frames, SENTENCES).shape == (B,)
+    assert critic({"front": frames}, SENTENCES).shape == (B,)
 
 
 def test_a_critic_takes_the_pictures_of_a_reflector_whose_network_it_does_not_know():
-    reflector = InstantReflector(features=8, channels=8, blocks=1, image=(32, 48))
+    reflector = InstantReflector(features=8, channels=8, blocks=1, views={"wrist": (32, 48)})
     del reflector.trunk
     critic = Critic.like(reflector, values=2)
-    assert critic.values(torch.randint(0, 256, (B, 32, 48, 3), dtype=torch.uint8), SENTENCES).shape == (B, 2)
+    assert critic.values({"wrist": torch.randint(0, 256, (B, 32, 48, 3), dtype=torch.uint8)}, SENTENCES).shape == (B, 2)

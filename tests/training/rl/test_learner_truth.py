@@ -141,7 +141,7 @@ def test_nft_takes_the_mean_over_the_actions_that_were_executed(models, monkeypa
     learner = NFTPostTraining(models["policy"], arena(models), Deterministic(), GRPO(2), spread=2.0, repeats=1)
     batch, seen = starts(2), []
     monkeypatch.setattr("training.rl.nft.nft", lambda v, old, target, r, **_: seen.append(r) or v.sum())
-    obs = Observation({"front": batch["frames"][:, 1]}, batch["state"][:, 1], batch["instruction"])
+    obs = Observation({"front": batch["images"]["front"][:, 1]}, batch["state"][:, 1], batch["instruction"])
     valid = torch.tensor([[True, True, True, True], [True, False, False, False]])
     empty = torch.zeros(2)
     decisions = Decisions(
@@ -196,7 +196,7 @@ class Noisy(FlowVLA):
 def test_noisy_layers_draw_by_the_batch(models) -> None:
     """Words that the encoder replaces and features that dropout drops depend on the batch, not on what was drawn before it."""
     module, batch = BehaviourCloning(Noisy(**models["policy"].arguments)), starts(6)
-    obs = Observation({"front": batch["frames"][:, 1]}, batch["state"][:, 1], batch["instruction"])
+    obs = Observation({"front": batch["images"]["front"][:, 1]}, batch["state"][:, 1], batch["instruction"])
     action = torch.zeros(6, module.policy.action_horizon, module.policy.action_dim)
     cloned = {"obs": obs, "action": action, "valid": torch.ones(action.shape[:2], dtype=torch.bool)}
     losses, dropped = [], []

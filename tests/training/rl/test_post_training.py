@@ -25,7 +25,7 @@ from worldsim.core import checkpoint
 from worldsim.core.flow import interpolate, velocity_target
 from worldsim.core.interfaces import Policy
 from worldsim.core.noise import Noise
-from worldsim.core.types import Observation, Rollout
+from worldsim.core.types import Rollout
 from worldsim.core.world import EpisodeReward
 from worldsim.worlds.dream import DreamWorld
 
@@ -52,8 +52,7 @@ def test_ratio_is_one_before_the_first_update(models: dict[str, Any], name: str)
     chain = CHAINS[name]()
     policy, rollout = play(models, chain, GAE())
     rows = (torch.tensor([4, 0, 2]), torch.tensor([1, 0, 2]))
-    sentences = tuple(rollout.instruction[i] for i in rows[0].tolist())
-    features = policy.encode(Observation({"front": rollout.images[rows]}, rollout.state[rows], sentences))
+    features = policy.encode(rollout.observations(rows))
     stochastic = rollout.stochastic[rows]
     logprob = chain_logprob(
         replay(chain.transition(policy, features), rollout.chain[rows], stochastic=stochastic), rollout.chain[rows]
@@ -83,7 +82,7 @@ def test_finished_dreams_are_dropped_without_changing_the_others(models: dict[st
     """Some dreams end at once; the others play on in a smaller world and see the same frames."""
     reflector = models["reflector"]
     _, whole = play(models, FlowSDE(), GAE())
-    judged = reflector.judge(whole.images[:, 1], whole.instruction).p_success
+    judged = reflector.judge(whole.observations((slice(None), 1)).images, whole.instruction).p_success
     reflector.threshold.fill_(float(judged.median()))  # half of them end
     torch.manual_seed(1)
     _, plain = play(models, OneStepFlowSDE(), GAE())
@@ -92,8 +91,8 @@ def test_finished_dreams_are_dropped_without_changing_the_others(models: dict[st
     assert 0 < plain.decided[:, 1].float().mean() < 1
     assert torch.equal(plain.valid[:, : dropped.valid.shape[1]], dropped.valid)
     still = dropped.decided[:, 1]
-    assert torch.equal(plain.images[:, 1][still], dropped.images[:, 1][still])
-    assert (dropped.images[:, 1][~still] == 0).all()
+    assert torch.equal(plain.images["front"][:, 1][still], dropped.images["front"][:, 1][still])
+    assert (dropped.images["front"][:, 1][~still] == 0).all()
     # What was dropped after the first decision changes neither the noise nor the way of those that went on.
     last = dropped.decided[:, 2]
     assert last.any() and torch.equal(plain.stochastic[last], dropped.stochastic[last])
@@ -112,7 +111,7 @@ def test_a_truncated_dream_is_worth_what_its_last_frame_is(models: dict[str, Any
     assert rollout.valid.shape == (6, 1, 4) and rollout.valid.all() and not rollout.terminated.any()
     world.restore(state)
     seen = world.step_chunk(rollout.chain[:, 0, -1].clamp(-1, 1)).final_obs
-    expected = advantage.value(seen.images["front"], seen.instruction, policy.encode(seen))[:, 0]
+    expected = advantage.value(seen.images, seen.instruction, policy.encode(seen))[:, 0]
     torch.testing.assert_close(rollout.final_value, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -154,7 +153,7 @@ def test_expert_only_leaves_the_encoder_alone(models: dict[str, Any], tmp_path: 
     """Nothing of the encoder moves, and while it is frozen the kept features are those of the reference and of a fresh pass."""
     learner = module(models["policy"], arena(models), FlowSDE(), GAE(warmup=0), chunks=2, minibatch=4, expert_only=True)
     _, rollout = play(models, FlowSDE(), GAE())
-    obs = Observation({"front": rollout.images[:, 0]}, rollout.state[:, 0], rollout.instruction)
+    obs = rollout.observations((slice(None), 0))
     torch.testing.assert_close(rollout.features[:, 0], learner.reference.encode(obs), rtol=0, atol=1e-5)
     check_learner(learner, learner.arena.world_model, learner.arena.reflector, models, tmp_path)
     before, after = (models["policy"].state_dict(), checkpoint.load(tmp_path / "run", Policy).state_dict())
@@ -191,8 +190,7 @@ def test_what_turned_out_better_becomes_likelier(models: dict[str, Any], tmp_pat
     fit(learner, starts(6), tmp_path / "run", iterations=1)
     after, rollout = checkpoint.load(tmp_path / "run", Policy), advantage.seen
     rows = rollout.decided.nonzero(as_tuple=True)
-    sentences = tuple(rollout.instruction[i] for i in rows[0].tolist())
-    obs = Observation({"front": rollout.images[rows]}, rollout.state[rows], sentences)
+    obs = rollout.observations(rows)
 
     @torch.no_grad()
     def likelihood(policy: Policy) -> torch.Tensor:

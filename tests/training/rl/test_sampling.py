@@ -1,5 +1,6 @@
 """Rollout economy: what is resampled, left, chosen and kept."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,10 +16,11 @@ from training.rl.ppo import PPOPostTraining
 from training.rl.rollout_learner import RolloutLearner, join
 from training.rl.sampling import BetaStarts, DynamicSampling, EarlyStop, SuccessBuffer
 from worldsim.core.flow import sample_ode
-from worldsim.core.types import Observation, Rollout
+from worldsim.core.types import Rollout
 from worldsim.core.units import Units
 
 SENTENCES = ("push the red block onto the green disc", "push the blue block onto the green disc")
+CAMERAS = (("front", 8, 1), ("wrist", 16, 10))  # name, width, and what its frames are multiplied by
 
 
 def rollout(returns: list[float], group: list[int], *, t: int = 2, success: list[bool] | None = None, mark: float = 0.0) -> Rollout:
@@ -31,7 +33,7 @@ def rollout(returns: list[float], group: list[int], *, t: int = 2, success: list
     reward[:, 0, 0] = torch.tensor(returns)
     terminated[:, -1, -1] = torch.tensor(success or [False] * b)
     return Rollout(
-        images=torch.full((b, t, 64, 64, 3), int(mark), dtype=torch.uint8),
+        images={"front": torch.full((b, t, 64, 64, 3), int(mark), dtype=torch.uint8)},
         state=torch.full((b, t, 4), mark),
         features=torch.full((b, t, 6), mark),
         instruction=tuple(SENTENCES[i % 2] for i in range(b)),
@@ -73,7 +75,7 @@ def learner(models: dict[str, Any], parts: list[Rollout], **more: Any) -> tuple[
 
 
 def starts(number: int) -> dict[str, Any]:
-    return {"instruction": [f"sentence {i}" for i in range(number)], "frames": torch.arange(number)}
+    return {"instruction": [f"sentence {i}" for i in range(number)], "images": {"front": torch.arange(number)}}
 
 
 GOOD, HALF, BAD = [1.0, 0.0, 0.0, 1.0], [0.5, 0.5, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0]
@@ -89,7 +91,7 @@ def test_sampling_plays_on_until_one_part_is_usable(models: dict[str, Any]) -> N
         ["sentence 2", "sentence 3"],
         ["sentence 4", "sentence 5"],
     ]
-    assert [batch["frames"].tolist() for batch in asked] == [[0, 1], [2, 3], [4, 5]]
+    assert [batch["images"]["front"].tolist() for batch in asked] == [[0, 1], [2, 3], [4, 5]]
     assert played.final_value.tolist() == [1, 1, 3, 3, 3, 3], "the first part's second group and all of the third"
     assert len(played.group.unique()) == 3 and all(len(set(pair)) == 1 for pair in played.group.reshape(3, 2).tolist())
     assert share == pytest.approx(6 / 12)
@@ -257,9 +259,9 @@ def test_decisions_after_the_end_are_not_kept() -> None:
 
 def test_an_empty_buffer_has_no_loss() -> None:
     buffer, policy = SuccessBuffer(), FlowVLA(width=32, channels=8, blocks=1)
-    assert buffer.loss(policy, "front", torch.Generator()) is None
+    assert buffer.loss(policy, torch.Generator()) is None
     buffer.add(rollout([1], [0], success=[False]), POLICY)
-    assert buffer.loss(policy, "front", torch.Generator()) is None
+    assert buffer.loss(policy, torch.Generator()) is None
     with pytest.raises(ValueError, match="at least 1, got 0 and 64"):
         SuccessBuffer(capacity=0)
 
@@ -283,20 +285,43 @@ def test_imitation_moves_the_policy_towards_what_worked() -> None:
 
     def loss(of: SuccessBuffer) -> Tensor:
         torch.manual_seed(1)  # the noise of the matching loss
-        value = of.loss(policy, "front", torch.Generator().manual_seed(0))
+        value = of.loss(policy, torch.Generator().manual_seed(0))
         assert value is not None
         return value
 
     torch.testing.assert_close(loss(heavy), 3 * loss(buffer))
     optimizer = torch.optim.Adam(policy.parameters(), lr=3e-3)
     for step in range(150):
-        value = buffer.loss(policy, "front", torch.Generator().manual_seed(step))
+        value = buffer.loss(policy, torch.Generator().manual_seed(step))
         assert value is not None
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
     with torch.no_grad():
-        obs = Observation({"front": played.images[:, 0]}, played.state[:, 0], played.instruction)
+        obs = played.observations((slice(None), 0))
         features, noise = policy.encode(obs), torch.randn(2, 4, 2, generator=torch.Generator().manual_seed(2))
         action = sample_ode(lambda x, t: policy.velocity(features, x, t), noise, num_steps=3).mean((1, 2))
     assert action[0] > 0.4 and action[1] < -0.4
+
+
+def test_rollouts_of_two_cameras_are_joined_and_kept_camera_by_camera() -> None:
+    """Frames of the front are 1 and 2, those of the wrist ten times that; the shorter rollout is padded."""
+
+    def played(mark: int, t: int) -> Rollout:
+        images = {name: torch.full((2, t, 8, width, 3), mark * k, dtype=torch.uint8) for name, width, k in CAMERAS}
+        return replace(rollout([1.0, 0.0], group=[0, 0], success=[True, False], t=t, mark=mark), images=images)
+
+    whole, seen = join([played(1, 3), played(2, 1)]), []
+    policy: Any = SimpleNamespace(action_units=Units(2), encode=seen.append, cloning_loss=lambda *_: torch.ones(()))
+    buffer = SuccessBuffer(capacity=8, batch=16)
+    buffer.add(whole, policy)
+    buffer.loss(policy, torch.Generator().manual_seed(0))
+    obs = whole.observations((torch.tensor([3, 0]), torch.tensor([0, 2])))
+    assert obs.instruction == (SENTENCES[1], SENTENCES[0])
+    for name, width, k in CAMERAS:
+        assert whole.images[name].shape == (4, 3, 8, width, 3)
+        assert whole.images[name][:, :, 0, 0, 0].tolist() == [[k] * 3, [k] * 3, [2 * k, 0, 0], [2 * k, 0, 0]]
+        assert obs.images[name][:, 0, 0, 0].tolist() == [2 * k, k]
+        kept = seen[0].images[name]
+        assert kept.shape == (16, 8, width, 3) and kept.unique().tolist() == [k, 2 * k]
+        assert torch.equal(kept[:, 0, 0, 0], k * seen[0].state[:, 0])

@@ -1,6 +1,7 @@
 """The data modules: batches depend on seed and number alone, held-out episodes stay out, mirrored rows are mirrored whole."""
 
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -24,17 +25,20 @@ from worldsim.data.lerobot import DatasetWriter
 from worldsim.data.windows import Mirror
 from worldsim.worlds.genesis.scene import Paraphrases
 
+VIEWS = {"front": (8, 8)}
 EPISODES, HELD_OUT, LENGTH = 10, 0.2, 6
 CLASSES = {cls.__name__: cls for cls in (WorldModelData, ReflectorData, DemonstrationData, StartData, KeyframeStarts)}
 
 
-def attached(data: TableData) -> TableData:
+def attached(data: TableData, views: Any = VIEWS) -> TableData:
     """`data` as a trainer has it, with a module whose models take windows of 2 frames and 4 actions, and chunks of 3."""
     module = torch.nn.Module()
-    module.context, module.policy = 2, SimpleNamespace(action_horizon=3)  # type: ignore[assignment]
-    module.world_model = SimpleNamespace(context=2, horizon=4)  # type: ignore[assignment]
+    module.views, module.context, module.policy = views, 2, SimpleNamespace(views=views, action_horizon=3)  # type: ignore[assignment]
+    module.world_model = SimpleNamespace(views=views, context=2, horizon=4)  # type: ignore[assignment]
+    module.reflector = SimpleNamespace(views=views)  # type: ignore[assignment]
     place = SimpleNamespace(total_batch_idx=-1)
-    data.trainer = SimpleNamespace(lightning_module=module, global_rank=0, world_size=1, fit_loop=place)  # type: ignore[assignment]
+    rank = {"global_rank": 0, "world_size": 1, "precision_plugin": SimpleNamespace(forward_context=nullcontext)}
+    data.trainer = SimpleNamespace(lightning_module=module, fit_loop=place, **rank)  # type: ignore[assignment]
     return data
 
 
@@ -68,23 +72,25 @@ def root(tmp_path_factory) -> Path:
     return record(tmp_path_factory.mktemp("data") / "episodes", EPISODES)
 
 
-def build(name: str, root: Path, **kwargs: Any) -> TableData:
+def build(name: str, root: Path, views: Any = VIEWS, **kwargs: Any) -> TableData:
     known = Augmentation(kwargs.pop("mirror", Mirror(state=(-1, 1), action=(-1, 1))), kwargs.pop("paraphrases", None))
     settings = {"batch_size": 32, "held_out": HELD_OUT, "augmentation": known, **kwargs}
     if name == "ReflectorData":
         settings["max_shift"] = 0
-    data = attached(CLASSES[name]([str(root)], **settings))
+    data = attached(CLASSES[name]([str(root)], **settings), views)
     data.setup("fit")
     return data
 
 
 def leaves(batch: dict[str, Any]) -> dict[str, Any]:
     obs = batch.get("obs")
-    return batch if obs is None else {**batch, "obs": obs.state, "frames": obs.images["front"], "instruction": obs.instruction}
+    return batch if obs is None else {**batch, "obs": obs.state, "images": obs.images, "instruction": obs.instruction}
 
 
 def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     def plain(value: Any) -> Any:  # torch's loader turns a tuple of sentences into a list
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
         return value.tolist() if isinstance(value, torch.Tensor) else list(value) if isinstance(value, tuple) else value
 
     a, b = leaves(a), leaves(b)
@@ -122,16 +128,16 @@ def test_workers_and_ranks_share_the_batches_of_one_process(name: str, root: Pat
 def test_held_out_episodes_are_never_drawn(name, root):
     data, seen = build(name, root), set()
     for batch in islice(data.train_dataloader(), 20):
-        seen |= set(leaves(batch)["frames"][..., 0].flatten().tolist())
+        seen |= set(leaves(batch)["images"]["front"][..., 0].flatten().tolist())
     assert seen == set(range(8)), "the first 80 % of the episodes, and all of them"
 
 
 @pytest.mark.parametrize("name", ["WorldModelData", "ReflectorData"])
 def test_validation_sees_the_held_out_episodes_only(name, root):
     batches = list(build(name, root).val_dataloader())
-    assert {value for batch in batches for value in batch["frames"][..., 0].flatten().tolist()} == {8, 9}
+    assert {value for batch in batches for value in batch["images"]["front"][..., 0].flatten().tolist()} == {8, 9}
     for batch in batches:  # numbers of the episodes, counted from the first that is held out, so that a calibration can part them
-        assert name != "ReflectorData" or torch.equal(batch["episode"], batch["frames"][:, 0, 0, 0] - 8)
+        assert name != "ReflectorData" or torch.equal(batch["episode"], batch["images"]["front"][:, 0, 0, 0] - 8)
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -139,7 +145,7 @@ def test_half_of_the_rows_are_mirrored_whole(name, root):
     data, rows = build(name, root), []
     for batch in islice(data.train_dataloader(), 10):
         flat = leaves(batch)
-        frames = flat["frames"].reshape(32, -1, 8, 8, 3)
+        frames = flat["images"]["front"].reshape(32, -1, 8, 8, 3)
         right = frames[:, :, 0, -1, 2] == 200
         assert (right == right[:, :1]).all(), "all frames of a row, or none"
         mirrored = right[:, 0]
@@ -157,7 +163,7 @@ def test_half_of_the_rows_are_mirrored_whole(name, root):
 @pytest.mark.parametrize("name", CLASSES)
 def test_without_symmetry_nothing_is_mirrored(name, root):
     for batch in islice(build(name, root, mirror=None).train_dataloader(), 4):
-        assert (leaves(batch)["frames"][..., 0, -1, 2] == 0).all()
+        assert (leaves(batch)["images"]["front"][..., 0, -1, 2] == 0).all()
 
 
 def test_demonstrations_pair_a_frame_with_what_followed(root):
@@ -175,7 +181,7 @@ def test_reflector_batches_hold_their_share_of_successes(root):
     data = build("ReflectorData", root, success_share=0.5)
     batches = list(islice(data.train_dataloader(), 20))
     for batch in batches:
-        assert torch.equal(batch["success"] == 1, batch["frames"][:, 0, 0, 1] == LENGTH), "labels belong to their frames"
+        assert torch.equal(batch["success"] == 1, batch["images"]["front"][:, 0, 0, 1] == LENGTH), "labels belong to their frames"
     # 0.5 + 0.5 * 1/7, the natural share; the standard deviation over 640 rows is 0.02.
     share = torch.cat([b["success"] for b in batches]).float().mean().item()
     assert share == pytest.approx(0.5 + 0.5 / 7, abs=0.1)
@@ -188,7 +194,7 @@ def test_each_sentence_is_heard_in_all_its_wordings(name, root):
     wordings.same = dict.fromkeys(("sentence 0", "wish 0"), ["sentence 0", "wish 0"])
     heard = set()
     for batch in islice(build(name, root, paraphrases=wordings).train_dataloader(), 10):
-        frames = batch["frames"] if name == "ReflectorData" else batch["obs"].images["front"]
+        frames = batch["images"]["front"] if name == "ReflectorData" else batch["obs"].images["front"]
         said = batch["instruction"] if name == "ReflectorData" else batch["obs"].instruction
         for number, sentence in zip(frames[:, 0, 0, 0].tolist(), said, strict=True):
             assert sentence.endswith(str(number % 3))
@@ -199,13 +205,13 @@ def test_each_sentence_is_heard_in_all_its_wordings(name, root):
 class Counting(WorldModel):
     """Dreams two frames a call whose blue is 77 and whose green goes on counting, as the recorded one does."""
 
-    camera, context, action_horizon, action_dim = "front", 2, 2, 2
+    views, context, action_horizon, action_dim = VIEWS, 2, 2, 2
 
     def fit_statistics(self, frames, spec):
         raise AssertionError("a judge does not train the world model")
 
-    def init(self, frames, state):
-        return frames[:, -1].float() / 255
+    def init(self, images, state):
+        return images["front"][:, -1].float() / 255
 
     def noise(self, batch, generator):
         return torch.zeros(batch)
@@ -214,19 +220,19 @@ class Counting(WorldModel):
         frames = state[:, None].repeat(1, 2, 1, 1, 1)
         frames[..., 1] += torch.tensor([1, 2])[:, None, None] / 255
         frames[..., 2] = 77 / 255
-        return frames[:, -1], frames, torch.zeros(len(state), 2, 2)
+        return frames[:, -1], {"front": frames}, torch.zeros(len(state), 2, 2)
 
     def loss(self, batch, generator):
-        return self.fit_statistics(batch["frames"], batch["state"])
+        return self.fit_statistics(batch["images"], batch["state"])
 
 
 def test_a_judge_learns_from_dreams_with_what_happened_in_physics(root):
     settings = {"batch_size": 32, "held_out": HELD_OUT, "max_shift": 0, "dreams": 64, "chunks": 2}
-    data = dreamed.DreamedReflectorData([str(root)], Counting(), **settings)
+    data = attached(dreamed.DreamedReflectorData([str(root)], Counting(), **settings))
     data.setup("fit")
     episodes, depths, imagined = set(), set(), []
     for batch in islice(data.train_dataloader(), 20):
-        number, step, blue = batch["frames"][:, 0, 0].unbind(-1)
+        number, step, blue = batch["images"]["front"][:, 0, 0].unbind(-1)
         assert torch.equal(batch["success"] == 1, step == LENGTH)
         torch.testing.assert_close(batch["progress"], step / LENGTH)
         assert list(batch["instruction"]) == [f"sentence {n % 3}" for n in number.tolist()]
@@ -237,9 +243,9 @@ def test_a_judge_learns_from_dreams_with_what_happened_in_physics(root):
     assert depths == set(range(1, LENGTH + 1)), "no frame from beyond an episode's end, and none that was not dreamed"
     assert 0.4 < torch.cat(imagined).float().mean().item() < 0.6
     held_out = list(data.val_dataloader())
-    assert {n for batch in held_out for n in batch["frames"][:, 0, 0, 0].tolist()} == {8, 9}
-    assert all(torch.equal(batch["episode"], batch["frames"][:, 0, 0, 0] - 8) for batch in held_out)
-    assert all((batch["frames"][..., 2] == 77).all() for batch in held_out)
+    assert {n for batch in held_out for n in batch["images"]["front"][:, 0, 0, 0].tolist()} == {8, 9}
+    assert all(torch.equal(batch["episode"], batch["images"]["front"][:, 0, 0, 0] - 8) for batch in held_out)
+    assert all((batch["images"]["front"][..., 2] == 77).all() for batch in held_out)
 
 
 def test_a_judge_does_not_learn_from_dreams_of_what_nobody_judged(tmp_path: Path) -> None:
@@ -248,11 +254,11 @@ def test_a_judge_does_not_learn_from_dreams_of_what_nobody_judged(tmp_path: Path
     rows = range(LENGTH + 1, 2 * LENGTH + 2)
     edit_column(path / DATA_FILE, "success", dict.fromkeys(rows))
     edit_column(path / DATA_FILE, "progress", dict.fromkeys(rows, float("nan")))
-    data = dreamed.DreamedReflectorData([str(path)], Counting(), held_out=0.3, max_shift=0, dreams=64, chunks=2)
+    data = attached(dreamed.DreamedReflectorData([str(path)], Counting(), held_out=0.3, max_shift=0, dreams=64, chunks=2))
     data.setup("fit")
     assert set(data.table.episode[data.moments].tolist()) == {0, 1}
     for batch in islice(data.train_dataloader(), 5):
-        assert (batch["frames"][:, 0, 0, 0] == 0).all() and not batch["success"].isnan().any()
+        assert (batch["images"]["front"][:, 0, 0, 0] == 0).all() and not batch["success"].isnan().any()
 
 
 def test_a_judge_without_dreams_is_refused(root):
@@ -262,7 +268,7 @@ def test_a_judge_without_dreams_is_refused(root):
 
 def test_starts_draw_instructions_and_first_frames(root):
     batches = list(islice(build("StartData", root, first_share=0.5).train_dataloader(), 20))
-    step = torch.cat([b["frames"][:, -1, 0, 0, 1] for b in batches])
+    step = torch.cat([b["images"]["front"][:, -1, 0, 0, 1] for b in batches])
     assert (step == 0).float().mean().item() == pytest.approx(0.5 + 0.5 / LENGTH, abs=0.1)
     assert step.max() == LENGTH - 1
     assert {s for b in batches for s in b["instruction"]} == {"sentence 0", "sentence 1", "sentence 2"}
@@ -275,7 +281,7 @@ def test_a_start_of_a_pool_is_always_the_same(name, root):
     for run in range(2):
         torch.manual_seed(run)
         for batch in islice(build(name, root, pool=7).train_dataloader(), 10):
-            moments = batch["frames"][:, :, 0, 0, :2].flatten(1).tolist()  # episode and frame
+            moments = batch["images"]["front"][:, :, 0, 0, :2].flatten(1).tolist()  # episode and frame
             for start, moment, sentence, state in zip(
                 batch["start"].tolist(), moments, batch["instruction"], batch["state"], strict=True
             ):
@@ -283,7 +289,7 @@ def test_a_start_of_a_pool_is_always_the_same(name, root):
     assert set(known) == set(range(7))
     assert len({str(start) for start in known.values()}) > 3, "the starts differ"
     other = next(iter(build(name, root, pool=7, seed=1).train_dataloader()))
-    moments = zip(other["start"].tolist(), other["frames"][:, :, 0, 0, :2].flatten(1).tolist(), strict=True)
+    moments = zip(other["start"].tolist(), other["images"]["front"][:, :, 0, 0, :2].flatten(1).tolist(), strict=True)
     assert any(known[start][0] != moment for start, moment in moments), "another seed has another pool"
 
 
@@ -324,7 +330,7 @@ def test_small_datasets_hold_out_one_episode_by_default(name: str, number: int, 
         warnings.simplefilter("error")
         data.setup("fit")
     assert data.table.frames[:][:, 0, 0, 0].unique().tolist() == list(range(number - 1))
-    held_out = {value for batch in data.val_dataloader() for value in batch["frames"][..., 0].flatten().tolist()}
+    held_out = {value for batch in data.val_dataloader() for value in batch["images"]["front"][..., 0].flatten().tolist()}
     assert held_out == {number - 1}
 
 
@@ -333,8 +339,8 @@ def test_a_single_episode_is_trained_on_and_validates(tmp_path: Path) -> None:
     data = attached(WorldModelData([str(one)]))
     with pytest.warns(UserWarning, match="one has one episode: it is trained on, and none is held out"):
         data.setup("fit")
-    assert len(data.table.instruction) == 1 and len(data.validation["frames"])
-    judge = ReflectorData([str(one)])
+    assert len(data.table.instruction) == 1 and len(data.validation["state"])
+    judge = attached(ReflectorData([str(one)]))
     with pytest.warns(UserWarning, match="none is held out"):
         judge.setup("fit")
     assert not judge.calibrates_unseen
@@ -375,6 +381,6 @@ def test_errors(root, tmp_path):
         with pytest.raises(ValueError, match=f"batch_size must be at least 1, got {size}; set data.batch_size"):
             build("DemonstrationData", root, batch_size=size)
     with pytest.raises(ValueError, match="has no camera wrist; choose among front"):
-        build("DemonstrationData", root, camera="wrist")
+        build("DemonstrationData", root, views={"wrist": (8, 8)})
     with pytest.raises(FileNotFoundError):
         build("DemonstrationData", tmp_path / "nowhere")

@@ -16,6 +16,7 @@ from training.supervised.reflector import ReflectorTraining
 from worldsim.core import checkpoint
 from worldsim.core.interfaces import Reflector
 from worldsim.core.types import Episode, Reflection
+from worldsim.core.views import FRONT
 from worldsim.data.lerobot import DatasetWriter
 from worldsim.data.store import FrameStore
 from worldsim.measure.evaluate import imagine_outcomes
@@ -93,7 +94,7 @@ def test_episodes_that_nobody_judged_are_no_failures(models: dict[str, Any], tmp
     callback = DreamThreshold(*two, data, STEPS)
     assert callback.success.tolist() == [True, False] and len(callback.starts) == 2
     table = FrameStore.read([data], {"front": None})
-    assert torch.equal(callback.starts.frames[:, -1], table.frames[table.first.unique()][[1, 3]])
+    assert torch.equal(callback.starts.images["front"][:, -1], table.frames[table.first.unique()][[1, 3]])
     for number in (1, 3):
         edit_column(Path(data) / f"data/chunk-000/file-{number:03d}.parquet", "success", dict.fromkeys(range(4)))
     with pytest.raises(ValueError, match="nobody judged whether an episode in .* succeeded"):
@@ -103,13 +104,15 @@ def test_episodes_that_nobody_judged_are_no_failures(models: dict[str, Any], tmp
 class Surer(Reflector):
     """Is surer with every call that a frame is a success, and always sure enough to end an ordinary dream."""
 
+    views = FRONT
+
     def __init__(self):
         super().__init__()
         self.threshold, self.consecutive, self.window, self.calls = torch.tensor(0.0), 1, 1, 0
 
-    def judge(self, frames, instruction):
+    def judge(self, images, instruction):
         self.calls += 1
-        ones = torch.ones(len(frames))
+        ones = torch.ones(len(instruction))
         return Reflection(0.01 * self.calls * ones, ones, ones)
 
 

@@ -32,7 +32,8 @@ class Green(InstantReflector):
         super().__init__(features=8, channels=8, blocks=1)
         self.unit = nn.Parameter(torch.tensor(1.0))
 
-    def raw(self, frames: Tensor, instruction: Any) -> tuple[Tensor, Tensor]:
+    def raw(self, images: Any, instruction: Any) -> tuple[Tensor, Tensor]:
+        frames = images["front"]
         green = frames[:, 0, 0, 1].float() * (1 if frames.dtype == torch.uint8 else 255)
         return self.unit * (green - 9) / 2, self.unit * green / 20
 
@@ -65,8 +66,15 @@ def data_of(root: Path, held_out: list[Episode], *, share: float | None = None) 
     training = [episode([0, 2, 4, 20], [0, 0, 0, 1]), episode([0, 1, 2, 3], [0, 0, 0, 0])]
     number = len(held_out) + len(training)
     share = len(held_out) / number if share is None else share
-    data = ReflectorData([record(root / "data", [*training, *held_out])], batch_size=8, held_out=share)
+    data = taught(ReflectorData([record(root / "data", [*training, *held_out])], batch_size=8, held_out=share))
     data.setup("fit")
+    return data
+
+
+def taught(data: ReflectorData) -> ReflectorData:
+    """As a trainer has it that trains a reflector."""
+    module = ReflectorTraining(InstantReflector(features=8, channels=8, blocks=1))
+    data.trainer = SimpleNamespace(lightning_module=module)  # pyright: ignore[reportAttributeAccessIssue]
     return data
 
 
@@ -130,7 +138,7 @@ def test_a_dataset_that_counts_twice_is_held_out_once(tmp_path: Path) -> None:
     """Otherwise one copy of an episode calibrates and the other one reports; three, so that they are not dealt out in pairs."""
     held_out = [episode([2, 4, 12, 20], [0, 0, 1, 1]), episode([2, 4, 6, 10], [0, 0, 0, 0]), episode([2, 4, 8, 20], [0, 0, 1, 1])]
     once = data_of(tmp_path, held_out)
-    twice = ReflectorData([once.roots[0], f"{tmp_path}/data/../data"], batch_size=8, held_out=3 / 5)
+    twice = taught(ReflectorData([once.roots[0], f"{tmp_path}/data/../data"], batch_size=8, held_out=3 / 5))
     twice.setup("fit")
     assert len(twice.table.instruction) == 2 * len(once.table.instruction), "of training it is a larger share"
     scores = calibrate(twice, tmp_path)
@@ -168,7 +176,7 @@ def batch_of(success: list[float], progress: list[float]) -> dict[str, Any]:
     frames = torch.randint(0, 256, (len(success), 64, 64, 3), generator=generator, dtype=torch.uint8)
     words = tuple("push" for _ in success)
     return {
-        "frames": frames,
+        "images": {"front": frames},
         "instruction": words,
         "success": torch.tensor(success),
         "progress": torch.tensor(progress),
@@ -190,7 +198,8 @@ def test_what_is_unknown_teaches_nothing() -> None:
     torch.manual_seed(0)
     module = ReflectorTraining(InstantReflector(features=8, channels=8, blocks=1), noise=0.0).eval()
     whole = batch_of([1, 0, NAN, NAN], [1, 0.5, NAN, NAN])
-    judged = {name: value if name == "seed" else value[:2] for name, value in whole.items()}
+    judged = {name: value if name == "seed" else value[:2] for name, value in whole.items() if name != "images"}
+    judged["images"] = {name: frames[:2] for name, frames in whole["images"].items()}
     (loss, gradient), (alone, expected) = step(module, whole), step(module, judged)
     assert loss == pytest.approx(alone, rel=1e-6) and gradient.keys() == expected.keys()
     assert all(torch.allclose(gradient[name], expected[name], rtol=1e-5, atol=1e-7) for name in expected)
@@ -206,17 +215,17 @@ def test_frames_without_labels_are_not_drawn_and_a_root_without_any_is_refused(t
     data = data_of(tmp_path, [episode([2, 4, 12, 20], [0, 0, 1, 1])] * 2)
     edit_column(tmp_path / "data" / DATA_FILE, "success", dict.fromkeys(range(4, 8)))
     edit_column(tmp_path / "data" / DATA_FILE, "progress", dict.fromkeys(range(4, 7), NAN))
-    partly = ReflectorData(data.roots, batch_size=64, held_out=0.5, max_shift=0)
+    partly = taught(ReflectorData(data.roots, batch_size=64, held_out=0.5, max_shift=0))
     with pytest.warns(UserWarning, match=r"somebody judged success of 75.0 % and progress of 81.2 % of the frames; the reflector"):
         partly.setup("fit")
     assert partly.judged.tolist() == [0, 1, 2, 3, 7]
     batch = partly.draw(torch.Generator().manual_seed(0))
-    assert set(batch["frames"][:, 0, 0, 1].tolist()) == {0, 2, 4, 20, 3}
-    assert torch.equal(batch["success"].isnan(), batch["frames"][:, 0, 0, 1] == 3) and not batch["progress"].isnan().any()
+    assert set(batch["images"]["front"][:, 0, 0, 1].tolist()) == {0, 2, 4, 20, 3}
+    assert torch.equal(batch["success"].isnan(), batch["images"]["front"][:, 0, 0, 1] == 3) and not batch["progress"].isnan().any()
     unknown = torch.full((4,), NAN)
     robot = record(tmp_path / "robot", [replace(episode([0, 1, 2, 3], [NAN] * 4), progress=unknown)] * 2, judged=False)
     with pytest.raises(ValueError, match=r"nobody judged success or progress in .*robot; leave it out of a reflector's data.roots"):
-        ReflectorData([*data.roots, robot]).setup("fit")
+        taught(ReflectorData([*data.roots, robot])).setup("fit")
 
 
 def test_a_run_of_one_step_writes_them_all(tmp_path: Path) -> None:

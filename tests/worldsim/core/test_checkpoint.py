@@ -45,7 +45,7 @@ def policy():
 
 def world_model():
     model = LatentFlowWorldModel(latent_channels=3, channels=(8, 8), layers=(1, 1))
-    model.fit_statistics(FRAMES, toy_spec(torch.randn(9, 4)))
+    model.fit_statistics({"front": FRAMES}, toy_spec(torch.randn(9, 4)))
     torch.nn.init.normal_(model.net.last.weight)
     return model
 
@@ -60,14 +60,14 @@ def reflector():
 @torch.no_grad()
 def output(model) -> torch.Tensor:
     if isinstance(model, VisualTrunk):
-        return model(FRAMES, SENTENCES)
+        return model({"front": FRAMES}, SENTENCES)
     if isinstance(model, FlowVLA):
         features = model.encode(Observation({"front": FRAMES}, torch.ones(2, 4), SENTENCES))
         return model.velocity(features, torch.ones(2, 3, 2), torch.tensor([1.0, 0.3]))
     if isinstance(model, InstantReflector):
-        return model.judge(FRAMES, SENTENCES).p_success
-    state = model.init(FRAMES[:, None].repeat(1, 2, 1, 1, 1), torch.ones(2, 2, 4))
-    return model.step(state, torch.ones(2, 4, 2), Noise.rows(1, 2))[1]
+        return model.judge({"front": FRAMES}, SENTENCES).p_success
+    state = model.init({"front": FRAMES[:, None].repeat(1, 2, 1, 1, 1)}, torch.ones(2, 2, 4))
+    return model.step(state, torch.ones(2, 4, 2), Noise.rows(1, 2))[1]["front"]
 
 
 @pytest.mark.parametrize("build", [trunk, policy, world_model, reflector])
@@ -320,7 +320,7 @@ def test_a_description_is_short(tmp_path):
         ({"channels": 0}, "does not fit VisualTrunk: text.query is "),
         ({"patch": 0}, "does not fit worldsim.nn.layers.VisualTrunk: "),
         ({"features": "many"}, "does not fit worldsim.nn.layers.VisualTrunk: "),
-        ({"image": [60, 64]}, "image must be .* in multiples of 8 pixels"),
+        ({"views": {"front": [60, 64]}}, "the view of camera front must be .* in multiples of 8 pixels"),
     ],
 )
 def test_sizes_that_cannot_be_take_no_memory(tmp_path, sizes, message):
@@ -330,9 +330,9 @@ def test_sizes_that_cannot_be_take_no_memory(tmp_path, sizes, message):
 
 
 def test_what_stands_twice_is_written_twice(tmp_path):
-    size = [64, 64]
-    model = VisualTrunk(8, 8, 1, image=size)
-    model.arguments["patch_of"] = model.arguments["image"]
+    views = {"front": [64, 64]}
+    model = VisualTrunk(8, 8, 1, views=views)
+    model.arguments["patch_of"] = model.arguments["views"]
     save(model, tmp_path)
     assert "&" not in (tmp_path / DESCRIPTION).read_text()
 

@@ -79,7 +79,7 @@ def nested(depth: int) -> dict[str, Any]:
         ({"trunk": {"_target_": "worldsim.nn.layers.ResidualBlock"}}, "Block, which is not a model of worldsim; nothing was built"),
         ({"trunk": SMALL, "other": nested(8)}, "models within models more than 8 deep"),
         ({"trunk": {**SMALL, "features": 10**6, "text": 10**6}}, "does not fit Pair: trunk"),  # terabytes, if it were built
-        ({"trunk": {**SMALL, "image": [60, 64]}}, "does not fit worldsim.nn.layers.Pair: image must be"),
+        ({"trunk": {**SMALL, "views": {"front": [60, 64]}}}, "does not fit worldsim.nn.layers.Pair: the view of camera"),
     ],
 )
 def test_a_part_is_what_the_constructor_asks_for_in_its_place(tmp_path, pairs, monkeypatch, arguments, message):

@@ -25,8 +25,8 @@ class Judge(Reflector):
         self.register_buffer("threshold", torch.tensor(0.5))
         self.weight = torch.nn.Parameter(torch.arange(float(size)))
 
-    def judge(self, frames, instruction):
-        return Reflection(*[self.weight.sum().expand(len(frames))] * 3)
+    def judge(self, images, instruction):
+        return Reflection(*[self.weight.sum().expand(len(instruction))] * 3)
 
 class Idle(Policy):
     def encode(self, obs):
@@ -61,7 +61,7 @@ def test_a_checkpoint_names_a_class_that_a_plugin_lists(install, tmp_path):
         assert type(loaded) is type(model) and not loaded.training
         assert torch.equal(loaded.weight, torch.tensor([0.0, 1.0, 2.0]))
     with pytest.raises(ValueError, match="^Judge has no logit that frames could train"):
-        model.raw(torch.zeros(1, 8, 8, 3), ["go"])
+        model.raw({"front": torch.zeros(1, 8, 8, 3)}, ["go"])
     with pytest.raises(ValueError, match="'acme.Judge', which no installed plug-in lists under worldsim.policies and") as error:
         load(folder, Policy)
     assert "\n" not in str(error.value)

@@ -1,8 +1,11 @@
 """Letterboxes worked out by hand, and that their bytes depend on nothing but the picture."""
 
 import numpy as np
+import pytest
+import torch
 
-from worldsim.core.views import resize
+from worldsim.core import sight
+from worldsim.core.views import mosaic, resize, usual_view, views_of
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (5, 48, 80, 3), dtype=np.uint8)
 
@@ -40,3 +43,47 @@ def test_a_picture_is_resized_the_same_in_any_batch_and_order():
     assert np.array_equal(batch, resize(PICTURE[::-1], (31, 33))[::-1])
     assert np.array_equal(batch[:, :, ::-1][:, 6:-6, :], batch[:, 6:-6, ::-1])
     assert resize(np.full((1080, 1920, 3), 255, np.uint8), (64, 64))[14:50].min() == 255, "the largest number does not overflow"
+
+
+VIEWS = {"front": (48, 80), "wrist": (96, 96), "top": (8, 16)}
+
+
+@pytest.mark.parametrize("size", [(48, 80), (480, 640), (37, 91), (8, 8)])
+def test_tensors_are_seen_as_arrays_are(size: tuple[int, int]):
+    """To the bit as bytes; as floats within half a byte, with a gradient to every camera."""
+    rng = np.random.default_rng(1)
+    images = {name: rng.integers(0, 256, (2, *size, 3), dtype=np.uint8) for name in VIEWS}
+    expected = mosaic(images, VIEWS)
+    assert expected.shape == (2, 96, 80 + 96 + 16, 3)
+    tensors = {name: torch.from_numpy(frames) for name, frames in images.items()}
+    picture = sight.mosaic(tensors, VIEWS, "the policy")
+    assert picture.dtype == torch.uint8 and np.array_equal(picture.numpy(), expected)
+    for name, frames in sight.apart(picture, VIEWS).items():
+        assert np.array_equal(frames.numpy(), resize(images[name], VIEWS[name]))
+    floats = {name: (frames / 255).requires_grad_() for name, frames in tensors.items()}
+    smooth = sight.mosaic(floats, VIEWS, "the policy")
+    assert (255 * smooth - picture).abs().max() <= 0.51
+    smooth.square().sum().backward()
+    assert all(frames.grad is not None and frames.grad.any() for frames in floats.values())
+
+
+def test_one_camera_of_its_own_size_is_the_picture_itself():
+    frames = torch.from_numpy(PICTURE)
+    assert sight.mosaic({"front": frames, "wrist": frames[:, :8]}, {"front": (48, 80)}, "the policy") is frames
+    assert np.array_equal(mosaic({"front": PICTURE}, {"front": (48, 80)}), PICTURE)
+
+
+def test_what_cannot_be_seen_is_one_line():
+    for see, picture in ((sight.mosaic, torch.zeros(1, 8, 8, 3)), (mosaic, np.zeros((1, 8, 8, 3), np.uint8))):
+        with pytest.raises(ValueError, match="the policy looks through camera 'wrist', there is front; rename one"):
+            see({"front": picture}, VIEWS, "the policy")
+    with pytest.raises(ValueError, match=r"camera top must be \[height, width\] in multiples of 8 pixels, got \[60, 64\]"):
+        views_of({"top": (60, 64)}, 8)
+    for views, words in (({}, "views is empty"), ({"top": (0, 8)}, r"got \[0, 8\]"), ({"top": (8,)}, r"got \[8\]")):
+        with pytest.raises(ValueError, match=words):
+            views_of(views, 8)
+
+
+def test_the_usual_view_is_the_picture_if_it_is_small():
+    sizes = {(64, 64): (64, 64), (48, 80): (48, 80), (96, 96): (96, 96), (480, 640): (96, 128), (7, 2000): (8, 128)}
+    assert {size: usual_view(*size) for size in sizes} == sizes

@@ -6,28 +6,31 @@ import torch
 from worldsim.core.types import Observation
 from worldsim.data.windows import Mirror, shift
 
+WIDTHS = {"front": 6, "wrist": 7}
+
 
 def test_mirror_twice_is_the_identity_and_once_is_not():
     g = torch.Generator().manual_seed(0)
     batch = {
-        "frames": torch.randint(0, 256, (4, 3, 5, 6, 3), generator=g, dtype=torch.uint8),
         "state": torch.randn(4, 3, 4, generator=g),
         "action": torch.randn(4, 2, 2, generator=g),
         "instruction": ("a",) * 4,
     }
+    images = {name: torch.randint(0, 256, (4, 3, 5, width, 3), generator=g, dtype=torch.uint8) for name, width in WIDTHS.items()}
     mirror, which = Mirror(state=(-1, 1, -1, 1), action=(-1, 1)), torch.tensor([True, False, True, False])
-    once = mirror(batch, which)
+    once = mirror({**batch, "images": images}, which)
     twice = mirror(once, which)
-    for name in ("frames", "state", "action"):
+    for name in ("state", "action"):
         assert torch.equal(twice[name], batch[name])
         assert torch.equal(once[name][~which], batch[name][~which])
         assert twice[name].dtype == batch[name].dtype
-    assert torch.equal(once["frames"][0, :, :, 0], batch["frames"][0, :, :, -1]), "left becomes right, up stays up"
+    for name, frames in images.items():
+        assert torch.equal(twice["images"][name], frames) and torch.equal(once["images"][name][~which], frames[~which])
+        assert torch.equal(once["images"][name][0, :, :, 0], frames[0, :, :, -1]), "left becomes right, up stays up"
     assert torch.equal(once["state"][0], batch["state"][0] * torch.tensor([-1, 1, -1, 1]))
     assert torch.equal(once["action"][2], batch["action"][2] * torch.tensor([-1, 1]))
     assert once["instruction"] == batch["instruction"]
-    frames_only = mirror({"frames": batch["frames"]}, which)
-    assert set(frames_only) == {"frames"}
+    assert set(mirror({"images": images}, which)) == {"images"}
 
 
 def test_shift_moves_down_and_right_and_repeats_the_border():

@@ -3,7 +3,8 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from training.app import cli
 from worldsim.core import checkpoint
 from worldsim.core.interfaces import Policy, Reflector, WorldModel
 from worldsim.core.noise import Noise
+from worldsim.core.types import Observation
 from worldsim.data.store import FrameStore
 from worldsim.deploy.serving import TorchPolicy
 from worldsim.measure.collect import PolicyActor
@@ -42,7 +44,7 @@ def dream(folders: dict[str, str], recorded: str, threshold: float = 0.5) -> Dre
 
 
 def served(policy: Policy, **options: Any) -> Server:
-    return Server(TorchPolicy(policy, image=(64, 64), state_dim=4), port=0, max_batch=64, **options)
+    return Server(TorchPolicy(policy, state_dim=4), port=0, max_batch=64, **options)
 
 
 @pytest.mark.parametrize("connections", [1, 3, 64])
@@ -72,7 +74,7 @@ def test_a_server_of_another_order_is_asked_and_understood_by_name(folders: dict
             asked.extend(observation["observation/state"] for observation in observations)
             return [np.array([[0.25, -0.5]], np.float32)] * len(observations)
 
-    with Server(Turned(), port=0) as server, RemotePolicies(server.url) as remote:
+    with Server(Turned(), port=0) as server, RemotePolicies(server.url, connections=1) as remote:  # one asks in order
         assert RemoteActor(remote).act(world, obs, NOISE)[:, 0].tolist() == [[-0.5, 0.25]] * 4
     np.testing.assert_array_equal(np.stack(asked), obs.state.flip(1).numpy())
     Turned.metadata = {"spec": replace(spec, action=(replace(spec.action[0], name="thumb"), spec.action[1])).to_json()}
@@ -93,6 +95,50 @@ def test_outcomes_are_those_of_the_policy(policy: Policy, folders: dict[str, str
         size = {"max_episode_steps": 12, "batch": 4, "seed": 11}
         dreamed = [imagine_outcomes(player, *models, starts, **size) for player in (policy, remote)]
         assert torch.equal(dreamed[0].length, dreamed[1].length)
+
+
+class TwoCameras:
+    """As much of a world as an actor asks for."""
+
+    camera, state_names, action_names = "front", ["x", "y"], ["dx", "dy"]
+    single_action_space = SimpleNamespace(shape=(2,))
+
+    def clipped(self, actions: torch.Tensor) -> torch.Tensor:
+        return actions
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({"views": {"wrist": [8, 8]}}, {"observation/images/wrist": (40, 24, 3)}),
+        (
+            {"views": {"wrist": [8, 8], "front": [8, 8]}},
+            {"observation/images/front": (32, 48, 3), "observation/images/wrist": (40, 24, 3)},
+        ),
+        ({}, {"observation/image": (32, 48, 3), "observation/images/wrist": (40, 24, 3), "observation/images/top": (4, 4, 3)}),
+    ],
+)
+def test_a_server_gets_the_cameras_of_its_views_and_a_foreign_one_all(metadata: dict[str, Any], expected: dict[str, Any]) -> None:
+    asked: list[dict[str, Any]] = []
+
+    class Keeping:
+        def __init__(self) -> None:
+            self.metadata = metadata
+
+        def infer(self, observations: list[dict[str, Any]]) -> list[np.ndarray]:
+            asked.extend(observations)
+            return [np.zeros((1, 2), np.float32)] * len(observations)
+
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"front": (32, 48), "wrist": (40, 24), "top": (4, 4)}
+    images = {name: torch.randint(0, 256, (2, *size, 3), generator=generator, dtype=torch.uint8) for name, size in sizes.items()}
+    RemoteActor(cast(Any, Keeping())).act(TwoCameras(), Observation(images, torch.zeros(2, 2), ("go", "stop")), Noise.rows(0, 2))
+    for i, row in enumerate(asked):
+        pictures = {key: value for key, value in row.items() if "image" in key}
+        assert {key: picture.shape for key, picture in pictures.items()} == expected
+        for key, picture in pictures.items():
+            name = key.rpartition("/")[2] if "images" in key else "front"
+            np.testing.assert_array_equal(picture, images[name][i].numpy())
 
 
 @torch.no_grad()
@@ -128,7 +174,19 @@ def test_requests_of_many_environments_are_not_serial(policy: Policy, folders: d
         ({}, np.zeros((0, 2)), "must have shape (ah, 2), got [(0, 2)]"),
         ({}, np.zeros(2), "must have shape (ah, 2), got [(2,)]"),
         ({}, np.full((4, 2), np.nan), "actions must be finite"),
-        ({"camera": "wrist"}, np.zeros((4, 2)), "the server needs camera 'wrist', the observation has ['front']"),
+        (
+            {"views": {"wrist": [9, 9]}},
+            np.zeros((4, 2)),
+            "the server looks through camera 'wrist', the world shows front; rename one",
+        ),
+        ({"views": {"front": [9, 9], "a": []}}, np.zeros((4, 2)), "the server looks through camera 'a', the world shows front"),
+        ({"views": {}}, np.zeros((4, 2)), "the server's views must be [height, width] by camera, got {}"),
+        ({"views": ["front"]}, np.zeros((4, 2)), "the server's views must be [height, width] by camera, got ['front']"),
+        (
+            {"views": {b"front": [9, 9]}},
+            np.zeros((4, 2)),
+            "the server's views must be [height, width] by camera, got {b'front': [9, 9]}",
+        ),
         ({"noise_shape": [4, 7]}, np.zeros((4, 2)), "noise_shape must be [ah, 2], got [4, 7]"),
         ({"noise_shape": [10**9, 2]}, np.zeros((4, 2)), "noise_shape must be [ah, 2]"),
         ({"noise_shape": "big"}, np.zeros((4, 2)), "noise_shape must be [ah, 2], got 'big'"),

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 from toy_robot import blurred, draw, walk
 
+from worldsim.core.views import mosaic
 from worldsim.robot.autonomy import Autonomy, Level
 from worldsim.robot.drivers import RobotObservation
 from worldsim.robot.reliability import fit_reference
+
+VIEWS = {"front": (32, 32)}
 
 
 class Robot:
@@ -14,7 +17,7 @@ class Robot:
 
     def __init__(self, **more):
         self.asked = []
-        self.autonomy = Autonomy("front", ask=self.asked.append, **more)
+        self.autonomy = Autonomy(VIEWS, ask=self.asked.append, **more)
         self.random, self.now, self.x = np.random.default_rng(0), 100.0, 0.0
 
     def look(self, *, image=None, dx: float = 0.01, delay_s: float = 0.02, passed_s: float = 0.1):
@@ -125,11 +128,12 @@ def test_a_person_is_asked_once_per_hold():
 
 
 def test_with_a_reference_pictures_from_elsewhere_hold():
-    reference = fit_reference([walk(i) for i in range(20)], [walk(100 + i) for i in range(10)])
+    episodes = [({"front": images}, states) for images, states in map(walk, range(30))]
+    reference = fit_reference(episodes[:20], episodes[20:], VIEWS)
     images, states = walk(777)
 
     def worst(change) -> Level:
-        autonomy = Autonomy("front", reference)
+        autonomy = Autonomy(VIEWS, reference)
         pairs = enumerate(zip(images, states, strict=True))
         return max(autonomy.judge(RobotObservation({"front": change(i)}, s, 0.1 * t), 0.1 * t).level for t, (i, s) in pairs)
 
@@ -138,8 +142,56 @@ def test_with_a_reference_pictures_from_elsewhere_hold():
     assert worst(lambda image: 255 - image) >= Level.HOLD
 
 
+def test_one_bad_camera_among_good_ones_holds():
+    """The wrist sees ten times as large as the policy sees it, the front smaller; what is bad is noticed before that."""
+    random = np.random.default_rng(0)
+
+    def wrist(state) -> np.ndarray:
+        return draw(state, random).repeat(10, 0).repeat(10, 1)
+
+    frozen = {"front": draw(np.zeros(2), random), "wrist": wrist(np.zeros(2))}
+    for name in frozen:
+        for bad in ("frozen", "black"):
+            autonomy = Autonomy({"front": (48, 48), "wrist": (32, 32)})
+            verdicts = []
+            for i in range(6):
+                state = np.array([0.01 * i, 0], np.float32)
+                images = {"front": draw(state, random), "wrist": wrist(state)}
+                images[name] = frozen[name] if bad == "frozen" else 0 * frozen[name]
+                verdicts.append(autonomy.judge(RobotObservation(images, state, 0.1 * i), 0.1 * i))
+            broken = {"frozen": "motion", "black": "exposure"}[bad]
+            estimates = [verdict.estimates[broken] for verdict in verdicts]
+            assert estimates == ([1, 1, 1, 0, 0, 0] if bad == "frozen" else [0] * 6), (name, bad)
+            assert verdicts[-1].level is Level.HOLD
+
+
+def test_cameras_that_take_turns_to_stand_still_are_not_frozen():
+    autonomy, random = Autonomy({"front": (32, 32), "wrist": (32, 32)}), np.random.default_rng(0)
+    images = {name: draw(np.zeros(2), random) for name in ("front", "wrist")}
+    for i in range(20):
+        name = ("front", "wrist")[i // 2 % 2]
+        images = {**images, name: draw(np.zeros(2), random)}
+        assert autonomy.judge(RobotObservation(images, np.array([0.01 * i, 0]), 0.0), 0.0).estimates["motion"] == 1
+
+
+def test_familiarity_and_clarity_are_of_what_the_policy_sees():
+    """Of the mosaic of two cameras: the reference is of 48 colours, and a blurred wrist is noticed."""
+    views = {"front": (32, 32), "wrist": (16, 16)}
+    pairs = list(zip(map(walk, range(30)), map(walk, range(30, 60)), strict=True))
+    episodes = [({"front": front[0], "wrist": wrist[0]}, front[1]) for front, wrist in pairs]
+    reference = fit_reference(episodes[:20], episodes[20:], views)
+    images, state = {name: frames[0] for name, frames in episodes[25][0].items()}, episodes[25][1][0]
+    got = Autonomy(views, reference).judge(RobotObservation(images, state, 0.0), 0.0).estimates
+    seen = mosaic(images, views)
+    assert seen.shape == (32, 48, 3)
+    assert (got["familiarity"], got["clarity"]) == (reference.familiarity(seen, state), reference.clarity(seen))
+    assert got["familiarity"] > 0.9 and got["clarity"] > 0.9
+
+
 def test_a_missing_camera_is_named_and_thresholds_are_checked():
-    with pytest.raises(ValueError, match="no camera 'front', but wrist"):
-        Autonomy("front").judge(RobotObservation({"wrist": BLACK}, np.zeros(2), 0.0), 0.0)
+    with pytest.raises(ValueError, match="the policy looks through camera 'front', the robot has wrist"):
+        Autonomy(VIEWS).judge(RobotObservation({"wrist": BLACK}, np.zeros(2), 0.0), 0.0)
+    with pytest.raises(ValueError, match="camera front must be a picture, uint8"):
+        Autonomy(VIEWS).judge(RobotObservation({"front": BLACK / 255}, np.zeros(2), 0.0), 0.0)
     with pytest.raises(ValueError, match="0 < hold_below < slow_below < 1"):
-        Autonomy("front", hold_below=0.8)
+        Autonomy(VIEWS, hold_below=0.8)

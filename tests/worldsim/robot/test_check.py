@@ -77,12 +77,51 @@ def test_each_file_is_missed_and_its_damage_noticed(bundle, capsys, file):
     assert "missing" in one_line(bundle, capsys)
 
 
-@pytest.mark.parametrize("key", ["format", "inputs", "outputs", "camera", "fps", "tokenizer"])
+@pytest.mark.parametrize("key", ["format", "inputs", "outputs", "views", "fps", "tokenizer"])
 def test_a_signed_description_without_a_key_is_refused(bundle, capsys, key):
     description = json.loads((bundle / "bundle.json").read_text())
     del description[key]
     sign(bundle, description)
     assert f"lacks ['{key}']" in one_line(bundle, capsys)
+
+
+@pytest.mark.parametrize(
+    ("views", "words"),
+    [
+        ({}, "has views {}, expected camera: [height, width] in pixels"),
+        (["front"], "has views ['front'], expected"),
+        (None, "has views None, expected"),
+        ({"front": 32}, "has views {'front': 32}, expected"),
+        ({"front": [32]}, "has views {'front': [32]}, expected"),
+        ({"front": [32, 32, 3]}, "expected camera: [height, width]"),
+        ({"front": [32, 32.0]}, "expected camera: [height, width]"),
+        ({"front": [True, 32]}, "expected camera: [height, width]"),
+        ({"front": [32, 32], "wrist": [-8, 0]}, "expected camera: [height, width]"),
+        ({"front": ["32", "32"]}, "expected camera: [height, width]"),
+        ({"": [32, 32]}, "expected camera: [height, width]"),
+        ({"front\n": [32]}, "expected camera: [height, width]"),
+        ({"front": [64, 64]}, "has views that make a picture [1, 64, 64, 3], its graph takes [[1, 32, 32, 3]]"),
+        ({"front": [32, 32], "wrist": [32, 8]}, "has views that make a picture [1, 32, 40, 3], its graph takes"),
+    ],
+)
+def test_signed_views_that_do_not_fit_are_refused(bundle, capsys, views, words):
+    sign(bundle, json.loads((bundle / "bundle.json").read_text()) | {"views": views})
+    assert words in one_line(bundle, capsys)
+
+
+def test_views_side_by_side_may_be_of_different_heights(bundle):
+    views = {"front": [32, 24], "wrist": [8, 8]}
+    sign(bundle, json.loads((bundle / "bundle.json").read_text()) | {"views": views})
+    assert load_bundle(bundle).description["views"] == views
+
+
+def test_views_in_another_order_are_noticed(bundle, capsys):
+    """Sorted by a tool they would put the cameras in each other's places."""
+    sign(bundle, json.loads((bundle / "bundle.json").read_text()) | {"views": {"wrist": [32, 16], "front": [32, 16]}})
+    load_bundle(bundle)
+    description = json.loads((bundle / "bundle.json").read_text())
+    (bundle / "bundle.json").write_text(json.dumps(description, sort_keys=True))
+    assert "bundle.json was altered" in one_line(bundle, capsys)
 
 
 @pytest.mark.parametrize("graph", ["policy.onnx", "guided.onnx"])

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from toy_robot import ROOT, RobotProcess, circle, make_limits
+from toy_robot import ROOT, SIZE, RobotProcess, circle, make_limits
 
 from worldsim.robot.autonomy import Autonomy
 from worldsim.robot.chunks import Blending
@@ -61,7 +61,7 @@ class Run:
 def start(robot: RobotProcess, policy=circle, clock: Callable[[], float] = time.monotonic) -> Run:
     driver = ProcessDriver(robot.address)
     safety = Safety(make_limits(), driver.observe().state, clock(), period_s=1 / FPS)
-    autonomy = Autonomy("front")
+    autonomy = Autonomy({"front": (SIZE, SIZE)})
     loop = ControlLoop(driver, policy, Blending(4), safety, fps=FPS, autonomy=autonomy, clock=clock)
     reports: list[Report] = []
     thread = threading.Thread(target=lambda: reports.append(loop.run(20)), daemon=True)

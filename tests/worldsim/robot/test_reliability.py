@@ -20,10 +20,17 @@ from worldsim.robot.reliability import (
     write_reference,
 )
 
+VIEWS = {"front": (SIZE, SIZE)}
+
+
+def episode(seed: int, steps: int = 40):
+    images, states = walk(seed, steps)
+    return {"front": images}, states
+
 
 @pytest.fixture(scope="module")
 def reference():
-    return fit_reference([walk(i) for i in range(20)], [walk(100 + i) for i in range(10)])
+    return fit_reference([episode(i) for i in range(20)], [episode(100 + i) for i in range(10)], VIEWS)
 
 
 def test_features_by_hand():
@@ -72,7 +79,7 @@ def test_ramp():
 def test_distance_by_hand():
     images, states = np.full((20, 8, 8, 3), 100, np.uint8), np.arange(20, dtype=np.float32)[:, None]
     images[10:] = 151  # 0.2 brighter: every colour has a standard deviation of 0.1
-    reference = fit_reference([(images, states)], [(images, states)])
+    reference = fit_reference([({"front": images}, states)], [({"front": images}, states)], {"front": (8, 8)})
     np.testing.assert_allclose(reference.scale, [*[0.1] * 48, np.sqrt(399 / 12)])  # (20^2 - 1) / 12 for 0 ... 19
     # From state 0, the five nearest are 0, 1, 2, 3 and 4 away, all of them as dark: mean 2.
     assert reference.distance(images[0], np.array([0.0])) == pytest.approx(2 / np.sqrt(399 / 12), rel=1e-5)
@@ -86,7 +93,8 @@ def test_distance_by_hand():
 def test_an_element_that_never_moved_may_jitter():
     images, states = walk(0)
     still = np.concatenate([states, np.zeros((40, 1), np.float32)], axis=1)
-    assert fit_reference([(images, still)], [(images, still)]).scale[-1] == pytest.approx(0.05 * states.std(axis=0).max())
+    episodes = [({"front": images}, still)]
+    assert fit_reference(episodes, episodes, VIEWS).scale[-1] == pytest.approx(0.05 * states.std(axis=0).max())
 
 
 def test_training_is_familiar_and_other_scenes_are_not(reference):
@@ -113,6 +121,27 @@ def test_motion_that_a_coarse_camera_does_not_see():
     a, b = np.zeros((4, 4, 3), np.uint8), np.ones((4, 4, 3), np.uint8)
     states = np.array([[0, 0], [1, 0], [3, -1], [9, 9], [9.5, 9]])
     np.testing.assert_array_equal(motion_unseen(np.stack([a, a, a, b, b]), states), [3, 1])
+
+
+def test_the_camera_that_sees_least_says_what_may_move_unseen():
+    """The wrist's picture changes with every step of 1, the front's with every fourth: 3 go unseen, times 1.5."""
+    states = np.arange(20, dtype=np.float32)[:, None]
+    wrist = np.full((20, 8, 8, 3), 60, np.uint8) + 5 * np.arange(20, dtype=np.uint8)[:, None, None, None]
+    front = wrist[np.arange(20) // 4 * 4]
+    for order in (("front", "wrist"), ("wrist", "front")):
+        seen = [({"front": front, "wrist": wrist}, states)]
+        assert fit_reference(seen, seen, dict.fromkeys(order, (8, 8))).moved.tolist() == [4.5]
+
+
+def test_a_reference_is_of_the_mosaic_at_the_sizes_of_the_views():
+    """The front is grey and twice as large as its view, the wrist's colours vary, as large as its own. Fields are 4 x 4 pixels."""
+    brightness = np.linspace(50, 200, 20).astype(np.uint8)[:, None, None, None]
+    wrist = np.broadcast_to(brightness, (20, 16, 8, 3)).copy()
+    seen = [({"wrist": wrist, "front": np.full((20, 32, 16, 3), 100, np.uint8)}, np.zeros((20, 1), np.float32))]
+    reference = fit_reference(seen, seen, {"front": (16, 8), "wrist": (16, 8)})
+    fields = reference.mean[:-1].reshape(4, 4, 3)
+    np.testing.assert_allclose(fields[:, :2], 100 / 255)
+    np.testing.assert_allclose(fields[:, 2:], brightness.mean() / 255)
 
 
 def test_a_reference_is_written_and_read_back(reference, tmp_path):
@@ -144,7 +173,9 @@ def test_pickled_arrays_are_never_read(reference, tmp_path):
 
 def test_too_little_data_is_refused():
     with pytest.raises(ValueError, match="at least 20 training and held-out observations, got 40 and 10"):
-        fit_reference([walk(0)], [walk(1, steps=10)])
-    same = np.full((30, SIZE, SIZE, 3), 9, np.uint8), np.zeros((30, 2), np.float32)
+        fit_reference([episode(0)], [episode(1, steps=10)], VIEWS)
+    same = {"front": np.full((30, SIZE, SIZE, 3), 9, np.uint8)}, np.zeros((30, 2), np.float32)
     with pytest.raises(ValueError, match="all training pictures are alike"):
-        fit_reference([same], [same])
+        fit_reference([same], [same], VIEWS)
+    with pytest.raises(ValueError, match="the policy looks through camera 'wrist', there is front"):
+        fit_reference([episode(0)], [episode(1)], {"wrist": (8, 8)})

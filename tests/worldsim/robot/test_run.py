@@ -6,12 +6,14 @@ import subprocess
 import sys
 import threading
 from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from toy_robot import LIMITS, ROOT, ToyRobot, make_limits
 
 from worldsim.core.spec import Channel, Spec
+from worldsim.core.views import mosaic
 from worldsim.robot.bundle import DESCRIPTION, load_bundle
 from worldsim.robot.drivers import RobotDriver, RobotObservation
 from worldsim.robot.limits import require_limits
@@ -219,5 +221,25 @@ def test_what_cannot_start_says_why_in_one_line(toy_bundle, mortal_robot, tmp_pa
 
 def test_a_policy_names_the_camera_that_it_misses(toy_bundle):
     policy = bundle_policy(load_bundle(toy_bundle, threads=1), "go")
-    with pytest.raises(ValueError, match="looks through camera 'front', the robot has wrist"):
+    with pytest.raises(ValueError, match="looks through camera 'front', the robot has wrist; rename one"):
         policy(RobotObservation({"wrist": np.zeros((32, 32, 3), np.uint8)}, np.zeros(2, np.float32), 0.0))
+    with pytest.raises(ValueError, match=r"camera front must be a picture, uint8 .* got float64 \(64, 64, 3\)"):
+        policy(RobotObservation({"front": np.zeros((64, 64, 3))}, np.zeros(2, np.float32), 0.0))
+
+
+def test_a_policy_sees_the_mosaic_of_what_the_robot_shows():
+    class Echo:
+        description: dict = {"views": {"front": [16, 24], "wrist": [8, 8]}}
+
+        def noise(self, generator):
+            return 0
+
+        def __call__(self, *inputs):
+            return inputs
+
+    random = np.random.default_rng(0)
+    images = {"wrist": random.integers(0, 256, (40, 40, 3), dtype=np.uint8), "depth": np.zeros((4, 4), np.float32)}
+    images["front"] = random.integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    image, state, instruction, _ = bundle_policy(cast(Any, Echo()), "go")(RobotObservation(images, np.zeros(2, np.float32), 0.0))
+    np.testing.assert_array_equal(image, mosaic(images, {"front": (16, 24), "wrist": (8, 8)}))
+    assert image.shape == (16, 32, 3) and instruction == "go" and not image[8:, 24:].any()

@@ -8,6 +8,7 @@ import pytest
 from openpi import OpenpiClient
 from tokenizers import Tokenizer
 
+from worldsim.core.views import resize
 from worldsim.robot.bundle import Bundle
 from worldsim.robot.served_bundle import BundlePolicy
 from worldsim.robot.server import Server
@@ -15,7 +16,7 @@ from worldsim.robot.server import Server
 H, W, S, AH, AD = 4, 6, 3, 5, 2
 DESCRIPTION = {
     "policy": "models.policies.flow_vla.FlowVLA",
-    "camera": "wrist",
+    "views": {"wrist": [H, W]},
     "fps": 10,
     "state_names": ["x", "y", "z"],
     "action_names": None,
@@ -63,10 +64,9 @@ def test_an_openpi_client_gets_the_actions_of_the_bundle(bundle: Bundle) -> None
     fields = observation()
     expected = bundle(fields["observation/image"], fields["observation/state"], "push", noise.astype(np.float32))
     np.testing.assert_array_equal(got, expected)
-    assert {key: metadata[key] for key in ("camera", "fps", "state_names", "action_names")} == {
-        key: DESCRIPTION[key] for key in ("camera", "fps", "state_names", "action_names")
-    }
-    assert (metadata["image_shape"], metadata["state_dim"], metadata["noise_shape"]) == ([H, W, 3], S, [AH, AD])
+    said = ("views", "fps", "state_names", "action_names")
+    assert {key: metadata[key] for key in said} == {key: DESCRIPTION[key] for key in said}
+    assert (metadata["state_dim"], metadata["noise_shape"]) == (S, [AH, AD])
     assert (metadata["action_horizon"], metadata["action_dim"], metadata["spec"]) == (AH, AD, None)
 
 
@@ -88,6 +88,37 @@ def test_every_part_of_the_observation_matters(bundle: Bundle) -> None:
     assert policy.infer([observation(noise=noise, observation__wrist_image="not for us")])[0][0, 0] == answers[0]
 
 
+def test_pictures_come_in_any_size_and_are_seen_as_the_policy_sees_them(bundle: Bundle) -> None:
+    random = np.random.default_rng(0)
+    image = random.integers(0, 256, (5 * H, 4 * W, 3), dtype=np.uint8)
+    for size in ((5 * H, 4 * W), (1, 1), (2, W)):
+        request = BundlePolicy(bundle).sizes.read(observation(observation__image=image[: size[0], : size[1]]))
+        np.testing.assert_array_equal(request.image, resize(image[: size[0], : size[1]], (H, W)))
+
+
+def test_cameras_lie_side_by_side_in_the_order_of_the_views(bundle: Bundle) -> None:
+    two = Bundle({**DESCRIPTION, "views": {"wrist": [H, 2], "front": [2, 4]}}, bundle._tokenizer, graph, guided=graph)
+    random, sizes = np.random.default_rng(0), BundlePolicy(two).sizes
+    fields = observation(
+        observation__image=...,
+        observation__images__front=random.integers(0, 256, (7, 9, 3), dtype=np.uint8),
+        observation__images__wrist=random.integers(0, 256, (H, 2, 3), dtype=np.uint8),
+    )
+    image = sizes.read(fields).image
+    assert image.shape == (H, W, 3)
+    np.testing.assert_array_equal(image[:, :2], fields["observation/images/wrist"])
+    np.testing.assert_array_equal(image[:2, 2:], resize(fields["observation/images/front"], (2, 4)))
+    assert not image[2:, 2:].any()
+    assert sizes.metadata()["views"] == {"wrist": [H, 2], "front": [2, 4]}
+    del fields["observation/images/front"]
+    for others in ({}, {"observation/image": image}):  # whose it is nobody could tell
+        with pytest.raises(ValueError, match="observation/images/front must be a picture, .*, got nothing"):
+            sizes.read(fields | others)
+    del fields["observation/images/wrist"]
+    with pytest.raises(ValueError, match="observation/images/wrist must be a picture, .*, got nothing"):
+        sizes.read(fields | {"observation/image": image})
+
+
 def test_noise_is_seeded_where_the_client_sends_none(bundle: Bundle) -> None:
     first, second, other = BundlePolicy(bundle), BundlePolicy(bundle), BundlePolicy(bundle, seed=1)
     a, b = first.infer([observation()] * 2)
@@ -99,28 +130,32 @@ NAN = np.array([1, np.nan, 3], np.float32)
 FAULTS: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "no image": (
         lambda: observation(observation__image=...),
-        "observation/image must be an array of uint8 and shape (4, 6, 3), got nothing; send it as an ndarray",
+        "observation/images/wrist must be a picture, uint8 [height, width, 3] with sides of 1 to 4096, got nothing; convert it",
     ),
     "list": (
         lambda: observation(observation__image=[1]),
-        "observation/image must be an array of uint8 and shape (4, 6, 3), got a list",
+        "observation/image must be a picture, uint8 [height, width, 3] with sides of 1 to 4096, got a list",
     ),
     "float image": (
         lambda: observation(observation__image=np.zeros((H, W, 3), np.float32)),
-        "observation/image must be uint8 of shape (4, 6, 3), got float32 (4, 6, 3); convert it in the client",
+        "observation/image must be a picture, uint8 [height, width, 3] with sides of 1 to 4096, got float32 (4, 6, 3)",
     ),
     "channels first": (lambda: observation(observation__image=np.zeros((3, H, W), np.uint8)), "got uint8 (3, 4, 6)"),
     "wrong named image": (
-        lambda: observation(observation__images__wrist=np.zeros((1, 1, 3), np.uint8)),
-        "observation/images/wrist must be uint8 of shape (4, 6, 3), got uint8 (1, 1, 3)",
+        lambda: observation(observation__images__wrist=np.zeros((4, 6, 4), np.uint8)),
+        "observation/images/wrist must be a picture, uint8 [height, width, 3] with sides of 1 to 4096, got uint8 (4, 6, 4)",
     ),
+    "grey image": (lambda: observation(observation__image=np.zeros((H, W), np.uint8)), "got uint8 (4, 6)"),
+    "batch of images": (lambda: observation(observation__image=np.zeros((1, H, W, 3), np.uint8)), "got uint8 (1, 4, 6, 3)"),
+    "empty image": (lambda: observation(observation__image=np.zeros((0, W, 3), np.uint8)), "got uint8 (0, 6, 3)"),
+    "endless image": (lambda: observation(observation__image=np.zeros((1, 4097, 3), np.uint8)), "got uint8 (1, 4097, 3)"),
     "no state": (
         lambda: observation(observation__state=...),
-        "observation/state must be an array of a float and shape (3,), got nothing",
+        "observation/state must be a float array of shape (3,), got nothing",
     ),
     "long state": (
         lambda: observation(observation__state=np.zeros(4, np.float32)),
-        "observation/state must be a float of shape (3,)",
+        "observation/state must be a float array of shape (3,), got float32 (4,)",
     ),
     "integer state": (lambda: observation(observation__state=np.zeros(3, np.int64)), "got int64 (3,)"),
     "NaN": (lambda: observation(observation__state=NAN), "observation/state must be finite"),
@@ -128,9 +163,9 @@ FAULTS: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "no prompt": (lambda: observation(prompt=...), "prompt must be a sentence of at most 1000 characters, got a NoneType"),
     "bytes": (lambda: observation(prompt=b"push"), "got a bytes"),
     "long prompt": (lambda: observation(prompt="a" * 1001), "got 1001 characters"),
-    "wrong noise": (lambda: observation(noise=np.zeros((AD, AH))), "noise must be a float of shape (5, 2)"),
+    "wrong noise": (lambda: observation(noise=np.zeros((AD, AH))), "noise must be a float array of shape (5, 2)"),
     "infinite noise": (lambda: observation(noise=np.full((AH, AD), np.inf)), "noise must be finite"),
-    "no noise": (lambda: observation(noise=None), "noise must be an array"),
+    "no noise": (lambda: observation(noise=None), "noise must be a float array of shape (5, 2), got nothing"),
 }
 
 

@@ -11,6 +11,7 @@ from models.world.latent_flow import LatentFlowWorldModel
 from reflectors.instant import InstantReflector
 from worldsim.core.checks import check_world
 from worldsim.core.noise import Noise
+from worldsim.core.views import resize
 from worldsim.tasks.reward import SparseSuccess
 from worldsim.worlds.dream import DreamWorld, Starts
 
@@ -24,7 +25,7 @@ def world_model(*, moving: bool = True) -> LatentFlowWorldModel:
     """
     torch.manual_seed(0)
     model = LatentFlowWorldModel(latent_channels=4, channels=(8, 8), layers=(1, 1), sampling_steps=2).eval()
-    model.fit_statistics(starts().frames.flatten(0, 1), toy_spec(torch.randn(50, 4)))
+    model.fit_statistics({"front": starts().images["front"].flatten(0, 1)}, toy_spec(torch.randn(50, 4)))
     if moving:
         torch.nn.init.normal_(model.net.last.weight, std=0.5)
         for block in (*model.net.before, *model.net.middle, *model.net.after):
@@ -38,7 +39,7 @@ def reflector(*, consecutive: int = 1, window: int = 2) -> InstantReflector:
     judge = InstantReflector(features=16, channels=8, blocks=1, consecutive=consecutive, window=window).eval()
     with torch.no_grad():
         frames = torch.stack([torch.zeros(64, 64, 3), torch.ones(64, 64, 3)])
-        dark, bright = judge.trunk(frames, ("push the red block onto the green disc",) * 2)
+        dark, bright = judge.trunk({"front": frames}, ("push the red block onto the green disc",) * 2)
         direction = (bright - dark) / (bright - dark).square().sum()
         first, last = judge.head[0], judge.head[2]
         for layer in (first, last):
@@ -54,7 +55,7 @@ def starts() -> Starts:
     frames = torch.randint(60, 140, (STARTS, 2, 64, 64, 3), generator=generator, dtype=torch.uint8)
     frames[0], frames[1] = 0, 255
     sentences = ("push the red block onto the green disc",) * STARTS
-    return Starts(frames, torch.randn(STARTS, 2, 4, generator=generator), sentences)
+    return Starts({"front": frames}, torch.randn(STARTS, 2, 4, generator=generator), sentences)
 
 
 def silent() -> InstantReflector:
@@ -149,7 +150,7 @@ class CountsPhysics(DreamWorld):
 
 class FloatFrames(DreamWorld):
     def _observe(self, state):
-        return replace(super()._observe(state), images={self.camera: state.frames})
+        return replace(super()._observe(state), images=state.images)
 
 
 class OneChanceForAll(DreamWorld):
@@ -218,10 +219,10 @@ class OneFrameAtATime(LatentFlowWorldModel):
     def step(self, state, actions, noise):
         frames, states = [], []
         for i, action in enumerate(actions.unbind(1)):
-            state, frame, felt = super().step(state, action[:, None], noise.at(noise.step + i))
-            frames.append(frame)
+            state, images, felt = super().step(state, action[:, None], noise.at(noise.step + i))
+            frames.append(images["front"])
             states.append(felt)
-        return state, torch.cat(frames, dim=1), torch.cat(states, dim=1)
+        return state, {"front": torch.cat(frames, dim=1)}, torch.cat(states, dim=1)
 
 
 def test_a_causal_model_dreams_the_same_in_steps_and_chunks():
@@ -262,11 +263,11 @@ def test_a_dream_does_not_depend_on_its_neighbours_nor_on_what_they_began_when()
     assert world.snapshot().elapsed.tolist() == [0, 3, 3]
     world.step_chunk(actions[:, 3:])
     mixed = world.snapshot()
-    torch.testing.assert_close(mixed.frames[1:], whole.frames[1:], atol=1e-5, rtol=0)
+    torch.testing.assert_close(mixed.images["front"][1:], whole.images["front"][1:], atol=1e-5, rtol=0)
     torch.testing.assert_close(mixed.model.latents[1:], whole.model.latents[1:], atol=1e-4, rtol=1e-4)
     world.reset(seed=50)
     world.step_chunk(actions[:, 3:])
-    torch.testing.assert_close(mixed.frames[:1], world.snapshot().frames[:1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(mixed.images["front"][:1], world.snapshot().images["front"][:1], atol=1e-5, rtol=0)
 
 
 def test_another_stream_is_another_dream_of_the_same_start_if_the_model_is_stochastic():
@@ -349,11 +350,11 @@ def test_proprioception_is_predicted_and_never_zeros():
     obs = world.step_chunk(actions).obs
     noise = Noise(chosen.stream[:, 0], chosen.stream[:, 1], chosen.elapsed)
     with torch.no_grad():
-        _, frames, states = world.world_model.step(chosen.model, actions, noise)
+        _, images, states = world.world_model.step(chosen.model, actions, noise)
     torch.testing.assert_close(obs.state, states[:, -1])
     assert (obs.state.abs().amax(dim=1) > 0.1).all()
     assert not torch.equal(obs.state, first.state)
-    assert np.abs(obs.images["front"].numpy() - 255 * frames[:, -1].clamp(0, 1).numpy()).max() <= 0.51
+    assert np.abs(obs.images["front"].numpy() - 255 * images["front"][:, -1].clamp(0, 1).numpy()).max() <= 0.51
 
 
 def test_the_reflector_sees_frames_in_range():
@@ -361,9 +362,9 @@ def test_the_reflector_sees_frames_in_range():
     seen = []
 
     class Watching(InstantReflector):
-        def judge(self, frames, instruction):
-            seen.append(frames)
-            return super().judge(frames, instruction)
+        def judge(self, images, instruction):
+            seen.append(images["front"])
+            return super().judge(images, instruction)
 
     world = dream(judge=Watching(features=16, channels=8, blocks=1).eval())
     seen.clear()
@@ -379,3 +380,24 @@ def test_errors():
         dream(num_envs=0)
     with pytest.raises(ValueError, match="restore needs a DreamState"):
         dream().restore(starts())
+
+
+def test_a_dream_of_two_cameras_shows_both_as_its_model_sees_them():
+    """The starts are larger than that; a reflector that needs another camera is refused."""
+    views = {"front": (16, 24), "wrist": (32, 16)}
+    model = LatentFlowWorldModel(latent_channels=4, channels=(8, 8), layers=(1, 1), views=views).eval()
+    images = {name: starts().images["front"] for name in (*views, "top")}
+    model.fit_statistics({name: frames.flatten(0, 1) for name, frames in images.items()}, toy_spec(torch.randn(50, 4)))
+    moments = replace(starts(), images=images)
+    other = InstantReflector(features=16, channels=8, blocks=1, views={"top": (16, 16)}).eval()
+    with pytest.raises(ValueError, match="the reflector looks through camera 'top', the world model dreams front, wrist; rename"):
+        DreamWorld(model, other, moments, num_envs=3)
+    judge = InstantReflector(features=16, channels=8, blocks=1, views={"wrist": (16, 16)}).eval()
+    judge.threshold.fill_(1.0)
+    world = DreamWorld(model, judge, moments, num_envs=3, max_episode_steps=9)
+    check_world(world)
+    assert {name: (camera.height, camera.width) for name, camera in world.spec.cameras.items()} == views
+    start = torch.tensor([1, 2, 3])
+    obs, _ = world.reset(seed=0, options={"start": start})
+    for name, size in views.items():
+        assert np.array_equal(obs.images[name].numpy(), resize(images[name][start, -1].numpy(), size))

@@ -33,7 +33,8 @@ SOMETHING = {
 def dream(folders: dict[str, str], num_envs: int = 3) -> DreamWorld:
     generator = torch.Generator().manual_seed(0)
     frames = torch.randint(0, 256, (5, 2, 64, 64, 3), generator=generator, dtype=torch.uint8)
-    starts = Starts(frames, 0.1 * torch.randn(5, 2, 4, generator=generator), ("push the red block onto the green disc",) * 5)
+    state = 0.1 * torch.randn(5, 2, 4, generator=generator)
+    starts = Starts({"front": frames}, state, ("push the red block onto the green disc",) * 5)
     model, reflector = checkpoint.load(folders["world_model"], WorldModel), checkpoint.load(folders["reflector"], Reflector)
     return DreamWorld(model, reflector, starts, num_envs=num_envs, max_episode_steps=9)
 
