@@ -5,6 +5,7 @@ and offers a flow velocity computed from it, so that every sampler, learner and 
 `training/rl/math/diffusion.py` next.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from models.policies.flow_vla import FlowVLA
 from worldsim.core.flow import expand_time
+from worldsim.core.views import FRONT
 
 
 class DiffusionVLA(FlowVLA):
@@ -21,13 +23,25 @@ class DiffusionVLA(FlowVLA):
 
     Args:
         train_timesteps: T, number of noise levels.
-        arguments: by name, as `FlowVLA`.
+        others: as `FlowVLA`.
     """
 
     flow_times: Tensor
 
-    def __init__(self, train_timesteps: int = 100, **arguments: Any):
-        super().__init__(**arguments)
+    def __init__(
+        self,
+        state_dim: int = 4,
+        action_dim: int = 2,
+        action_horizon: int = 4,
+        num_steps: int = 4,
+        width: int = 256,
+        channels: int = 64,
+        blocks: int = 2,
+        state_used: tuple[int, ...] | None = None,
+        train_timesteps: int = 100,
+        views: Mapping[str, tuple[int, int]] = FRONT,
+    ):
+        super().__init__(state_dim, action_dim, action_horizon, num_steps, width, channels, blocks, state_used, views)
         self.scheduler: Any = DDPMScheduler(train_timesteps, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
         alphas = self.scheduler.alphas_cumprod
         self.register_buffer("flow_times", (1 - alphas).sqrt() / (alphas.sqrt() + (1 - alphas).sqrt()), persistent=False)

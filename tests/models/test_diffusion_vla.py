@@ -5,6 +5,7 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from models.policies.diffusion_vla import DiffusionVLA
+from models.policies.flow_vla import FlowVLA
 from training.rl.chains import Diffusion
 from training.rl.math.denoising import every_step, sample_chain
 from worldsim.core import checkpoint
@@ -117,3 +118,8 @@ def test_saved_and_loaded_it_is_the_same(policy, tmp_path):
 def test_it_becomes_a_robot_bundle(policy, tmp_path):
     description = export_policy(policy, tmp_path / "bundle", observation=observation(3))
     assert description["parity"]["max_abs_difference"] <= 1e-4
+
+
+def test_a_description_has_every_size():
+    """Those of the flow policy too, or a folder would change with that one's defaults."""
+    assert DiffusionVLA().arguments == {**FlowVLA().arguments, "train_timesteps": 100}
