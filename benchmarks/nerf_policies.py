@@ -126,7 +126,7 @@ if __name__ == "__main__":
     conditions = {"plain": [], "randomised": ["randomization=moderate"]}
     for name, chosen in conditions.items():
         table = ("world=push_block", "renderer=nerf", f"world.fields=[{OUT}/table]")
-        policy = clone(f"table_{name}", "policy", DEMONSTRATIONS, *table, *chosen)
+        policy = clone(f"table_{name}", "push_policy", DEMONSTRATIONS, *table, *chosen)
         results[policy.name] = compare(policy, tables)
     where = f"world.fields=[{','.join(captured)}]"
     few = clone("rooms_few", "policy_room", HANDFUL, "world=room", "renderer=nerf_rooms", where, "actor.noise=0.1")

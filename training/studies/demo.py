@@ -40,9 +40,8 @@ def collect_command(cfg: dict[str, Any], root: str, actor: str, episodes: int, s
 def fit_command(cfg: dict[str, Any], experiment: str, name: str, *more: str, stream: int = 0) -> tuple[str, ...]:
     """`worldsim fit` into the folder `name` of the run; continues if it was interrupted. Fits of one model on the same data need
     streams of their own, or they would see the same batches."""
-    where, seed = (f"name={name}", f"run_dir={cfg['run']}/{name}"), cfg["seed"] + 1000 * stream
-    task = (f"experiment={experiment}", "augmentation=push_block") if experiment != "policy" else ("experiment=push_policy",)
-    return ("fit", *task, *where, f"seed_everything={seed}", f"data.seed={seed}", "resume=true", *more)
+    where, seed = (f"experiment={experiment}", f"name={name}", f"run_dir={cfg['run']}/{name}"), cfg["seed"] + 1000 * stream
+    return ("fit", "augmentation=push_block", *where, f"seed_everything={seed}", f"data.seed={seed}", "resume=true", *more)
 
 
 def learner_inputs(run: str, policy: str, world_model: str, reflector: str) -> tuple[str, ...]:
@@ -113,13 +112,14 @@ def stages(cfg: dict[str, Any]) -> list[Stage]:
     def fit(experiment: str, *more: str) -> tuple[str, ...]:
         return fit_command(cfg, experiment, experiment, *more)
 
+    cloning = (f"data.roots=[{demos}]", f"trainer.max_steps={size['policy_steps']}")
     loop = [
         Stage("collect_demos", collect(demos, "expert", size["demos"], 0)),
         # Play goes on for a moment after a success, so that the reflector also sees blocks well inside a disc.
         Stage("collect_play_b", collect(play[1], "play", size["play_b"], 2, "+world.success_steps=4")),
         Stage("collect_play_a", collect(play[0], "play", size["play_a"], 1, "+world.success_steps=4"), ("collect_demos",)),
         Stage("world_model", fit("world_model", every, f"trainer.max_steps={size['world_model_steps']}"), both),
-        Stage("policy", fit("policy", f"data.roots=[{demos}]", f"trainer.max_steps={size['policy_steps']}"), ("collect_demos",)),
+        Stage("policy", fit_command(cfg, "push_policy", "policy", *cloning), ("collect_demos",)),
         Stage("reflector", fit("reflector", every, f"trainer.max_steps={size['reflector_steps']}"), both),
     ]
     for number in range(1, cfg["evolve"]["rounds"] + 1):

@@ -268,9 +268,8 @@ class DreamWorld(World, Branchable, Divisible):
         old, m = self._state, actions.shape[1]
         noise = Noise(old.stream[:, 0], old.stream[:, 1], old.elapsed, self._noise_stream)
         model, images, states = self.world_model.step(old.model, actions, noise)
-        images = {
-            name: frames.clamp(0, 1) for name, frames in images.items()
-        }  # before the reflector looks, so that it judges the picture that the policy sees
+        # Before the reflector looks, so that it judges the pictures that the policy sees.
+        images = {name: frames.clamp(0, 1) for name, frames in images.items()}
         shown = {name: frames.flatten(0, 1) for name, frames in images.items()}
         judged = self.reflector.judge(shown, _repeat(old.instruction, m))
         p_success, progress = (x.unflatten(0, (-1, m)) for x in (judged.p_success, judged.progress))
