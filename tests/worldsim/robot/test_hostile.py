@@ -188,7 +188,7 @@ CLOSED = [unframed, truncated, http]  # at the latest when the client leaves
 KINDS = [*REFUSED, *ANSWERED, *CLOSED]
 SLOW = 40  # connections that stop in the middle of a message and stay
 
-TEXT, BINARY, CLOSE = 1, 2, 8
+TEXT, BINARY, CLOSE, PING = 1, 2, 8, 9
 
 
 def attack(number: int, seed: int, folder: Path) -> None:
@@ -205,7 +205,7 @@ def attack(number: int, seed: int, folder: Path) -> None:
                 gc.collect()
                 threads, memory = threading.active_count(), process.memory_info().rss
             kind = KINDS[i % len(KINDS)]
-            client = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+            client = socket.create_connection(("127.0.0.1", server.port), timeout=60)
             try:
                 stream = client.makefile("rb") if kind is http else connected(client)
                 client.sendall(kind(chance, trap))
@@ -259,10 +259,12 @@ def fate(client: socket.socket, stream: BinaryIO, kind: Callable[[random.Random,
 
 
 def read_frame(stream: BinaryIO) -> tuple[int, bytes]:
+    """The next frame that is no ping: the server sends one every 20 s, and a machine may sleep so long."""
     head, size = stream.read(2)
     if size == 126:
         (size,) = struct.unpack(">H", stream.read(2))
-    return head & 0x0F, stream.read(size)
+    payload = stream.read(size)
+    return read_frame(stream) if head & 0x0F == PING else (head & 0x0F, payload)
 
 
 def survive(number: int, seed: int, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
