@@ -16,6 +16,7 @@ What `training/rl/` adds: other chains, advantages and arenas, warm-up, an ancho
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,22 +28,22 @@ from training.rl.math.denoising import chain_logprob, every_step, replay, sample
 from training.rl.math.flow_sde import flow_sde
 from training.rl.math.losses import ppo_clip
 from worldsim.core import checkpoint
-from worldsim.core.interfaces import Policy, Reflector, WorldModel
+from worldsim.core.interfaces import FlowPolicy, Reflector, WorldModel
 from worldsim.core.noise import Noise
-from worldsim.core.types import Observation
+from worldsim.core.types import Features, Observation
 from worldsim.data.store import FrameStore
 from worldsim.nn.layers import mlp
 from worldsim.worlds.dream import DreamWorld, Starts
 
 
-def transition(policy: Policy, features: Tensor, noise_level: float):
+def transition(policy: FlowPolicy, features: Features, noise_level: float):
     """One denoising step: x_{t-delta} ~ N(x_t - delta v - (sigma^2 delta / 2t)(x_t + (1-t) v), sigma^2 delta)."""
-    return flow_sde(lambda x, t: policy.velocity(features, x, t), num_steps=policy.num_steps, noise_level=noise_level)
+    return flow_sde(partial(policy.velocity, features), num_steps=policy.num_steps, noise_level=noise_level)
 
 
 @torch.no_grad()
 def rollout(
-    policy: Policy, critic: nn.Module, world: DreamWorld, options: argparse.Namespace, seed: int
+    policy: FlowPolicy, critic: nn.Module, world: DreamWorld, options: argparse.Namespace, seed: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], tuple[str, ...]]:
     """Play `decisions` chunks in every dream; what follows an episode's end is not valid.
 
@@ -63,21 +64,21 @@ def rollout(
         chain, logprob = sample_chain(
             transition(policy, features, options.noise_level), start, stochastic=every_step(b, policy.num_steps), eps=eps
         )
-        result = world.step_chunk(chain[:, -1])
+        result = world.step_chunk(policy.action_units.native(chain[:, -1]))
         for name, frames in obs.images.items():
             images.setdefault(name, []).append(frames)
         seen = {"state": obs.state, "chain": chain, "logprob": logprob}
-        seen |= {"value": critic(features)[:, 0], "reward": result.reward.sum(1), "terminated": result.terminated.any(1)}
+        seen |= {"value": critic(features.vector)[:, 0], "reward": result.reward.sum(1), "terminated": result.terminated.any(1)}
         for name, value in {**seen, "valid": alive}.items():
             log.setdefault(name, []).append(value)
         last = alive & (result.done | torch.tensor(t + 1 == options.decisions))
-        final_value = torch.where(last, critic(policy.encode(result.final_obs))[:, 0], final_value)
+        final_value = torch.where(last, critic(policy.encode(result.final_obs).vector)[:, 0], final_value)
         alive, obs = alive & ~result.done, result.obs
     whole, pictures = ({name: torch.stack(values, dim=1) for name, values in part.items()} for part in (log, images))
     return {**whole, "final_value": final_value}, pictures, sentences
 
 
-def train(policy: Policy, world: DreamWorld, options: argparse.Namespace) -> Policy:
+def train(policy: FlowPolicy, world: DreamWorld, options: argparse.Namespace) -> FlowPolicy:
     """Rollout, advantages, epochs of clipped updates; and again."""
     critic = mlp(policy.feature_dim, 256, 1)  # on the policy's features, cut off from their gradient
     learner = torch.optim.AdamW(policy.parameters(), lr=options.lr)
@@ -108,7 +109,7 @@ def train(policy: Policy, world: DreamWorld, options: argparse.Namespace) -> Pol
                 new, old = chain_logprob(steps, batch["chain"][at]).sum(-1), batch["logprob"][at].sum(-1)  # [b, k]
                 shared = advantage[at][:, None].expand_as(new)
                 loss, metrics = ppo_clip(new, old, shared, mask=stochastic)
-                error = (critic(features.detach())[:, 0] - target[at]).square().mean()
+                error = (critic(features.vector.detach())[:, 0] - target[at]).square().mean()
                 updates = [(teacher, error, critic), (learner, loss, policy)]
                 for optimizer, objective, model in updates[
                     : 1 + (iteration >= options.warmup)
@@ -143,7 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     torch.manual_seed(options.seed)
-    policy = worldsim.load(options.run / "policy", Policy)
+    policy = worldsim.load(options.run / "policy", FlowPolicy)
     world_model = worldsim.load(options.run / "world_model", WorldModel)
     reflector = worldsim.load(options.run / "reflector", Reflector)
     starts = Starts.first_frames(FrameStore.read(options.run / "data" / "demos", world_model.views), world_model.context)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from models.policies.flow_vla import FlowVLA
 from worldsim.core.flow import expand_time
+from worldsim.core.types import Features
 from worldsim.core.views import FRONT
 
 
@@ -47,7 +48,7 @@ class DiffusionVLA(FlowVLA):
         self.register_buffer("flow_times", (1 - alphas).sqrt() / (alphas.sqrt() + (1 - alphas).sqrt()), persistent=False)
 
     def cloning_loss(
-        self, features: Tensor, actions: Float[Tensor, "b ah ad"], mask: Bool[Tensor, "b ah 1"], generator: torch.Generator
+        self, features: Features, actions: Float[Tensor, "b ah ad"], mask: Bool[Tensor, "b ah 1"], generator: torch.Generator
     ) -> Float[Tensor, ""]:
         """E |v_theta(x_n, n) - v|^2 over uniform noise levels n, with diffusers' `add_noise` and `get_velocity`."""
         actions = torch.where(mask, self.action_units.network(actions), 0.0)
@@ -58,7 +59,7 @@ class DiffusionVLA(FlowVLA):
         mask = mask.expand_as(error)
         return (error * mask).sum() / mask.sum().clamp(min=1)
 
-    def velocity(self, features: Tensor, x_t: Float[Tensor, "b ah ad"], t: Float[Tensor, " b"]) -> Float[Tensor, "b ah ad"]:
+    def velocity(self, features: Features, x_t: Float[Tensor, "b ah ad"], t: Float[Tensor, " b"]) -> Float[Tensor, "b ah ad"]:
         """The flow velocity noise - data of the network's estimates, from the nearest trained noise level."""
         level = (t[:, None] - self.flow_times).abs().argmin(dim=1)
         signal, spread = expand_time(1 - t, x_t), expand_time(t, x_t)

@@ -11,14 +11,14 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from worldsim.core.interfaces import Policy
-from worldsim.core.types import Observation
+from worldsim.core.interfaces import FlowPolicy
+from worldsim.core.types import Features, Observation
 from worldsim.core.units import Units
 from worldsim.core.views import FRONT
 from worldsim.nn.layers import VisualTrunk, mlp, time_embedding
 
 
-class FlowVLA(Policy):
+class FlowVLA(FlowPolicy):
     """v(x_t, t, o) from a visual trunk with instruction FiLM and an MLP action expert.
 
     Args:
@@ -60,26 +60,26 @@ class FlowVLA(Policy):
         self.expert = mlp(width, width, width, action_horizon * action_dim)
         self.state_units, self.action_units = Units(state_dim), Units(action_dim)
 
-    def encode(self, obs: Observation) -> Float[Tensor, "b f"]:
+    def encode(self, obs: Observation) -> Features:
         """Visual features and normalised proprioception."""
         return self._join(self.trunk(obs.images, obs.instruction, "the policy"), obs.state)
 
     def encode_tokens(
         self, picture: Shaped[Tensor, "b h w 3"], state: Float[Tensor, "b s"], tokens: Int[Tensor, "b n"]
-    ) -> Float[Tensor, "b f"]:
+    ) -> Features:
         """`encode` of tensors alone, a mosaic and the `tokenize`d instruction: what `worldsim.deploy.export` traces."""
         return self._join(self.trunk.see(picture, self.trunk.text.pool(tokens)), state)
 
     def expert_parameters(self) -> list[nn.Parameter]:
         return [*self.expert_in.parameters(), *self.expert.parameters()]
 
-    def _join(self, features: Tensor, state: Tensor) -> Tensor:
-        return torch.cat([features.float(), self.state_units.network(state)[:, self.state_used]], dim=-1)
+    def _join(self, seen: Tensor, state: Tensor) -> Features:
+        return Features(torch.cat([seen.float(), self.state_units.network(state)[:, self.state_used]], dim=-1))
 
-    def velocity(self, features: Tensor, x_t: Float[Tensor, "b ah ad"], t: Float[Tensor, " b"]) -> Float[Tensor, "b ah ad"]:
+    def velocity(self, features: Features, x_t: Float[Tensor, "b ah ad"], t: Float[Tensor, " b"]) -> Float[Tensor, "b ah ad"]:
         return self.predict(features, x_t, t)
 
-    def predict(self, features: Tensor, x_t: Float[Tensor, "b ah ad"], t: Float[Tensor, " b"]) -> Float[Tensor, "b ah ad"]:
+    def predict(self, features: Features, x_t: Float[Tensor, "b ah ad"], t: Float[Tensor, " b"]) -> Float[Tensor, "b ah ad"]:
         """The network's output at a noisy chunk and a time in (0, 1]: here the velocity."""
-        hidden = self.expert_in(torch.cat([features, x_t.flatten(1), time_embedding(t, 32)], dim=-1))
+        hidden = self.expert_in(torch.cat([features.vector, x_t.flatten(1), time_embedding(t, 32)], dim=-1))
         return self.expert(nn.functional.silu(hidden)).unflatten(-1, x_t.shape[1:]).float()

@@ -10,7 +10,7 @@ from training.rl.chains import Diffusion
 from training.rl.math.denoising import every_step, sample_chain
 from worldsim.core import checkpoint
 from worldsim.core.flow import sample_ode
-from worldsim.core.types import Observation
+from worldsim.core.types import Features, Observation
 from worldsim.deploy.export import export_policy
 
 
@@ -78,7 +78,7 @@ def test_learns_a_batch_by_heart(policy):
     mask = torch.ones(4, 4, 1, dtype=torch.bool)
     optimizer = torch.optim.Adam(policy.parameters(), lr=3e-3)
     for _ in range(400):
-        features = policy.encode(obs).repeat(8, 1)
+        features = policy.encode(obs).repeat(8)
         loss = policy.cloning_loss(features, action.repeat(8, 1, 1), mask.repeat(8, 1, 1), generator)
         optimizer.zero_grad()
         loss.backward()
@@ -95,7 +95,9 @@ def test_masked_actions_do_not_count(policy):
     losses = []
     for error in (0.0, 9.0):
         policy.predict = lambda features, x, t, error=error: torch.where(mask, 0.3, error).expand_as(x)
-        losses.append(policy.cloning_loss(torch.zeros(1, 36), torch.zeros(1, 4, 2), mask, torch.Generator().manual_seed(1)))
+        losses.append(
+            policy.cloning_loss(Features(torch.zeros(1, 36)), torch.zeros(1, 4, 2), mask, torch.Generator().manual_seed(1))
+        )
     assert losses[0] == losses[1] > 0
 
 

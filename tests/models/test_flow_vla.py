@@ -8,7 +8,7 @@ from models.policies.diffusion_vla import DiffusionVLA
 from models.policies.flow_vla import FlowVLA
 from worldsim.core.flow import matching_loss, sample_ode
 from worldsim.core.noise import Noise
-from worldsim.core.types import Observation
+from worldsim.core.types import Features, Observation
 from worldsim.core.views import resize
 
 
@@ -27,7 +27,7 @@ def policy() -> FlowVLA:
 
 def test_shapes(policy):
     features = policy.encode(observation(4))
-    assert features.shape == (4, 32 + 4)
+    assert features.vector.shape == (4, policy.feature_dim) == (4, 32 + 4)
     v = policy.velocity(features, torch.randn(4, 5, 3), torch.rand(4))
     assert v.shape == (4, 5, 3)
     assert v.dtype == torch.float32
@@ -48,7 +48,7 @@ def test_float_and_uint8_frames_are_the_same(policy):
     policy.eval()
     obs = observation(2)
     floating = Observation({"front": obs.images["front"].float() / 255}, obs.state, obs.instruction)
-    torch.testing.assert_close(policy.encode(obs), policy.encode(floating))
+    torch.testing.assert_close(policy.encode(obs).vector, policy.encode(floating).vector)
 
 
 def test_everything_it_sees_matters(policy):
@@ -72,7 +72,7 @@ def test_statistics_normalise_the_state(policy):
     middle, spread = torch.arange(4.0), torch.tensor([1.0, 2.0, 4.0, 0.0])
     policy.fit_statistics(toy_spec(torch.stack([middle - spread, middle + spread]), actions=3))
     expected = (obs.state - middle) / torch.tensor([1.0, 2.0, 4.0, 1.0])  # a motionless channel is centred, and not divided
-    torch.testing.assert_close(policy.encode(obs)[:, -4:], expected)
+    torch.testing.assert_close(policy.encode(obs).vector[:, -4:], expected)
     with pytest.raises(ValueError, match="built for 4 numbers of state, the data have 3: s0, s1, s2; set its state_dim to 3"):
         policy.fit_statistics(toy_spec(torch.zeros(3, 3), actions=3))
 
@@ -105,7 +105,7 @@ def test_learns_one_batch_by_heart():
     optimizer = torch.optim.Adam(policy.parameters(), lr=3e-3)
     for _ in range(200):
         # The picture is encoded once for four samples of noise and time, which is what makes this quick.
-        features = policy.encode(obs).repeat(4, 1)
+        features = policy.encode(obs).repeat(4)
         noise, t = torch.randn(32, 4, 2, generator=g), torch.rand(32, generator=g).clamp(min=0.02)
         loss = matching_loss(lambda x, t, f=features: policy.velocity(f, x, t), target.repeat(4, 1, 1), noise=noise, t=t)
         optimizer.zero_grad()
@@ -124,7 +124,7 @@ def test_what_stands_beyond_the_end_is_not_learned_from(kind: type[FlowVLA]):
     torch.manual_seed(0)
     policy = kind(action_dim=2, width=16, channels=8, blocks=1)
     policy.action_units.shift.fill_(90)
-    features = torch.randn(3, policy.feature_dim)
+    features = Features(torch.randn(3, policy.feature_dim))
     actions, mask = 90 + torch.randn(3, 4, 2), torch.tensor([4, 2, 1])[:, None, None] > torch.arange(4)[None, :, None]
     losses = [
         policy.cloning_loss(features, torch.where(mask, actions, padding), mask, torch.Generator().manual_seed(1)).item()

@@ -19,7 +19,6 @@ from training.rl.math.returns import action_penalty, discounted_return, td_lambd
 from training.rl.post_training import PostTraining, frozen
 from training.supervised.batches import Batch, drawn_by_batch, seed_of
 from training.supervised.optim import decayed_adamw
-from worldsim.core.flow import sample_ode
 from worldsim.core.interfaces import Policy, Reflector, WorldModel
 from worldsim.core.noise import Noise
 from worldsim.core.world import Reward
@@ -156,11 +155,7 @@ class AnalyticPostTraining(PostTraining):
     def _reference_actions(self, dream: Dream) -> Tensor:
         actions = []
         for i, obs in enumerate(dream.obs):
-            features = self.reference.encode(obs)
-            velocity = self.reference.velocity
-            actions.append(
-                sample_ode(lambda x, t, f=features, v=velocity: v(f, x, t), dream.noise[:, i], num_steps=self.reference.num_steps)
-            )
+            actions.append(self.reference.sample(self.reference.encode(obs), dream.noise[:, i]))
         return torch.stack(actions, dim=1)
 
     def _fit_critic(self, dream: Dream, value: Tensor, instruction: tuple[str, ...], optimizer: Any) -> Tensor:

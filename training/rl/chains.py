@@ -5,6 +5,7 @@ The mathematics is in `math/`; here a chain meets a policy. Read `rollout_learne
 
 import math
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -17,8 +18,9 @@ from training.rl.math.diffusion import diffusion
 from training.rl.math.flow_noise import NoiseNet, flow_noise, joint_logprob
 from training.rl.math.flow_sde import flow_sde
 from worldsim.core.flow import alpha_grid
-from worldsim.core.interfaces import Policy
+from worldsim.core.interfaces import FlowPolicy
 from worldsim.core.noise import Noise
+from worldsim.core.types import Features
 
 
 class Sample(NamedTuple):
@@ -38,18 +40,18 @@ class Chain(nn.Module, ABC):
 
     explores = True
 
-    def build(self, policy: Policy) -> None:  # noqa: B027 - most chains have no parameters
+    def build(self, policy: FlowPolicy) -> None:  # noqa: B027 - most chains have no parameters
         """Create what depends on the policy's sizes; called once, before the optimiser is made."""
 
     @abstractmethod
-    def transition(self, policy: Policy, features: Tensor) -> Transition:
-        """One denoising step of `policy` after `Policy.encode`."""
+    def transition(self, policy: FlowPolicy, features: Features) -> Transition:
+        """One denoising step of `policy` after `FlowPolicy.encode`."""
 
     def stochastic(self, noise: Noise, num_steps: int) -> Bool[Tensor, "b k"]:
         """Which steps are stochastic while exploring: all."""
         return chains.every_step(len(noise), num_steps, noise.seed.device)
 
-    def sample(self, policy: Policy, features: Tensor, noise: Noise) -> Sample:
+    def sample(self, policy: FlowPolicy, features: Features, noise: Noise) -> Sample:
         """Act once in every row; the noise of a row depends on nothing else in the batch, and only stochastic steps draw any."""
         shape, stochastic = (policy.action_horizon, policy.action_dim), self.stochastic(noise, policy.num_steps)
         start, number = noise.normal("policy", *shape), int(stochastic.sum(dim=1).max())
@@ -58,7 +60,7 @@ class Chain(nn.Module, ABC):
         path, logprob = chains.sample_chain(self.transition(policy, features), start, stochastic=stochastic, eps=eps)
         return Sample(path, logprob, stochastic)
 
-    def lowest_entropy(self, policy: Policy) -> float | None:
+    def lowest_entropy(self, policy: FlowPolicy) -> float | None:
         """The least entropy [nats] that a denoising transition of one action can have; None where training does not move it."""
         return None
 
@@ -83,8 +85,8 @@ class FlowSDE(Chain):
             raise ValueError(f"noise_level must be positive, got {noise_level}; chain=deterministic explores nothing")
         self.noise_level = noise_level
 
-    def transition(self, policy: Policy, features: Tensor) -> Transition:
-        return flow_sde(lambda x, t: policy.velocity(features, x, t), num_steps=policy.num_steps, noise_level=self.noise_level)
+    def transition(self, policy: FlowPolicy, features: Features) -> Transition:
+        return flow_sde(partial(policy.velocity, features), num_steps=policy.num_steps, noise_level=self.noise_level)
 
 
 class OneStepFlowSDE(FlowSDE):
@@ -107,13 +109,13 @@ class FlowNoise(Chain):
         self.low, self.high = low, high
         self.reduction: Literal["sum", "mean"] = reduction
 
-    def build(self, policy: Policy) -> None:
+    def build(self, policy: FlowPolicy) -> None:
         self.net = NoiseNet(policy.feature_dim, policy.action_horizon, policy.action_dim, low=self.low, high=self.high)
 
-    def transition(self, policy: Policy, features: Tensor) -> Transition:
-        return flow_noise(lambda x, t: policy.velocity(features, x, t), lambda t: self.net(features, t), num_steps=policy.num_steps)
+    def transition(self, policy: FlowPolicy, features: Features) -> Transition:
+        return flow_noise(partial(policy.velocity, features), lambda t: self.net(features.vector, t), num_steps=policy.num_steps)
 
-    def lowest_entropy(self, policy: Policy) -> float:
+    def lowest_entropy(self, policy: FlowPolicy) -> float:
         return policy.action_dim * (math.log(self.low) + 0.5 * math.log(2 * math.pi * math.e))
 
     def ratio_terms(self, logprob, chain, stochastic):
@@ -133,9 +135,9 @@ class Diffusion(Chain):
         super().__init__()
         self.eta, self.min_std = eta, min_std
 
-    def transition(self, policy: Policy, features: Tensor) -> Transition:
+    def transition(self, policy: FlowPolicy, features: Features) -> Transition:
         grid = alpha_grid(policy.num_steps)
-        return diffusion(lambda x, t: policy.velocity(features, x, t), grid, eta=self.eta, min_std=self.min_std)
+        return diffusion(partial(policy.velocity, features), grid, eta=self.eta, min_std=self.min_std)
 
 
 class Deterministic(Chain):
@@ -143,8 +145,8 @@ class Deterministic(Chain):
 
     explores = False
 
-    def transition(self, policy: Policy, features: Tensor) -> Transition:
-        return flow_sde(lambda x, t: policy.velocity(features, x, t), num_steps=policy.num_steps, noise_level=0.0)
+    def transition(self, policy: FlowPolicy, features: Features) -> Transition:
+        return flow_sde(partial(policy.velocity, features), num_steps=policy.num_steps, noise_level=0.0)
 
     def stochastic(self, noise: Noise, num_steps: int) -> Bool[Tensor, "b k"]:
         return ~super().stochastic(noise, num_steps)

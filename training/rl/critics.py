@@ -10,7 +10,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from worldsim.core.checkpoint import Configured
-from worldsim.core.interfaces import Policy, Reflector
+from worldsim.core.interfaces import FlowPolicy, Reflector
+from worldsim.core.types import Features
 from worldsim.core.views import FRONT
 from worldsim.nn.layers import VisualTrunk, mlp
 
@@ -68,12 +69,12 @@ class ValueHead(nn.Module, ABC):
         self.per_action = per_action
 
     @abstractmethod
-    def build(self, policy: Policy, reflector: Reflector | None) -> None:
+    def build(self, policy: FlowPolicy, reflector: Reflector | None) -> None:
         """Create the networks."""
 
     @abstractmethod
     def forward(
-        self, images: Mapping[str, Shaped[Tensor, "b _ _ 3"]], instruction: Sequence[str], features: Float[Tensor, "b f"]
+        self, images: Mapping[str, Shaped[Tensor, "b _ _ 3"]], instruction: Sequence[str], features: Features
     ) -> Float[Tensor, "b v"]:
         """Values before a decision: v = 1, or ah if `per_action`."""
 
@@ -81,7 +82,7 @@ class ValueHead(nn.Module, ABC):
 class OwnEncoder(ValueHead):
     """A critic with its own visual trunk, which starts from the reflector's where there is one."""
 
-    def build(self, policy: Policy, reflector: Reflector | None) -> None:
+    def build(self, policy: FlowPolicy, reflector: Reflector | None) -> None:
         values = policy.action_horizon if self.per_action else 1
         self.net = Critic(values=values, views=policy.views) if reflector is None else Critic.like(reflector, values)
 
@@ -92,8 +93,8 @@ class OwnEncoder(ValueHead):
 class SharedFeatures(ValueHead):
     """A head on the policy's features, cut off from their gradient (pi_RL, arXiv:2510.25889): cheap, blind to what they omit."""
 
-    def build(self, policy: Policy, reflector: Reflector | None) -> None:
+    def build(self, policy: FlowPolicy, reflector: Reflector | None) -> None:
         self.net = mlp(policy.feature_dim, 256, 256, policy.action_horizon if self.per_action else 1)
 
     def forward(self, images, instruction, features):
-        return self.net(features.detach()).float()
+        return self.net(features.vector.detach()).float()

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from training.rl.critics import OwnEncoder, ValueHead
 from training.rl.math import advantages
 from training.rl.math.losses import value_huber
-from worldsim.core.interfaces import Policy, Reflector
-from worldsim.core.types import Rollout
+from worldsim.core.interfaces import FlowPolicy, Reflector
+from worldsim.core.types import Features, Rollout
 
 
 class Assessment(NamedTuple):
@@ -38,12 +38,12 @@ class Advantage(nn.Module, ABC):
     lr: float = 0.0
     warmup: int = 0
 
-    def build(self, policy: Policy, reflector: Reflector | None) -> None:  # noqa: B027 - only a critic has parameters
+    def build(self, policy: FlowPolicy, reflector: Reflector | None) -> None:  # noqa: B027 - only a critic has parameters
         """Create networks that depend on the models' sizes."""
 
-    def value(self, images: Mapping[str, Tensor], instruction: Sequence[str], features: Tensor) -> Float[Tensor, "b v"]:
+    def value(self, images: Mapping[str, Tensor], instruction: Sequence[str], features: Features) -> Float[Tensor, "b v"]:
         """The critic's estimate; 0 without one."""
-        return features.new_zeros(len(features), 1)
+        return features.vector.new_zeros(len(features), 1)
 
     @abstractmethod
     def assess(self, rollout: Rollout) -> Assessment:
@@ -72,10 +72,10 @@ class GAE(Advantage):
         self.critic = OwnEncoder() if critic is None else critic
         self.gamma, self.lam, self.lr, self.warmup = gamma, lam, lr, warmup
 
-    def build(self, policy: Policy, reflector: Reflector | None) -> None:
+    def build(self, policy: FlowPolicy, reflector: Reflector | None) -> None:
         self.critic.build(policy, reflector)
 
-    def value(self, images: Mapping[str, Tensor], instruction: Sequence[str], features: Tensor) -> Float[Tensor, "b v"]:
+    def value(self, images: Mapping[str, Tensor], instruction: Sequence[str], features: Features) -> Float[Tensor, "b v"]:
         return self.critic(images, instruction, features)
 
     def assess(self, rollout: Rollout) -> Assessment:

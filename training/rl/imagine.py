@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from training.rl.chains import Chain
 from training.supervised.batches import Batch
-from worldsim.core.interfaces import Policy, Reflector, WorldModel
+from worldsim.core.interfaces import FlowPolicy, Reflector, WorldModel
 from worldsim.core.noise import Noise
 from worldsim.core.sight import seen
 from worldsim.core.types import Judgement, Observation, TensorBatch, cat_rows, float_image, where_rows
@@ -63,7 +63,7 @@ class Dream:
 
 
 def imagine(
-    policy: Policy,
+    policy: FlowPolicy,
     world_model: WorldModel,
     reflector: Reflector,
     start: Moment,

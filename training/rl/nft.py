@@ -13,7 +13,7 @@ from training.rl.post_training import frozen
 from training.rl.rollout_learner import Decisions, RolloutLearner
 from training.supervised.batches import Batch
 from worldsim.core.flow import interpolate, velocity_target
-from worldsim.core.interfaces import Policy
+from worldsim.core.interfaces import FlowPolicy, Policy
 
 
 class NFTPostTraining(RolloutLearner):
@@ -40,11 +40,11 @@ class NFTPostTraining(RolloutLearner):
         **kwargs: Any,
     ):
         super().__init__(policy, *args, **kwargs)
-        self.old = frozen(copy.deepcopy(policy))
+        self.old = frozen(copy.deepcopy(self.policy))
         self.beta, self.spread, self.follow, self.repeats = beta, spread, follow, repeats
 
     @property
-    def actor(self) -> Policy:
+    def actor(self) -> FlowPolicy:
         """The slow copy."""
         return self.old
 
@@ -57,10 +57,10 @@ class NFTPostTraining(RolloutLearner):
     def policy_loss(self, decisions: Decisions) -> tuple[Tensor, dict[str, Tensor]]:
         d, r = decisions, self.repeats
         with torch.no_grad():
-            old_features = (d.features if self.expert_only else self.old.encode(d.obs)).repeat(r, 1)
+            old_features = (d.features if self.expert_only else self.old.encode(d.obs)).repeat(r)
         counted = d.valid[:, : d.advantage.shape[1]]  # of the actions, or of the decision, which is there with its first action
         advantage = torch.where(counted, d.advantage, 0).sum(-1) / counted.sum(-1)
-        features, chunk = d.features.repeat(r, 1), self.policy.action_units.within(d.chain[:, -1]).repeat(r, 1, 1)
+        features, chunk = d.features.repeat(r), self.policy.action_units.within(d.chain[:, -1]).repeat(r, 1, 1)
         optimality = (0.5 + 0.5 * advantage / self.spread).clamp(0, 1).repeat(r)
         t = torch.rand(len(chunk), generator=d.generator).clamp(min=1e-2)
         noise = torch.randn(chunk.shape, generator=d.generator)

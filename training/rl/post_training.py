@@ -12,8 +12,7 @@ from diffusers.training_utils import EMAModel
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from worldsim.core.flow import sample_ode
-from worldsim.core.interfaces import Policy
+from worldsim.core.interfaces import FlowPolicy, Policy
 from worldsim.core.noise import Noise
 from worldsim.core.types import Observation
 from worldsim.core.views import Views
@@ -42,6 +41,10 @@ class PostTraining(LightningModule):
     context: int = 1
 
     def __init__(self, policy: Policy, ema_decay: float):
+        if not isinstance(policy, FlowPolicy):
+            raise ValueError(
+                f"{type(self).__name__} changes how a flow is sampled, {type(policy).__name__} is no FlowPolicy; clone it with one"
+            )
         super().__init__()
         self.automatic_optimization = False
         self.policy = copy.deepcopy(policy).eval()
@@ -70,10 +73,7 @@ class PostTraining(LightningModule):
             features = self.policy.encode(obs[rows])
             shape = (self.policy.action_horizon, self.policy.action_dim)
             starts = (replace(noise[rows], stream=stream).normal("policy", *shape) for stream in (1, 2))
-            one, other = (
-                sample_ode(lambda x, t: self.policy.velocity(features, x, t), start, num_steps=self.policy.num_steps)
-                for start in starts
-            )
+            one, other = (self.policy.sample(features, start) for start in starts)
         self.tell({"action_spread": (one - other).square().mean().sqrt()})
 
     def on_fit_start(self) -> None:

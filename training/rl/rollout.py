@@ -12,16 +12,16 @@ from training.rl.chains import Chain
 from training.rl.estimators import Advantage
 from training.rl.math.advantages import first_success_mask
 from training.rl.sampling import EarlyStop
-from worldsim.core.interfaces import Policy
+from worldsim.core.interfaces import FlowPolicy
 from worldsim.core.noise import Noise
 from worldsim.core.sizes import check_names
-from worldsim.core.types import Observation, Rollout
+from worldsim.core.types import Features, Observation, Rollout, stack_times
 from worldsim.core.world import ChunkResult, Divisible, World
 
 
 @torch.no_grad()
 def collect_rollout(
-    policy: Policy,
+    policy: FlowPolicy,
     chain: Chain,
     advantage: Advantage,
     world: World,
@@ -51,13 +51,17 @@ def collect_rollout(
     instruction, rows = obs.instruction, torch.arange(b)
     final_value, ended, success = torch.zeros(b), *torch.zeros(2, b, dtype=torch.bool)
     log: dict[str, list[Tensor]] = {}
+    kept: list[Features] = []
+
+    def spread(value: Tensor) -> Tensor:
+        """In the rows that are played, zeros elsewhere."""
+        whole = value.new_zeros(b, *value.shape[1:])
+        whole[rows] = value
+        return whole
 
     def store(**values: Tensor) -> None:
-        """Append each value in the rows that are played, zeros elsewhere."""
         for name, value in values.items():
-            whole = value.new_zeros(b, *value.shape[1:])
-            whole[rows] = value
-            log.setdefault(name, []).append(whole)
+            log.setdefault(name, []).append(spread(value))
 
     def critic(seen: Observation) -> Tensor:
         return advantage.value(seen.images, seen.instruction, policy.encode(seen))
@@ -67,7 +71,8 @@ def collect_rollout(
         steps, logprob, stochastic = chain.sample(policy, features, noise[rows].at(t))
         value = advantage.value(obs.images, obs.instruction, features)
         result: ChunkResult = world.step_chunk(policy.action_units.native(steps[:, -1]))
-        store(state=obs.state, features=features, chain=steps, value=value)
+        kept.append(features.each(spread))
+        store(state=obs.state, chain=steps, value=value)
         store(**{f"camera {name}": frames for name, frames in obs.images.items()})
         store(stochastic=stochastic, logprob=logprob)
         store(reward=result.reward, terminated=result.terminated, done=result.terminated | result.truncated)
@@ -91,7 +96,8 @@ def collect_rollout(
     valid = first_success_mask(done.flatten(1)).view_as(done) & played[..., None]
     stacked["reward"] = stacked["reward"] * valid
     stacked["terminated"] = stacked["terminated"] & valid
-    return Rollout(images, **stacked, valid=valid, success=success, instruction=instruction, group=group, final_value=final_value)
+    outcome = {"valid": valid, "success": success, "final_value": final_value}
+    return Rollout(images, **stacked, **outcome, features=stack_times(kept), instruction=instruction, group=group)
 
 
 def paid(rollout: Rollout, reward: Float[Tensor, "b t"]) -> Rollout:

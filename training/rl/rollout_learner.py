@@ -8,6 +8,7 @@ loss.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -22,9 +23,9 @@ from training.rl.rollout import collect_rollout, paid
 from training.rl.sampling import BetaStarts, DynamicSampling, EarlyStop, SuccessBuffer
 from training.supervised.batches import Batch, generator_of, seed_of
 from training.supervised.optim import decayed_adamw
-from worldsim.core.interfaces import Policy
+from worldsim.core.interfaces import FlowPolicy, Policy
 from worldsim.core.noise import Noise
-from worldsim.core.types import Observation, Rollout, cat_rows
+from worldsim.core.types import Features, Observation, Rollout, cat_rows
 from worldsim.core.world import EpisodeReward
 
 
@@ -32,7 +33,7 @@ class Decisions(NamedTuple):
     """n decisions of a rollout: what was seen, the policy's features there, and what was done."""
 
     obs: Observation
-    features: Tensor  # [n, f], with gradient
+    features: Features  # [n, ...], with gradient
     chain: Tensor  # [n, k1, ah, ad]
     stochastic: Tensor  # [n, k]
     logprob: Tensor  # [n, k, ah], of the policy that acted
@@ -102,7 +103,7 @@ class RolloutLearner(PostTraining, ABC):
         self.sampling, self.early_stop, self.starts, self.buffer = sampling, early_stop, starts, buffer
 
     @property
-    def actor(self) -> Policy:
+    def actor(self) -> FlowPolicy:
         """The policy that plays."""
         return self.policy
 
@@ -243,7 +244,7 @@ class RolloutLearner(PostTraining, ABC):
         policy = self.policy.expert_parameters() if self.expert_only else list(self.policy.parameters())
         return [*policy, *self.chain.parameters()]
 
-    def reference_features(self, decisions: Decisions) -> Tensor:
+    def reference_features(self, decisions: Decisions) -> Features:
         """Features of the starting policy; its encoder is the policy's own as long as that is frozen."""
         with torch.no_grad():
             return decisions.features if self.expert_only else self.reference.encode(decisions.obs)
@@ -276,7 +277,7 @@ def join(parts: list[Rollout]) -> Rollout:
         padded: dict[str, Any] = {
             name: _longer(value, missing)
             for name, value in vars(part).items()
-            if isinstance(value, dict) or (isinstance(value, Tensor) and value.ndim > 1)
+            if isinstance(value, dict | Features) or (isinstance(value, Tensor) and value.ndim > 1)
         }
         offset = int(whole.group.max()) + 1 if i and len(whole.group) else 0
         part = replace(part, **padded, group=part.group + offset)
@@ -288,6 +289,8 @@ def _longer(values: Any, missing: int) -> Any:
     """With so many decisions more, of zeros."""
     if isinstance(values, dict):
         return {name: _longer(value, missing) for name, value in values.items()}
+    if isinstance(values, Features):
+        return values.each(partial(_longer, missing=missing))
     return torch.cat([values, values.new_zeros(len(values), missing, *values.shape[2:])], dim=1)
 
 

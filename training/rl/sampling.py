@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from worldsim.core.interfaces import Policy
+from worldsim.core.interfaces import FlowPolicy
 from worldsim.core.types import Observation, Rollout
 
 
@@ -118,7 +118,7 @@ class SuccessBuffer(nn.Module):
         self.capacity, self.weight, self.batch = capacity, weight, batch
         self.kept: dict[str, Any] = {}
 
-    def add(self, rollout: Rollout, policy: Policy) -> None:
+    def add(self, rollout: Rollout, policy: FlowPolicy) -> None:
         """Keep the decisions of the policy's dreams that succeeded, the newest ones if there are too many."""
         rows, columns = (rollout.decided & rollout.success[:, None]).nonzero(as_tuple=True)
         fresh = {
@@ -132,7 +132,7 @@ class SuccessBuffer(nn.Module):
             name: (torch.cat([self.kept[name], value]) if self.kept else value)[-self.capacity :] for name, value in fresh.items()
         } | {"instruction": (self.kept.get("instruction", []) + sentences)[-self.capacity :]}
 
-    def loss(self, policy: Policy, generator: torch.Generator) -> Float[Tensor, ""] | None:
+    def loss(self, policy: FlowPolicy, generator: torch.Generator) -> Float[Tensor, ""] | None:
         """Weighted cloning loss on a random batch of what is kept; None while the buffer holds nothing."""
         if not self.kept or not self.kept["instruction"]:
             return None

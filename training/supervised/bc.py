@@ -1,4 +1,4 @@
-"""Behaviour cloning by flow matching, or by the loss of the policy's own family. Read `training/rl/analytic.py` next."""
+"""Behaviour cloning by the loss of the policy's own family, flow matching for a flow. Read `training/rl/analytic.py` next."""
 
 from typing import Any
 
@@ -13,18 +13,17 @@ from worldsim.core.sizes import check_names
 
 
 class BehaviourCloning(LightningModule):
-    """Flow matching (or denoising) on the demonstrations' action chunks.
+    """What the policy's own family learns from demonstrations: flow matching, denoising, or anything else (`Policy.loss`).
 
     Args:
         policy: the model.
         lr: peak learning rate of AdamW.
-        repeats: noise samples per observation; the visual trunk runs once for all of them.
         weights: folder of an exported policy to continue from, or null.
     """
 
-    def __init__(self, policy: Policy, lr: float = 6e-4, repeats: int = 4, weights: str | None = None):
+    def __init__(self, policy: Policy, lr: float = 6e-4, weights: str | None = None):
         super().__init__()
-        self.policy, self.lr, self.repeats, self.weights = policy, lr, repeats, weights
+        self.policy, self.lr, self.weights = policy, lr, weights
 
     def setup(self, stage: str) -> None:
         if self.weights is not None:
@@ -35,11 +34,9 @@ class BehaviourCloning(LightningModule):
 
     @drawn_by_batch
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        features = self.policy.encode(batch["obs"]).repeat(self.repeats, 1)
-        action = batch["action"].repeat(self.repeats, 1, 1)
-        mask = batch["valid"].repeat(self.repeats, 1)[..., None]
-        loss = self.policy.cloning_loss(features, action, mask, generator_of(batch, self.device))
+        loss, scalars = self.policy.loss(batch, generator_of(batch, self.device))
         self.log("train/loss", loss, prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in scalars.items()})
         return loss
 
     def on_train_end(self) -> None:

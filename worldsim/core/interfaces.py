@@ -7,17 +7,18 @@ Read `worldsim/worlds/dream.py` next: it turns a `WorldModel` and a `Reflector` 
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, final
 
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from worldsim.core.checkpoint import Configured
-from worldsim.core.flow import matching_loss, sample_ode
+from worldsim.core.flow import matching_loss, sample_guided, sample_ode
 from worldsim.core.noise import Noise
 from worldsim.core.spec import Spec
-from worldsim.core.types import Observation, Reflection, TensorBatch
+from worldsim.core.types import Features, Observation, Reflection, TensorBatch
 from worldsim.core.units import Units
 from worldsim.core.views import Views
 
@@ -112,22 +113,18 @@ class Reflector(Configured, ABC):
 
 
 class Policy(Configured, ABC):
-    """A flow policy: a velocity field over action chunks, conditioned on an observation. Sampling is a function.
+    """Acts on what it sees: any network, sampler or script that answers an observation with a chunk of actions.
 
     Attributes:
         views: the cameras that it looks through, and at which size; observations may be of any size.
         action_horizon: ah, actions per decision.
         action_dim: ad.
-        num_steps: K, denoising steps of the ODE sampler.
-        feature_dim: f, size of the features.
         state_units, action_units: between native units, which come in and go out, and those of the network.
     """
 
     views: Views
-    feature_dim: int
     action_horizon: int
     action_dim: int
-    num_steps: int
     state_units: Units
     action_units: Units
 
@@ -141,26 +138,77 @@ class Policy(Configured, ABC):
         self.action_units.fit(spec, "action")
         self.spec = spec
 
-    def act(self, obs: Observation, noise: Noise) -> Float[Tensor, "b ah ad"]:
+    @abstractmethod
+    def act(self, obs: Observation, noise: Noise, committed: Float[Tensor, "b n ad"] | None = None) -> Float[Tensor, "b ah ad"]:
         """Chunks of actions in native units, within their limits.
 
         Args:
             obs: in native units.
-            noise: the only randomness, one row per observation.
+            noise: the only randomness, one row per observation; a policy draws from it what it needs.
+            committed: the running chunk from this observation on, of which n <= ah actions will still be executed whatever comes
+                back; the new chunk should go on from them, if the policy can do so.
         """
-        return self.action_units.native(self.sample(self.encode(obs), noise.normal("policy", self.action_horizon, self.action_dim)))
 
-    def sample(self, features: Tensor, noise: Float[Tensor, "b ah ad"]) -> Float[Tensor, "b ah ad"]:
-        """The chunk in network units that the ODE makes of noise."""
-        return sample_ode(lambda x, t: self.velocity(features, x, t), noise, num_steps=self.num_steps).float()
+    def loss(self, batch: dict[str, Any], generator: torch.Generator) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """What behaviour cloning minimises on a batch of `DemonstrationData` in native units, and named scalars to log.
+
+        Args:
+            batch: `obs`, the `action` that followed [b, ah, ad], and which of them are `valid` [b, ah].
+            generator: of what it draws, on the device of the batch.
+
+        Raises:
+            ValueError: if the policy does not learn from demonstrations, unless it overrides this.
+        """
+        raise ValueError(f"{type(self).__name__} does not learn from demonstrations; train another policy, or this one elsewhere")
+
+
+class FlowPolicy(Policy):
+    """A velocity field over action chunks, conditioned on an observation. Sampling is a function: what reinforcement learning
+    changes the sampler of.
+
+    Attributes:
+        num_steps: K, denoising steps of the ODE sampler.
+        feature_dim: f, size of `Features.vector`.
+        repeats: noise samples per observation of a batch of demonstrations; `encode` runs once for all of them.
+    """
+
+    num_steps: int
+    feature_dim: int
+    repeats: int = 4
 
     @abstractmethod
-    def encode(self, obs: Observation) -> Tensor:
-        """Features [b, f] of an observation, computed once per decision."""
+    def encode(self, obs: Observation) -> Features:
+        """What all denoising steps of a decision need of its observation, computed once."""
 
     @abstractmethod
-    def velocity(self, features: Tensor, x_t: Float[Tensor, "b ah ad"], t: Float[Tensor, " b"]) -> Float[Tensor, "b ah ad"]:
+    def velocity(self, features: Features, x_t: Float[Tensor, "b ah ad"], t: Float[Tensor, " b"]) -> Float[Tensor, "b ah ad"]:
         """The velocity of `worldsim.core.flow` at x_t and time t."""
+
+    @final
+    def act(self, obs: Observation, noise: Noise, committed: Float[Tensor, "b n ad"] | None = None) -> Float[Tensor, "b ah ad"]:
+        features, start = self.encode(obs), noise.normal("policy", self.action_horizon, self.action_dim)
+        if committed is None:
+            return self.action_units.native(self.sample(features, start))
+        missing = self.action_horizon - committed.shape[1]
+        previous = torch.nn.functional.pad(committed, (0, 0, 0, missing))
+        weights = (torch.arange(self.action_horizon, device=previous.device) < committed.shape[1]).to(previous.dtype)
+        return self.guided(features, start, previous, weights.expand(len(previous), -1))
+
+    def sample(self, features: Features, noise: Float[Tensor, "b ah ad"]) -> Float[Tensor, "b ah ad"]:
+        """The chunk in network units that the ODE makes of noise."""
+        return sample_ode(partial(self.velocity, features), noise, num_steps=self.num_steps).float()
+
+    def guided(
+        self,
+        features: Features,
+        noise: Float[Tensor, "b ah ad"],
+        previous: Float[Tensor, "b ah ad"],
+        weights: Float[Tensor, "b ah"],
+    ) -> Float[Tensor, "b ah ad"]:
+        """The chunk in native units, drawn towards `previous` ones: real-time chunking, see `sample_guided`."""
+        wanted = self.action_units.network(previous)
+        drawn = sample_guided(partial(self.velocity, features), noise, previous=wanted, weights=weights, num_steps=self.num_steps)
+        return self.action_units.native(drawn)
 
     def expert_parameters(self) -> list[nn.Parameter]:
         """The parameters that `velocity` uses and `encode` does not; what learns when the encoder is frozen.
@@ -170,12 +218,16 @@ class Policy(Configured, ABC):
         """
         raise ValueError(f"{type(self).__name__} does not tell its action expert apart; set model.expert_only=false")
 
+    def loss(self, batch: dict[str, Any], generator: torch.Generator) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        features, mask = self.encode(batch["obs"]).repeat(self.repeats), batch["valid"].repeat(self.repeats, 1)[..., None]
+        return self.cloning_loss(features, batch["action"].repeat(self.repeats, 1, 1), mask, generator), {}
+
     def cloning_loss(
-        self, features: Tensor, actions: Float[Tensor, "b ah ad"], mask: Bool[Tensor, "b ah 1"], generator: torch.Generator
+        self, features: Features, actions: Float[Tensor, "b ah ad"], mask: Bool[Tensor, "b ah 1"], generator: torch.Generator
     ) -> Float[Tensor, ""]:
-        """What behaviour cloning minimises: flow matching of recorded chunks in native units, counted where `mask` is True;
-        `generator`, on the device of the actions, draws times and noise."""
+        """Flow matching of recorded chunks in native units, counted where `mask` is True; `generator`, on the device of the
+        actions, draws times and noise."""
         actions = torch.where(mask, self.action_units.network(actions), 0.0)
         t = torch.rand(len(actions), generator=generator, device=actions.device).clamp(min=1e-3)
         noise = torch.randn(actions.shape, generator=generator, device=actions.device)
-        return matching_loss(lambda x, t: self.velocity(features, x, t), actions, noise=noise, t=t, mask=mask)
+        return matching_loss(partial(self.velocity, features), actions, noise=noise, t=t, mask=mask)

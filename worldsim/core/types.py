@@ -7,7 +7,7 @@ Shape legend of the repository: ``b`` environment, ``t`` decision or frame, ``k`
 horizon and dimension, ``s`` proprioceptive state, ``h w c`` image (RGB).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -28,11 +28,15 @@ class TensorBatch:
 
     def to(self, device: torch.device | str) -> Self:
         """A copy on `device`."""
-        return self._map(lambda tensor: tensor.to(device), slice(None))
+        return self.each(lambda tensor: tensor.to(device))
 
     def detach(self) -> Self:
         """A copy that carries no gradient."""
-        return self._map(lambda tensor: tensor.detach(), slice(None))
+        return self.each(lambda tensor: tensor.detach())
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """A copy with every tensor changed."""
+        return self._map(change, slice(None))
 
     def _map(self, fn, index) -> Self:
         def apply(value):
@@ -65,23 +69,30 @@ def where_rows(mask: Bool[Tensor, " b"], first: Rows, second: Rows) -> Rows:
             return torch.where(mask.reshape(-1, *([1] * (a.ndim - 1))), a, z)
         return tuple(x if m else y for m, x, y in zip(mask.tolist(), a, z, strict=True))
 
-    return _pairwise(choose, first, second)
+    return _together(choose, first, second)
 
 
 def cat_rows(first: Rows, second: Rows) -> Rows:
     """The rows of `first`, then those of `second`."""
-    return _pairwise(lambda a, z: a + z if isinstance(a, tuple) else torch.cat([a, z.to(a.dtype)]), first, second)
+    return _together(lambda a, z: a + z if isinstance(a, tuple) else torch.cat([a, z.to(a.dtype)]), first, second)
 
 
-def _pairwise(join: Callable[[Any, Any], Any], a: Any, z: Any) -> Any:
-    """`join` of the tensors and tuples in the same place of two batches."""
+def stack_times(parts: Sequence[Rows]) -> Rows:
+    """Batches of tensors alone, one of each time, as one whose second axis is time."""
+    return _together(lambda *tensors: torch.stack(tensors, dim=1), *parts)
+
+
+def _together(join: Callable[..., Any], *parts: Any) -> Any:
+    """`join` of the tensors and tuples in the same place of several batches."""
+    a = parts[0]
     if isinstance(a, TensorBatch):
-        return replace(a, **{f.name: _pairwise(join, getattr(a, f.name), getattr(z, f.name)) for f in fields(a)})  # type: ignore[type-var, arg-type]
+        joined = {f.name: _together(join, *(getattr(part, f.name) for part in parts)) for f in fields(a)}  # type: ignore[arg-type]
+        return replace(a, **joined)  # type: ignore[type-var]
     if not isinstance(a, Tensor | tuple | dict):
         return a  # what is not by environment
     if isinstance(a, dict):
-        return {key: _pairwise(join, value, z[key]) for key, value in a.items()}
-    return join(a, z)
+        return {key: _together(join, *(part[key] for part in parts)) for key in a}
+    return join(*parts)
 
 
 @dataclass(frozen=True)
@@ -97,6 +108,30 @@ class Observation(TensorBatch):
     images: dict[str, Shaped[Tensor, "*b _ _ 3"]]
     state: Float[Tensor, "*b s"]
     instruction: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Features(TensorBatch):
+    """What a flow policy keeps of an observation for all denoising steps of a decision.
+
+    A policy that keeps more than a vector, such as keys and values of its prefix, adds fields in a subclass.
+
+    Attributes:
+        vector: what critics and noise networks see that share the policy's encoder.
+    """
+
+    vector: Float[Tensor, "*b f"]
+
+    def __getitem__(self, index: Tensor | slice | list[int] | tuple[Tensor | slice, Tensor | int]) -> Self:
+        """Rows `index`, or those of decisions by (trajectory, time)."""
+        return self.each(lambda tensor: tensor[index]) if isinstance(index, tuple) else super().__getitem__(index)
+
+    def __len__(self) -> int:
+        return len(self.vector)
+
+    def repeat(self, times: int) -> Self:
+        """All rows, then all of them again, and so on."""
+        return self.each(lambda tensor: tensor.repeat(times, *[1] * (tensor.ndim - 1)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +197,7 @@ class Rollout(TensorBatch):
     Attributes:
         images: RGB uint8 by camera before each decision.
         state: proprioception before each decision.
-        features: `Policy.encode` of both under the policy that acted.
+        features: `FlowPolicy.encode` of both under the policy that acted.
         instruction: one sentence per trajectory.
         chain: noisy action chunks, noise first, the executed chunk last.
         stochastic: which denoising steps were stochastic.
@@ -178,7 +213,7 @@ class Rollout(TensorBatch):
 
     images: dict[str, Shaped[Tensor, "b t _ _ 3"]]
     state: Float[Tensor, "b t s"]
-    features: Float[Tensor, "b t f"]
+    features: Features  # [b, t, ...]
     instruction: tuple[str, ...]
     chain: Float[Tensor, "b t k1 ah ad"]
     stochastic: Bool[Tensor, "b t k"]

@@ -13,7 +13,6 @@ import os
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -24,12 +23,12 @@ from torch import Tensor, nn
 from torch._decomp import core_aten_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from worldsim.core.interfaces import Policy
+from worldsim.core.interfaces import FlowPolicy, Policy
 from worldsim.core.spec import Spec
-from worldsim.core.types import Observation
+from worldsim.core.types import Features, Observation
 from worldsim.core.views import Views, check_cameras
 from worldsim.deploy.model_card import model_card
-from worldsim.deploy.parity import TOLERANCE, compare, guide, pictures, random_cases, random_guides, sample, uint8
+from worldsim.deploy.parity import TOLERANCE, compare, pictures, random_cases, random_guides, sample, uint8
 from worldsim.deploy.quantization import quantize
 from worldsim.nn.text import MAX_TOKENS, tokenizer
 from worldsim.robot.bundle import (
@@ -56,37 +55,41 @@ _PROTOBUF_LIMIT = 2**31
 
 @runtime_checkable
 class TokenPolicy(Protocol):
-    """What a `Policy` needs beyond `velocity` to be exported: its views, and an `encode` of tensors alone."""
+    """What a `FlowPolicy` needs beyond `velocity` to be exported: its views, and an `encode` of tensors alone."""
 
     views: Views
 
     def encode_tokens(
         self, picture: Shaped[Tensor, "b h w 3"], state: Float[Tensor, "b s"], tokens: Int[Tensor, "b n"]
-    ) -> Float[Tensor, "b f"]:
-        """`Policy.encode` of mosaics of the `views`, the state and `worldsim.nn.text.tokenize(instruction)`."""
+    ) -> Features:
+        """`FlowPolicy.encode` of mosaics of the `views`, the state and `worldsim.nn.text.tokenize(instruction)`."""
         ...
 
 
 class _Graph(nn.Module):
     """The whole decision as one function of tensors."""
 
-    def __init__(self, policy: Policy):
+    def __init__(self, policy: FlowPolicy):
         super().__init__()
         self.policy = policy
 
     def forward(self, image: Tensor, state: Tensor, tokens: Tensor, noise: Tensor) -> dict[str, Tensor]:
         features = self.policy.encode_tokens(image, state, tokens)  # type: ignore[operator]
-        return {"actions": sample(self.policy, features, noise), "features": features}
+        return {"actions": sample(self.policy, features, noise), "features": features.vector}
 
 
 class _GuidedGraph(nn.Module):
     """The sampler of real-time chunking with its derivatives written out as operators, which `torch.export` cannot do itself."""
 
-    def __init__(self, policy: Policy, inputs: dict[str, Tensor]):
+    def __init__(self, policy: FlowPolicy, inputs: dict[str, Tensor]):
         super().__init__()
         operators: Any = core_aten_decompositions()
+
+        def guided(features: Tensor, *others: Tensor) -> Tensor:
+            return policy.guided(Features(features), *others)
+
         with torch.no_grad():  # otherwise derivatives keep operators that ONNX does not have
-            self.sampler = make_fx(partial(guide, policy), decomposition_table=operators)(*inputs.values())
+            self.sampler = make_fx(guided, decomposition_table=operators)(*inputs.values())
 
     def forward(self, features: Tensor, noise: Tensor, previous: Tensor, weights: Tensor) -> dict[str, Tensor]:
         return {"actions": self.sampler(features, noise, previous, weights)}
@@ -137,9 +140,10 @@ def export_policy(
             the file differs from the policy by more than `TOLERANCE`. Nothing is left behind then.
     """
     folder = Path(folder)
-    if not isinstance(policy, TokenPolicy):
+    if not (isinstance(policy, FlowPolicy) and isinstance(policy, TokenPolicy)):
         raise ValueError(
-            f"{type(policy).__name__} cannot be exported: it needs `views` and `encode_tokens` (worldsim/deploy/export.py)"
+            f"{type(policy).__name__} cannot be exported: it needs to be a FlowPolicy with `encode_tokens` "
+            f"(worldsim/deploy/export.py); serve it with worldsim serve policy=FOLDER"
         )
     if policy.spec is not None:
         fps = round(policy.spec.fps) if fps is None else fps
@@ -210,7 +214,7 @@ def export_policy(
 
 
 def _check_arguments(
-    policy: Policy,
+    policy: FlowPolicy,
     folder: Path,
     format: str,
     precision: str,
@@ -239,7 +243,7 @@ def _check_arguments(
         raise ValueError(f"{folder} exists and is not a robot bundle; pass a new folder")
 
 
-def _check_recorded(recorded: Observation, policy: Policy, observation: Observation) -> None:
+def _check_recorded(recorded: Observation, policy: FlowPolicy, observation: Observation) -> None:
     if not 8 <= len(recorded.state) <= 32:
         raise ValueError(f"recorded must hold 8 to 32 observations, got {len(recorded.state)}; choose some of several episodes")
     check_cameras(policy.views, recorded.images, "the policy", "recorded has")
@@ -248,7 +252,7 @@ def _check_recorded(recorded: Observation, policy: Policy, observation: Observat
         raise ValueError(f"recorded has states of shape {shapes[0]}, observation {shapes[1]}")
 
 
-def _record(policy: Policy, observation: Observation, seed: int) -> Recorded:
+def _record(policy: FlowPolicy, observation: Observation, seed: int) -> Recorded:
     """Observations as a robot sees them, with noise and the actions of the policy itself, which sees them at their own size."""
     images = {name: uint8(observation.images[name]) for name in policy.views}
     states = observation.state.detach().cpu().float()
@@ -299,7 +303,7 @@ def _replace(draft: Path, folder: Path, replaced: Path) -> None:
         raise
 
 
-def _range(policy: Policy) -> dict[str, list[float]]:
+def _range(policy: FlowPolicy) -> dict[str, list[float]]:
     """Limits of each action, or the range in training where it has none, and how many native units are one of the network's."""
     units, spec = policy.action_units, policy.spec
     seen = None if spec is None else spec.action_statistics

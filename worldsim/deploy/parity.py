@@ -4,7 +4,6 @@ Read `worldsim/deploy/export.py` for the bundle, and `worldsim/robot/check.py` f
 """
 
 import math
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,9 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from worldsim.core.flow import sample_guided
-from worldsim.core.interfaces import Policy
+from worldsim.core.interfaces import FlowPolicy
 from worldsim.core.sight import seen
-from worldsim.core.types import Observation
+from worldsim.core.types import Features, Observation
 from worldsim.core.views import Views, mosaic
 from worldsim.robot.bundle import load_bundle
 from worldsim.robot.check import largest_difference, read_recorded, replay
@@ -26,14 +24,7 @@ from worldsim.robot.check import largest_difference, read_recorded, replay
 TOLERANCE = {"float32": 1e-4, "int8": 0.25}
 
 
-def guide(policy: Policy, features: Tensor, noise: Tensor, previous: Tensor, weights: Tensor) -> Tensor:
-    """Actions in native units, drawn towards `previous` ones (real-time chunking)."""
-    velocity, units = partial(policy.velocity, features), policy.action_units
-    wanted = units.network(previous)
-    return units.native(sample_guided(velocity, noise, previous=wanted, weights=weights, num_steps=policy.num_steps))
-
-
-def sample(policy: Policy, features: Tensor, noise: Tensor) -> Tensor:
+def sample(policy: FlowPolicy, features: Features, noise: Tensor) -> Tensor:
     """Actions in native units that the policy makes of noise."""
     return policy.action_units.native(policy.sample(features, noise))
 
@@ -49,7 +40,7 @@ def pictures(observation: Observation, views: Views) -> UInt8[np.ndarray, "b h w
     return mosaic({name: uint8(observation.images[name]).numpy() for name in views}, views)
 
 
-def random_cases(policy: Policy, observation: Observation, cases: int, seed: int) -> tuple[Observation, Tensor]:
+def random_cases(policy: FlowPolicy, observation: Observation, cases: int, seed: int) -> tuple[Observation, Tensor]:
     """Observations at the sizes of the views that vary around the given ones, and noises [cases, ah, ad].
 
     Every other image is noise, every third sentence random letters.
@@ -71,7 +62,7 @@ def random_cases(policy: Policy, observation: Observation, cases: int, seed: int
     return Observation(images, states, tuple(sentences)), noises
 
 
-def random_guides(policy: Policy, cases: int, seed: int) -> dict[str, Tensor]:
+def random_guides(policy: FlowPolicy, cases: int, seed: int) -> dict[str, Tensor]:
     """Actions to agree with and how much each counts, as real-time chunking has them."""
     generator = torch.Generator().manual_seed(seed + 1)
     previous = 2 * torch.rand(cases, policy.action_horizon, policy.action_dim, generator=generator) - 1
@@ -81,17 +72,17 @@ def random_guides(policy: Policy, cases: int, seed: int) -> dict[str, Tensor]:
 
 
 def compare(
-    policy: Policy,
+    policy: FlowPolicy,
     draft: Path,
     observation: Observation,
     noises: Tensor,
     guides: dict[str, Tensor],
     tolerance: float,
 ) -> dict[str, Any]:
-    """Run the written files as a robot would, against `Policy.encode`, `sample_ode` and `sample_guided` on sentences."""
+    """Run the written files as a robot would, against `FlowPolicy.encode`, `sample` and `guided` on sentences."""
     with torch.no_grad():
         features = policy.encode(observation)
-        exact, drawn = sample(policy, features, noises), guide(policy, features, noises, **guides)
+        exact, drawn = sample(policy, features, noises), policy.guided(features, noises, **guides)
     if not (torch.isfinite(exact).all() and torch.isfinite(drawn).all()):
         raise ValueError(
             "the policy's actions on this observation are not finite; train it again or load another one, nothing was exported"

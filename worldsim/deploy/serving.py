@@ -8,20 +8,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from worldsim.core.interfaces import Policy
+from worldsim.core.interfaces import FlowPolicy, Policy
+from worldsim.core.noise import Noise
 from worldsim.core.sight import apart
 from worldsim.core.types import Observation
+from worldsim.deploy.parity import sample
 from worldsim.robot.observation import Request, Sizes
 
 
 class TorchPolicy:
-    """Samples a flow policy with its ODE in float32, as bundles do, a batch at a time.
+    """Acts in float32, as bundles do, a batch at a time. To a flow policy a client may send the noise.
 
     Args:
         policy: in evaluation mode, on the CPU.
         state_dim: s.
-        seed: of the noise of observations that bring none.
+        seed: of the noise of observations that bring none; they are told apart by their number.
 
     Attributes:
         metadata: what the server tells a client first.
@@ -29,8 +32,8 @@ class TorchPolicy:
 
     def __init__(self, policy: Policy, *, state_dim: int, seed: int = 0):
         self.policy = policy
-        self.sizes = Sizes(policy.views, (state_dim,), (policy.action_horizon, policy.action_dim))
-        self.generator = torch.Generator().manual_seed(seed)
+        shape, self.seed, self.answered = (policy.action_horizon, policy.action_dim), seed, 0
+        self.sizes = Sizes(policy.views, (state_dim,), shape, takes_noise=isinstance(policy, FlowPolicy))
         name = f"{type(policy).__module__}.{type(policy).__qualname__}"
         spec = None if policy.spec is None else policy.spec.to_json()
         self.metadata: dict[str, Any] = {"server": "worldsim", "policy": name, "spec": spec, **self.sizes.metadata()}
@@ -45,12 +48,17 @@ class TorchPolicy:
         requests = [self.sizes.read(observation) for observation in observations]
         images, states = (np.stack([getattr(request, name) for request in requests]) for name in ("image", "state"))
         sentences = tuple(request.prompt for request in requests)
-        noise = torch.stack([self._noise(request) for request in requests])
         cameras = apart(torch.from_numpy(images), self.policy.views)
-        features = self.policy.encode(Observation(cameras, torch.from_numpy(states), sentences))
-        return list(self.policy.action_units.native(self.policy.sample(features, noise)).numpy())
+        return list(self._act(Observation(cameras, torch.from_numpy(states), sentences), requests).numpy())
 
-    def _noise(self, request: Request) -> torch.Tensor:
-        if request.noise is None:
-            return torch.randn(self.sizes.noise, generator=self.generator)
-        return torch.from_numpy(request.noise)
+    def _act(self, obs: Observation, requests: list[Request]) -> Tensor:
+        number = torch.arange(self.answered, self.answered + len(requests))
+        noise = Noise(torch.full_like(number, self.seed), number, torch.zeros_like(number))
+        self.answered += len(requests)
+        if not isinstance(self.policy, FlowPolicy):
+            return self.policy.act(obs, noise)
+        drawn = noise.normal("policy", *self.sizes.actions)
+        for row, request in zip(drawn, requests, strict=True):
+            if request.noise is not None:
+                row.copy_(torch.from_numpy(request.noise))
+        return sample(self.policy, self.policy.encode(obs), drawn)

@@ -114,7 +114,7 @@ class PlayActor(Actor):
 
 
 class PolicyActor(Actor):
-    """A flow policy, sampled with its ODE.
+    """A policy.
 
     Args:
         policy: in evaluation mode.
@@ -133,11 +133,11 @@ class PolicyActor(Actor):
 
     @torch.no_grad()
     def act(self, world: Any, obs: Observation, noise: Noise) -> Tensor:
-        shape = (self.policy.action_horizon, self.policy.action_dim)
-        chunk = self.policy.sample(self.policy.encode(obs), noise.normal("policy", *shape))
-        if self.noise:
-            chunk = chunk + self.noise * noise.normal("action", *shape)
-        return self.policy.action_units.native(chunk)
+        chunk = self.policy.act(obs, noise)
+        if not self.noise:
+            return chunk
+        units = self.policy.action_units
+        return units.native(units.network(chunk) + self.noise * noise.normal("action", *chunk.shape[1:]))
 
 
 def executed(chunk: Float[Tensor, "b ah ad"], n_action_steps: int | None) -> Float[Tensor, "b n ad"]:

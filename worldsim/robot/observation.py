@@ -42,22 +42,23 @@ class Sizes:
     Attributes:
         views: the cameras and the sizes at which it sees them; pictures may come in any size.
         state: (s,).
-        noise: (ah, ad), the shape of its actions.
+        actions: (ah, ad).
+        takes_noise: a client may send the noise, of the shape of the actions, that the policy makes them of.
     """
 
     views: Views
     state: tuple[int, ...]
-    noise: tuple[int, ...]
+    actions: tuple[int, ...]
+    takes_noise: bool = True
 
     def metadata(self) -> dict[str, Any]:
         """What clients want to know, in types that travel."""
         return {
             "views": {name: list(size) for name, size in self.views.items()},
             "state_dim": self.state[0],
-            "noise_shape": list(self.noise),
-            "action_horizon": self.noise[0],
-            "action_dim": self.noise[1],
-        }
+            "action_horizon": self.actions[0],
+            "action_dim": self.actions[1],
+        } | ({"noise_shape": list(self.actions)} if self.takes_noise else {})
 
     def read(self, observation: dict[str, Any]) -> Request:
         """Check an observation. Keys that no policy of ours reads are ignored, as openpi's servers do.
@@ -79,7 +80,7 @@ class Sizes:
         if not isinstance(prompt, str) or len(prompt) > MAX_PROMPT:
             got = f"{len(prompt)} characters" if isinstance(prompt, str) else f"a {type(prompt).__name__}"
             raise ValueError(f"{PROMPT} must be a sentence of at most {MAX_PROMPT} characters, got {got}; send the instruction")
-        noise = _floats(observation, NOISE, self.noise) if NOISE in observation else None
+        noise = _floats(observation, NOISE, self.actions) if self.takes_noise and NOISE in observation else None
         return Request(image, _floats(observation, STATE, self.state), prompt, noise)
 
 

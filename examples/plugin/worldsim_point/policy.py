@@ -4,14 +4,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from worldsim.core.interfaces import Policy
-from worldsim.core.types import Observation
+from worldsim.core.interfaces import FlowPolicy
+from worldsim.core.types import Features, Observation
 from worldsim.core.units import Units
 from worldsim.nn.layers import mlp, time_embedding
 from worldsim_point.eye import Eye
 
 
-class PointPolicy(Policy):
+class PointPolicy(FlowPolicy):
     """v(x_t, t, o) from the eye's features and the normalised state.
 
     Args:
@@ -37,10 +37,10 @@ class PointPolicy(Policy):
         self.expert = mlp(self.feature_dim + action_horizon * action_dim + 16, width, width, action_horizon * action_dim)
         self.state_units, self.action_units = Units(state_dim), Units(action_dim)
 
-    def encode(self, obs: Observation) -> Float[Tensor, "b f"]:
+    def encode(self, obs: Observation) -> Features:
         seen = self.eye(obs.images, obs.instruction)
-        return torch.cat([seen, self.state_units.network(obs.state)], dim=1)
+        return Features(torch.cat([seen, self.state_units.network(obs.state)], dim=1))
 
-    def velocity(self, features: Tensor, x_t: Float[Tensor, "b ah ad"], t: Float[Tensor, " b"]) -> Float[Tensor, "b ah ad"]:
-        hidden = torch.cat([features, x_t.flatten(1), time_embedding(t, 16)], dim=1)
+    def velocity(self, features: Features, x_t: Float[Tensor, "b ah ad"], t: Float[Tensor, " b"]) -> Float[Tensor, "b ah ad"]:
+        hidden = torch.cat([features.vector, x_t.flatten(1), time_embedding(t, 16)], dim=1)
         return self.expert(hidden).unflatten(1, x_t.shape[1:]).float()

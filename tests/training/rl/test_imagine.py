@@ -13,8 +13,9 @@ from reflectors.instant import InstantReflector
 from training.rl.chains import Deterministic
 from training.rl.critics import Critic
 from training.rl.imagine import Dream, Moment, imagine
-from worldsim.core.interfaces import Policy
+from worldsim.core.interfaces import FlowPolicy
 from worldsim.core.noise import Noise
+from worldsim.core.types import Features
 from worldsim.core.units import Units
 from worldsim.tasks.reward import ProgressReward
 
@@ -22,7 +23,7 @@ B, CHUNKS = 2, 2
 SENTENCES = ("push the red block onto the green disc", "push the red block onto the blue disc")
 
 
-class OpenLoop(Policy):
+class OpenLoop(FlowPolicy):
     """Samples its parameter, whatever the noise: v = (x_t - action) / t in one step. Its gradient is d reward / d action."""
 
     def __init__(self):
@@ -34,7 +35,7 @@ class OpenLoop(Policy):
 
     def encode(self, obs):
         self.decision += 1
-        return obs.state
+        return Features(obs.state)
 
     def velocity(self, features, x_t, t):
         return (x_t - self.action[:, self.decision - 1]) / t[:, None, None]
@@ -65,7 +66,7 @@ def nets() -> tuple[LatentFlowWorldModel, InstantReflector]:
     return model, reflector
 
 
-def dream(policy: Policy, nets: tuple[Any, Any], *, dtype: torch.dtype = torch.float, **kwargs: Any) -> Dream:
+def dream(policy: FlowPolicy, nets: tuple[Any, Any], *, dtype: torch.dtype = torch.float, **kwargs: Any) -> Dream:
     world_model, reflector = nets
     g = torch.Generator().manual_seed(1)
     images = {name: (0.4 + 0.2 * torch.rand(B, 2, *size, 3, generator=g)).to(dtype) for name, size in world_model.views.items()}

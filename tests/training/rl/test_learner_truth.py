@@ -27,7 +27,7 @@ from training.supervised.bc import BehaviourCloning
 from worldsim.core import checkpoint
 from worldsim.core.interfaces import Policy
 from worldsim.core.noise import Noise
-from worldsim.core.types import Observation
+from worldsim.core.types import Features, Observation
 
 
 @pytest.mark.parametrize("estimator", [RLOO, GRPO])
@@ -172,7 +172,7 @@ def test_noise_that_would_be_multiplied_by_zero_is_not_drawn(models, monkeypatch
         return drawn[draw]
 
     monkeypatch.setattr(Noise, "normal", noted)
-    features = torch.zeros(3, policy.feature_dim)
+    features = Features(torch.zeros(3, policy.feature_dim))
     path, _, stochastic = chain.sample(policy, features, Noise.rows(1, 3))
     assert {name: values.shape[1] for name, values in drawn.items() if name != "policy"} == ({"chain": steps} if steps else {})
     assert (stochastic.sum(dim=1) == steps).all() and path.shape[1] == 4
@@ -189,8 +189,8 @@ def test_a_likelihood_needs_a_chain_that_has_one(models, learner: type[PPOPostTr
 class Noisy(FlowVLA):
     """Drops half of its features while it trains."""
 
-    def encode(self, obs: Observation) -> Tensor:
-        return F.dropout(super().encode(obs), 0.5, self.training)
+    def encode(self, obs: Observation) -> Features:
+        return Features(F.dropout(super().encode(obs).vector, 0.5, self.training))
 
 
 def test_noisy_layers_draw_by_the_batch(models) -> None:

@@ -23,7 +23,7 @@ from training.rl.rollout import collect_rollout, paid
 from training.rl.sampling import BetaStarts, DynamicSampling, EarlyStop, SuccessBuffer
 from worldsim.core import checkpoint
 from worldsim.core.flow import interpolate, velocity_target
-from worldsim.core.interfaces import Policy
+from worldsim.core.interfaces import FlowPolicy, Policy
 from worldsim.core.noise import Noise
 from worldsim.core.types import Rollout
 from worldsim.core.world import EpisodeReward
@@ -154,7 +154,7 @@ def test_expert_only_leaves_the_encoder_alone(models: dict[str, Any], tmp_path: 
     learner = module(models["policy"], arena(models), FlowSDE(), GAE(warmup=0), chunks=2, minibatch=4, expert_only=True)
     _, rollout = play(models, FlowSDE(), GAE())
     obs = rollout.observations((slice(None), 0))
-    torch.testing.assert_close(rollout.features[:, 0], learner.reference.encode(obs), rtol=0, atol=1e-5)
+    torch.testing.assert_close(rollout.features.vector[:, 0], learner.reference.encode(obs).vector, rtol=0, atol=1e-5)
     check_learner(learner, learner.arena.world_model, learner.arena.reflector, models, tmp_path)
     before, after = (models["policy"].state_dict(), checkpoint.load(tmp_path / "run", Policy).state_dict())
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
@@ -163,7 +163,7 @@ def test_expert_only_leaves_the_encoder_alone(models: dict[str, Any], tmp_path: 
 
 def test_a_policy_without_an_expert_of_its_own_says_so(models: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="FlowVLA does not tell its action expert apart; set model.expert_only=false"):
-        Policy.expert_parameters(models["policy"])
+        FlowPolicy.expert_parameters(models["policy"])
 
 
 class OddAndEven(GRPO):
