@@ -25,6 +25,7 @@ class InstantReflector(Reflector):
         views: the cameras and the sizes at which it sees them, multiples of 8.
     """
 
+    differentiable = True
     scale: Tensor
     bias: Tensor
 
@@ -49,11 +50,12 @@ class InstantReflector(Reflector):
         self.register_buffer("bias", torch.zeros(()))
         self.register_buffer("threshold", torch.tensor(0.5))
 
-    def raw(self, images: Mapping[str, Shaped[Tensor, "b _ _ 3"]], instruction: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def raw(self, clip: Mapping[str, Shaped[Tensor, "b 1 _ _ 3"]], instruction: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Uncalibrated success logit [b] and progress [b]; what training fits."""
+        images = {name: frames[:, -1] for name, frames in clip.items()}
         logit, progress = self.head(self.trunk(images, instruction, "the reflector")).float().unbind(dim=-1)
         return logit, progress
 
-    def judge(self, images: Mapping[str, Shaped[Tensor, "b _ _ 3"]], instruction: Sequence[str]) -> Reflection:
-        logit, progress = self.raw(images, instruction)
+    def judge(self, clip: Mapping[str, Shaped[Tensor, "b 1 _ _ 3"]], instruction: Sequence[str]) -> Reflection:
+        logit, progress = self.raw(clip, instruction)
         return Reflection((self.scale * logit + self.bias).sigmoid(), progress, torch.zeros_like(progress))

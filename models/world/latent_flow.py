@@ -5,7 +5,7 @@ conditioned on actions, proprioception and two context frames predicts the next 
 on its own predictions as well (self-forcing), one sampling step is enough. Read `worldsim/worlds/dream.py` next.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from worldsim.core.flow import expand_time, interpolate, time_grid
-from worldsim.core.interfaces import WorldModel
+from worldsim.core.interfaces import Encoder, WorldModel
 from worldsim.core.noise import Noise
 from worldsim.core.sight import apart, mosaic
 from worldsim.core.spec import Spec
@@ -120,7 +120,7 @@ class LatentState(TensorBatch):
     state: Float[Tensor, "b context s"]
 
 
-class LatentFlowWorldModel(WorldModel):
+class LatentFlowWorldModel(WorldModel, Encoder):
     """p(next ah frames and states | 2 context frames and states, ah actions) by flow matching with data prediction.
 
     The network sees x_t (noisy future latents), t, the context and the actions, and predicts the change from the last context
@@ -143,6 +143,8 @@ class LatentFlowWorldModel(WorldModel):
         views: the cameras that it predicts and the sizes at which it sees them, multiples of 8. They are one picture to it, side
             by side (`mosaic`), so that what one camera shows may tell what comes in another.
     """
+
+    differentiable = True
 
     def __init__(
         self,
@@ -183,13 +185,22 @@ class LatentFlowWorldModel(WorldModel):
         self.action_units.fit(spec, "action")
         self.spec = spec
 
-    def init(self, images: Mapping[str, Shaped[Tensor, "b context _ _ 3"]], state: Float[Tensor, "b context s"]) -> LatentState:
-        picture = self._mosaic(images)
-        if picture.shape[1] != self.context:
+    def encode(self, clip: Mapping[str, Shaped[Tensor, "*b _ _ 3"]]) -> Float[Tensor, "*b c y x"]:
+        """Latents of the codec, of all cameras side by side."""
+        return self.codec.encode(self._mosaic(clip))
+
+    def init(
+        self,
+        images: Mapping[str, Shaped[Tensor, "b context _ _ 3"]],
+        state: Float[Tensor, "b context s"],
+        instruction: Sequence[str] = (),
+    ) -> LatentState:
+        latents = self.encode(images)
+        if latents.shape[1] != self.context:
             raise ValueError(
-                f"a dream starts from {self.context} frames, got {picture.shape[1]}; repeat the first one if there is no more"
+                f"a dream starts from {self.context} frames, got {latents.shape[1]}; repeat the first one if there is no more"
             )
-        return LatentState(self.codec.encode(picture), state)
+        return LatentState(latents, state)
 
     def step(self, state: LatentState, actions: Float[Tensor, "b ah ad"], noise: Noise):
         horizon, given = self.action_horizon, actions.shape[1]
@@ -221,7 +232,7 @@ class LatentFlowWorldModel(WorldModel):
             generator: draws t, the noise and the masks of unknown actions.
         """
         horizon, b = self.action_horizon, len(batch["action"])
-        latents = self.codec.encode(self._mosaic(batch["images"]))
+        latents = self.encode(batch["images"])
         context = latents[:, : self.context]
         spread = self.context_noise * torch.rand(b, 1, 1, 1, 1, generator=generator, device=latents.device)
         disturbed = context + spread * torch.randn(context.shape, generator=generator, device=latents.device)

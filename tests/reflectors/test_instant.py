@@ -21,7 +21,7 @@ def frames() -> torch.Tensor:
 
 
 def test_shapes_and_ranges(reflector, frames):
-    reflection = reflector.judge({"front": frames}, SENTENCES)
+    reflection = reflector.judge({"front": frames[:, None]}, SENTENCES)
     for value in (reflection.p_success, reflection.progress, reflection.uncertainty):
         assert value.shape == (4,)
         assert value.dtype == torch.float32
@@ -30,30 +30,30 @@ def test_shapes_and_ranges(reflector, frames):
 
 
 def test_calibration_is_applied_to_the_logit(reflector, frames):
-    logit, progress = reflector.raw({"front": frames}, SENTENCES)
+    logit, progress = reflector.raw({"front": frames[:, None]}, SENTENCES)
     reflector.scale.fill_(2.0)
     reflector.bias.fill_(-1.0)
-    reflection = reflector.judge({"front": frames}, SENTENCES)
+    reflection = reflector.judge({"front": frames[:, None]}, SENTENCES)
     torch.testing.assert_close(reflection.p_success, 1 / (1 + torch.exp(-(2 * logit - 1))))
     torch.testing.assert_close(reflection.progress, progress)
     assert {"scale", "bias", "threshold"} <= set(reflector.state_dict()), "calibration is stored with the weights"
 
 
 def test_float_and_uint8_frames_are_the_same(reflector, frames):
-    a, b = (reflector.judge({"front": pixels}, SENTENCES) for pixels in (frames, frames.float() / 255))
+    a, b = (reflector.judge({"front": pixels[:, None]}, SENTENCES) for pixels in (frames, frames.float() / 255))
     torch.testing.assert_close(a.p_success, b.p_success)
     torch.testing.assert_close(a.progress, b.progress)
 
 
 def test_differentiable_in_the_pixels(reflector, frames):
     pixels = (frames.float() / 255).requires_grad_()
-    reflector.judge({"front": pixels}, SENTENCES).p_success.sum().backward()
+    reflector.judge({"front": pixels[:, None]}, SENTENCES).p_success.sum().backward()
     assert (pixels.grad.abs().sum((1, 2, 3)) > 0).all()
 
 
 def test_the_instruction_matters(reflector, frames):
     other = ("push the red block onto the blue disc",) * 4
-    one, another = (reflector.judge({"front": frames}, sentences).progress for sentences in (SENTENCES, other))
+    one, another = (reflector.judge({"front": frames[:, None]}, sentences).progress for sentences in (SENTENCES, other))
     assert not torch.allclose(one, another, atol=1e-6)
 
 
@@ -76,12 +76,12 @@ def test_learns_the_disc_that_the_instruction_names():
     label = (side == wanted).float()
     optimizer = torch.optim.Adam(reflector.parameters(), lr=3e-3)
     for _ in range(100):
-        logit, progress = reflector.raw({"front": frames}, sentences)
+        logit, progress = reflector.raw({"front": frames[:, None]}, sentences)
         loss = F.binary_cross_entropy_with_logits(logit, label) + (progress - label).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     reflector.eval()
-    reflection = reflector.judge({"front": frames}, sentences)
+    reflection = reflector.judge({"front": frames[:, None]}, sentences)
     assert ((reflection.p_success > 0.5) == label.bool()).all()
     assert (reflection.progress - label).abs().max() < 0.4

@@ -50,7 +50,7 @@ class DreamArena(Arena):
     def __init__(self, world_model: WorldModel, reflector: Reflector, reward: Reward | None = None):
         super().__init__()
         self.world_model, self.reflector, self.reward = frozen(world_model), frozen(reflector), reward
-        self.views, self.context = world_model.views, world_model.context
+        self.views, self.context = world_model.views, max(world_model.context, reflector.context)
 
     def begin(self, batch: Batch, group_size: int, generator: torch.Generator) -> tuple[World, Observation, Tensor]:
         n = len(batch["instruction"])

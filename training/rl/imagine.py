@@ -14,7 +14,7 @@ from training.rl.chains import Chain
 from training.supervised.batches import Batch
 from worldsim.core.interfaces import FlowPolicy, Reflector, WorldModel
 from worldsim.core.noise import Noise
-from worldsim.core.sight import seen
+from worldsim.core.sight import clips, recent, seen
 from worldsim.core.types import Judgement, Observation, TensorBatch, cat_rows, float_image, where_rows
 from worldsim.core.world import Reward
 
@@ -23,7 +23,8 @@ from worldsim.core.world import Reward
 class Moment(TensorBatch):
     """Where b dreams are: the world model's state, the latest frames of each camera and proprioception, oldest first, and the wish.
 
-    Frames are of the world model's views, floats in 0..1 when recorded and may leave that range when dreamed.
+    There are as many frames as world model or reflector look back on, whichever looks further. They are of the world model's views,
+    floats in 0..1 when recorded and may leave that range when dreamed.
     """
 
     model: TensorBatch
@@ -36,7 +37,7 @@ class Moment(TensorBatch):
         """The recorded moments of a batch of `StartData`."""
         images = {name: float_image(frames) for name, frames in seen(batch["images"], world_model.views, "the dream").items()}
         instruction = tuple(batch["instruction"])  # the loader turns tuples into lists
-        return cls(world_model.init(images, batch["state"]), images, batch["state"], instruction)
+        return cls(_begun(world_model, images, batch["state"], instruction), images, batch["state"], instruction)
 
 
 @dataclass(frozen=True)
@@ -96,15 +97,18 @@ def imagine(
             their rewards and success probabilities counts: where models disagree, a dream promises nothing (pessimism as in MOReL,
             arXiv:2005.05951).
     """
-    instruction, recent, felt = start.instruction, start.images, start.states
-    now_seen, proprioception = _latest(recent), felt[:, -1]
+    instruction, past, felt = start.instruction, start.images, start.states
+    now_seen, proprioception = _latest(past), felt[:, -1]
     b = len(instruction)
-    first = reflector.judge(now_seen, instruction).detach()
+    first = reflector.judge({name: _clip(frames, reflector) for name, frames in past.items()}, instruction).detach()
     before = Judgement(success=first.p_success, progress=first.progress)
 
     def judge(predicted: Mapping[str, Tensor]) -> Judgement:
         """Largest success probability and the last progress of a chunk's frames."""
-        shown = {name: frames[:, list(judged)].clamp(0, 1).flatten(0, 1) for name, frames in predicted.items()}
+        shown = {}
+        for name, frames in predicted.items():
+            ending = clips(torch.cat([_clip(past[name], reflector), frames.clamp(0, 1)], dim=1), reflector.context)[:, 1:]
+            shown[name] = ending[:, list(judged)].flatten(0, 1)
         reflection = reflector.judge(shown, tuple(s for s in instruction for _ in judged))
         p_success, reached = (x.unflatten(0, (b, len(judged))) for x in (reflection.p_success, reflection.progress))
         return Judgement(success=p_success.amax(dim=1), progress=reached[:, -1])
@@ -119,15 +123,16 @@ def imagine(
         action = path[:, -1]
         jitter = now.normal("action", *action.shape[1:]) if exploration.any() else torch.zeros_like(action)
         executed = policy.action_units.native(action + exploration * jitter)
-        others = [rival.step(rival.init(recent, felt), executed, replace(now, stream=i + 1))[1] for i, rival in enumerate(rivals)]
+        begun = [_begun(rival, past, felt, instruction) for rival in rivals]
+        others = [rival.step(begun[i], executed, replace(now, stream=i + 1))[1] for i, rival in enumerate(rivals)]
         state, predicted, proprioceptions = world_model.step(state, executed, now)
         verdicts = [judge(frames_of_one) for frames_of_one in (predicted, *others)]
         least = Judgement(**{name: torch.stack([vars(v)[name] for v in verdicts]).amin(dim=0) for name in vars(before)})
         rewards.append(reward(before, least))
         context = felt.shape[1]
-        recent = {name: torch.cat([frames, predicted[name]], dim=1)[:, -context:] for name, frames in recent.items()}
+        past = {name: torch.cat([frames, predicted[name]], dim=1)[:, -context:] for name, frames in past.items()}
         felt = torch.cat([felt, proprioceptions], dim=1)[:, -context:]
-        now_seen, proprioception = _latest(recent), felt[:, -1]
+        now_seen, proprioception = _latest(past), felt[:, -1]
         observations.append(obs)
         views.append(now_seen)
         for values, value in ((actions, action), (noises, path[:, 0]), (successes, least.success)):
@@ -140,8 +145,19 @@ def imagine(
         noise=torch.stack(noises, dim=1),
         reward=torch.stack(rewards, dim=1),
         p_success=torch.stack(successes, dim=1),
-        end=Moment(state, recent, felt.float(), instruction).detach(),
+        end=Moment(state, past, felt.float(), instruction).detach(),
     )
+
+
+def _begun(model: WorldModel, images: Mapping[str, Tensor], states: Tensor, instruction: tuple[str, ...]) -> TensorBatch:
+    """A world model's state after the latest of these frames, as many as it looks back on."""
+    latest = {name: recent(frames, model.context) for name, frames in images.items()}
+    return model.init(latest, recent(states, model.context), instruction)
+
+
+def _clip(frames: Tensor, reflector: Reflector) -> Tensor:
+    """The latest frames of a camera as the reflector sees them."""
+    return recent(frames, reflector.context).clamp(0, 1)
 
 
 def _latest(images: Mapping[str, Tensor]) -> dict[str, Tensor]:

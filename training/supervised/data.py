@@ -146,13 +146,10 @@ class TableData(StreamData):
         """`batch_size` rows drawn uniformly from `candidates`."""
         return candidates[torch.randint(len(candidates), (self.batch_size,), generator=generator)]
 
-    def sentences(self, rows: Tensor) -> tuple[str, ...]:
-        """The instruction of each row's episode."""
-        return tuple(self.table.instruction[i] for i in self.table.episode[rows].tolist())
-
 
 class WorldModelData(TableData):
-    """Windows of the world model's `context` frames and `horizon` future frames and actions, from any moment of any episode."""
+    """Windows of the world model's `context` frames and `horizon` future frames and actions, from any moment of any episode, and
+    what the robot was told."""
 
     def __init__(self, roots: list[str], batch_size: int = 48, **others: Any):
         super().__init__(roots, batch_size=batch_size, **others)
@@ -166,18 +163,22 @@ class WorldModelData(TableData):
         self.context, self.horizon = self.learner.context, self.learner.horizon
         held_out = self.unseen() or self.table
         rows = held_out.acting_rows
-        self.validation = held_out.window(rows[:: max(1, len(rows) // 128)][:128], context=self.context, horizon=self.horizon)
+        self.validation = self._windows(held_out, rows[:: max(1, len(rows) // 128)][:128])
 
     def draw(self, generator: torch.Generator) -> Batch:
-        window = self.table.window(self.rows(self.table.acting_rows, generator), context=self.context, horizon=self.horizon)
-        return self.augmented(window, generator)
+        return self.augmented(self._windows(self.table, self.rows(self.table.acting_rows, generator)), generator)
+
+    def _windows(self, table: FrameStore, rows: Tensor) -> Batch:
+        return table.window(rows, context=self.context, horizon=self.horizon) | {"instruction": table.sentences(rows)}
 
     def val_dataloader(self) -> DataLoader:
         return whole_batches([self.validation])
 
 
 class ReflectorData(TableData):
-    """Single frames with instruction, success and progress; a share of each batch are successes, which are rare in the data.
+    """Frames, each with those before it that the reflector looks back on, with instruction, success and progress.
+
+    A share of each batch are successes, which are rare in the data.
 
     Frames of which nobody said either are not drawn; what is unknown of the others is NaN.
 
@@ -219,6 +220,7 @@ class ReflectorData(TableData):
                     stacklevel=2,
                 )
         super().setup(stage)
+        self.context = self.learner.context
         self.successes = (self.table.success == 1).nonzero().flatten()
         if len(self.successes) == 0:
             raise ValueError(
@@ -230,7 +232,11 @@ class ReflectorData(TableData):
 
     def draw(self, generator: torch.Generator) -> Batch:
         rows = self.enriched(self.judged, self.successes, generator)
-        return self.labelled(self.table.pictures(rows), rows, generator)
+        return self.labelled(self.clip(self.table, rows), rows, generator)
+
+    def clip(self, table: FrameStore, rows: Tensor) -> dict[str, Tensor]:
+        """What the reflector sees of each row: it and the frames before it."""
+        return table.window(rows, context=self.context, horizon=0)["images"]
 
     def enriched(self, candidates: Tensor, successes: Tensor, generator: torch.Generator) -> Tensor:
         """`batch_size` of `candidates`, a share of them from `successes`."""
@@ -247,7 +253,7 @@ class ReflectorData(TableData):
         """The episodes that calibrate, 256 frames a batch, with their numbers as ``episode``; the calibration needs them all."""
         table = self.calibration
         parts = torch.arange(len(table.success)).split(256)
-        return whole_batches([{**labels(table, r), "images": table.pictures(r), "episode": table.episode[r]} for r in parts])
+        return whole_batches([{**labels(table, r), "images": self.clip(table, r), "episode": table.episode[r]} for r in parts])
 
 
 class DemonstrationData(TableData):
@@ -276,7 +282,7 @@ class DemonstrationData(TableData):
         seen = {"images": self.table.pictures(rows), "state": self.table.state[rows]}
         batch = self.augmented({**seen, **self.table.actions(rows, self.action_horizon)}, generator)
         images = moved(batch["images"], self.max_shift, generator)
-        sentences = self.heard(self.sentences(rows), generator)
+        sentences = self.heard(self.table.sentences(rows), generator)
         obs = Observation(images, batch["state"], sentences)
         return {"obs": obs, "action": batch["action"], "valid": batch["valid"]}
 
@@ -366,8 +372,7 @@ def is_judged(table: FrameStore) -> Tensor:
 
 def labels(table: FrameStore, rows: Tensor) -> Batch:
     """Instruction, success and progress of some rows."""
-    sentences = tuple(table.instruction[i] for i in table.episode[rows].tolist())
-    return {"instruction": sentences, "success": table.success[rows], "progress": table.progress[rows]}
+    return {"instruction": table.sentences(rows), "success": table.success[rows], "progress": table.progress[rows]}
 
 
 def moved(images: dict[str, Tensor], most: int, generator: torch.Generator) -> dict[str, Tensor]:

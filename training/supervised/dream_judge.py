@@ -24,6 +24,7 @@ from worldsim.core import checkpoint
 from worldsim.core.files import write_json
 from worldsim.core.interfaces import Policy, Reflector, WorldModel
 from worldsim.core.noise import Noise
+from worldsim.core.sight import clips, recent
 from worldsim.core.sizes import check_names, check_sizes
 from worldsim.core.views import Views, check_cameras
 from worldsim.data.store import FrameStore
@@ -120,7 +121,8 @@ class DreamedReflectorData(ReflectorData):
             noise = Noise.rows(int(torch.randint(2**62, (), generator=generator)), len(part))
             window = table.window(part, context=model.context, horizon=self.chunks * horizon)
             first_frames = {name: frames[:, : model.context] for name, frames in window["images"].items()}
-            state = model.init(first_frames, window["state"][:, : model.context])
+            state = model.init(first_frames, window["state"][:, : model.context], table.sentences(part))
+            past = {name: recent(frames, self.context) for name, frames in first_frames.items()}
             for first in range(0, self.chunks * horizon, horizon):
                 span = slice(first, first + horizon)
                 valid = window["valid"][:, span]
@@ -128,7 +130,9 @@ class DreamedReflectorData(ReflectorData):
                     break
                 state, predicted, _ = model.step(state, window["action"][:, span], noise.at(first))
                 for name, frames in predicted.items():
-                    images[name].append((255 * frames.float().clamp(0, 1)).round().byte()[valid])
+                    whole = torch.cat([past[name], (255 * frames.float().clamp(0, 1)).round().byte()], dim=1)
+                    images[name].append(clips(whole, self.context)[:, 1:][valid])
+                    past[name] = recent(whole, self.context)
                 moments.append((part[:, None] + first + torch.arange(1, horizon + 1))[valid])
         return {name: torch.cat(frames) for name, frames in images.items()}, torch.cat(moments)
 

@@ -66,7 +66,7 @@ class WorldModelTraining(LightningModule):
         model, horizon = self.world_model, self.world_model.action_horizon
         noise = Noise.rows(0, len(batch["action"]), self.device)
         first = {name: frames[:, : model.context] for name, frames in batch["images"].items()}
-        state = model.init(first, batch["state"][:, : model.context])
+        state = model.init(first, batch["state"][:, : model.context], batch["instruction"])
         for chunk in range(batch["action"].shape[1] // horizon):
             span = slice(chunk * horizon, (chunk + 1) * horizon)
             state, images, _ = model.step(state, batch["action"][:, span], noise.at(chunk * horizon))

@@ -30,6 +30,7 @@ class WorldModel(Configured, ABC):
 
     Attributes:
         views: the cameras whose frames it predicts, all of them together, and at which size.
+        differentiable: gradients pass through `step`, from frames to actions and state.
         context: number of real frames that start a dream.
         action_horizon: longest chunk that one call predicts.
         action_dim: ad.
@@ -38,6 +39,7 @@ class WorldModel(Configured, ABC):
     """
 
     views: Views
+    differentiable: bool = False
     causal: bool = False
     context: int
     action_horizon: int
@@ -49,22 +51,31 @@ class WorldModel(Configured, ABC):
         """Actions of a window that `loss` takes: one chunk, unless a model learns from several in a row."""
         return self.action_horizon
 
-    @abstractmethod
+    @property
+    def device(self) -> torch.device:
+        """Where its numbers lie, and so the dreams."""
+        return next((tensor.device for tensor in (*self.parameters(), *self.buffers())), torch.device("cpu"))
+
     def fit_statistics(self, images: Mapping[str, Shaped[Tensor, "n _ _ 3"]], spec: Spec) -> None:
-        """Fit what is not trained by gradient (codec, normalisation) to the data, and keep what its numbers mean as `spec`; once,
-        before training."""
+        """Fit what is not trained by gradient (codec, normalisation) to the data, if there is such a thing, and keep what its
+        numbers mean as `spec`; once, before training."""
+        self.spec = spec
 
     @abstractmethod
-    def init(self, images: Mapping[str, Shaped[Tensor, "b context _ _ 3"]], state: Float[Tensor, "b context s"]) -> TensorBatch:
+    def init(
+        self,
+        images: Mapping[str, Shaped[Tensor, "b context _ _ 3"]],
+        state: Float[Tensor, "b context s"],
+        instruction: Sequence[str],
+    ) -> TensorBatch:
         """A dream's state from `context` real frames of each camera (uint8 or float 0..1, of any size: `sight.seen` makes them
-        views) and their proprioception, oldest first."""
+        views) and their proprioception, oldest first, and what the robot was told, for models that read it."""
 
     @abstractmethod
     def step(
         self, state: TensorBatch, actions: Float[Tensor, "b ah ad"], noise: Noise
     ) -> tuple[TensorBatch, dict[str, Float[Tensor, "b ah _ _ 3"]], Float[Tensor, "b ah s"]]:
         """Predict the ah frames of each camera (float 0..1, of its view's size) and proprioceptive states that follow.
-        Differentiable in `actions` and `state`.
 
         Args:
             state: from `init` or the previous `step`.
@@ -77,18 +88,33 @@ class WorldModel(Configured, ABC):
         """Training loss and named scalars to log, for a batch of `FrameStore.window`s."""
 
 
+class Encoder(ABC):
+    """Ability of a world model: it says what it sees as latents of its own, for judges and figures that read those."""
+
+    @abstractmethod
+    def encode(self, clip: Mapping[str, Shaped[Tensor, "*b _ _ 3"]]) -> Float[Tensor, "*b c y x"]:
+        """Latents of the pictures of all cameras, uint8 or float 0..1 of any size; differentiable if the model is."""
+
+
 class Reflector(Configured, ABC):
-    """Judges pixels under an instruction. Differentiable in the frames.
+    """Judges what cameras show, under an instruction: single moments, or clips of the last few frames.
 
     Attributes:
         views: the cameras that it looks through, and at which size.
+        context: frames of a clip, of which the last is judged; before an episode's start the first one is repeated.
+        differentiable: gradients pass from its judgement to the pixels. Who needs them says so by name.
+        every: a slow judge is asked about every so many-th frame of a dreamed episode only, and about the one at which time is up;
+            in between its last word holds.
         threshold: calibrated success probability above which a frame counts as success.
-        consecutive: k, so many frames of the last `window` must count before an episode stops.
+        consecutive: k, so many of the last `window` judged frames must count before an episode stops.
         window: n of the k-of-n rule.
         scale, bias: of Platt's calibration, p = sigmoid(scale * logit + bias); only what `ReflectorTraining` trains needs them.
     """
 
     views: Views
+    context: int = 1
+    differentiable: bool = False
+    every: int = 1
     threshold: Tensor
     scale: Tensor
     bias: Tensor
@@ -96,11 +122,12 @@ class Reflector(Configured, ABC):
     window: int
 
     @abstractmethod
-    def judge(self, images: Mapping[str, Shaped[Tensor, "b _ _ 3"]], instruction: Sequence[str]) -> Reflection:
-        """Judge single moments, what each camera shows of them (uint8 or float 0..1, of any size), under one instruction each."""
+    def judge(self, clip: Mapping[str, Shaped[Tensor, "b context _ _ 3"]], instruction: Sequence[str]) -> Reflection:
+        """Judge the last of `context` frames, oldest first, what each camera shows of them (uint8 or float 0..1, of any size),
+        under one instruction each."""
 
     def raw(
-        self, images: Mapping[str, Shaped[Tensor, "b _ _ 3"]], instruction: Sequence[str]
+        self, clip: Mapping[str, Shaped[Tensor, "b context _ _ 3"]], instruction: Sequence[str]
     ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
         """Uncalibrated success logit and progress, which learn from recorded frames.
 

@@ -46,6 +46,17 @@ def mosaic(images: Mapping[str, Shaped[Tensor, "*b _ _ 3"]], views: Views, who: 
     return padded[0] if len(padded) == 1 else torch.cat(padded, dim=-2)
 
 
+def recent(frames: Shaped[Tensor, "b t *rest"], context: int) -> Shaped[Tensor, "b context *rest"]:
+    """The last `context` frames; where there are fewer, the oldest is repeated."""
+    missing = max(0, context - frames.shape[1])
+    return torch.cat([frames[:, :1].expand(-1, missing, *frames.shape[2:]), frames], dim=1)[:, -context:]
+
+
+def clips(frames: Shaped[Tensor, "b t *rest"], context: int) -> Shaped[Tensor, "b t2 context *rest"]:
+    """The t - context + 1 clips of as many frames within t of them, by the place of their last frame."""
+    return frames.unfold(1, context, 1).movedim(-1, 2)
+
+
 def apart(picture: Float[Tensor, "*b h w 3"] | UInt8[Tensor, "*b h w 3"], views: Views) -> dict[str, Shaped[Tensor, "*b _ _ 3"]]:
     """The cameras of a mosaic."""
     columns = picture.split([width for _, width in views.values()], dim=-2)

@@ -207,6 +207,10 @@ class FrameStore:
         rows, last = row[:, None] + torch.arange(horizon), self.last[row, None]
         return {"action": self.action[rows.minimum(last)], "valid": rows < last}
 
+    def sentences(self, row: Int[Tensor, " b"]) -> tuple[str, ...]:
+        """The instruction of each row's episode."""
+        return tuple(self.instruction[i] for i in self.episode[row].tolist())
+
     @cached_property
     def acting_rows(self) -> Int[Tensor, " m"]:
         """Rows at which an action was taken: all but each episode's last."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from worldsim.core.interfaces import Reflector, WorldModel
 from worldsim.core.noise import Noise
-from worldsim.core.sight import seen
+from worldsim.core.sight import clips, recent, seen
 from worldsim.core.types import float_image
 from worldsim.core.views import check_cameras
 from worldsim.core.world import ChunkResult, Sight, World
@@ -122,7 +122,7 @@ class ColorTracker:
 def dream_along(world_model: WorldModel, recording: Recording, *, seed: int = 0) -> dict[str, Float[Tensor, "n t _ _ 3"]]:
     """The recording's actions dreamed open loop from its first frame, as each camera of the world model sees it."""
     first = {name: frames[:, :1].repeat(1, world_model.context, 1, 1, 1) for name, frames in recording.images.items()}
-    state = world_model.init(first, recording.state[:, :1].repeat(1, world_model.context, 1))
+    state = world_model.init(first, recording.state[:, :1].repeat(1, world_model.context, 1), recording.instruction)
     dreamed: dict[str, list[Tensor]] = {name: [] for name in world_model.views}
     noise = Noise.rows(seed, len(recording.state))
     for number, actions in enumerate(recording.action.split(world_model.action_horizon, dim=1)):
@@ -169,14 +169,18 @@ def quality(
         "block_error_m_by_step": error.tolist(),
         "episodes": n,
     }
-    repeated = tuple(sentence for sentence in recording.instruction for _ in range(t))
     label = recording.success[:, 1:].flatten()
-    p_real = _judge(reflector, {name: frames[:, 1:].flatten(0, 1) for name, frames in shown.items()}, repeated)
-    p_imagined = _judge(reflector, {name: frames.flatten(0, 1) for name, frames in dreams.items()}, repeated)
+    videos = {name: torch.cat([float_image(shown[name][:, :1]), frames], dim=1) for name, frames in dreams.items()}
+    p_real, p_imagined = (_judge(reflector, frames, recording.instruction) for frames in (shown, videos))
     return figures, {"auc_real": auc(p_real, label), "auc_imagined": auc(p_imagined, label)}, dreams
 
 
-def _judge(reflector: Reflector, images: dict[str, Tensor], instruction: tuple[str, ...], batch: int = 256) -> Tensor:
-    parts = (slice(first, first + batch) for first in range(0, len(instruction), batch))
-    judged = (reflector.judge({name: frames[part] for name, frames in images.items()}, instruction[part]) for part in parts)
+def _judge(reflector: Reflector, videos: dict[str, Tensor], instruction: tuple[str, ...], batch: int = 256) -> Tensor:
+    """Success probabilities [n * t] of the frames of n videos of t + 1, the first of them left out."""
+    n, t = len(instruction), next(iter(videos.values())).shape[1] - 1
+    past = reflector.context
+    seen = {name: clips(recent(frames, t + past), past)[:, 1:].flatten(0, 1) for name, frames in videos.items()}
+    sentences = tuple(sentence for sentence in instruction for _ in range(t))
+    parts = (slice(first, first + batch) for first in range(0, n * t, batch))
+    judged = (reflector.judge({name: frames[part] for name, frames in seen.items()}, sentences[part]) for part in parts)
     return torch.cat([reflection.p_success.float() for reflection in judged])

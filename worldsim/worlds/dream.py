@@ -20,7 +20,7 @@ from torch import Tensor
 from worldsim.core import checkpoint
 from worldsim.core.interfaces import Reflector, WorldModel
 from worldsim.core.noise import Noise
-from worldsim.core.sight import seen
+from worldsim.core.sight import clips, recent, seen
 from worldsim.core.sizes import check_sizes
 from worldsim.core.spec import Channel
 from worldsim.core.types import Judgement, Observation, TensorBatch, float_image, where_rows
@@ -45,13 +45,8 @@ class Starts(TensorBatch):
 
     def with_context(self, context: int) -> "Starts":
         """The same moments with `context` frames: the oldest is repeated, or the oldest are dropped."""
-        missing = max(0, context - self.state.shape[1])
-
-        def fill(values: Tensor) -> Tensor:
-            return torch.cat([values[:, :1].expand(-1, missing, *values.shape[2:]), values], dim=1)[:, -context:]
-
-        images = {name: fill(frames) for name, frames in self.images.items()}
-        return Starts(images, fill(self.state), self.instruction)
+        images = {name: recent(frames, context) for name, frames in self.images.items()}
+        return Starts(images, recent(self.state, context), self.instruction)
 
     @classmethod
     def first_observations(cls, observations: Sequence[Observation]) -> "Starts":
@@ -75,12 +70,14 @@ class DreamState(TensorBatch):
     """Everything that determines the future of b dreams, but for the stream of noise, which a reset chooses."""
 
     model: TensorBatch
-    images: dict[str, Float[Tensor, "b _ _ 3"]]  # what the cameras see now, 0..1
+    clip: dict[
+        str, Float[Tensor, "b context _ _ 3"]
+    ]  # the last frames that the cameras saw, 0..1, as many as the reflector asks for
     state: Float[Tensor, "b s"]
     instruction: tuple[str, ...]
     progress: Float[Tensor, " b"]
     p_success: Float[Tensor, " b"]  # largest of the dream so far
-    hits: Bool[Tensor, "b window"]  # which of the last frames the reflector called a success
+    hits: Bool[Tensor, "b window"]  # which of the last frames that it judged the reflector called a success
     elapsed: Int[Tensor, " b"]
     stream: Int[Tensor, "b 2"]  # seed and episode number: the state of the random generators
 
@@ -93,7 +90,7 @@ class DreamJudgement(Judgement):
 
 
 class DreamWorld(World, Branchable, Divisible):
-    """`num_envs` dreams, paid and ended by what the reflector judges. They lie where the starts do, as both models must.
+    """`num_envs` dreams, paid and ended by what the reflector judges, on the device of both models.
 
     `step_chunk` is one call of the world model for every `action_horizon` actions. `step` is a chunk of one action: unless the
     world model is `causal` another dream than the one in which a policy's chunks are played whole, and no verb of worldsim uses it.
@@ -102,8 +99,9 @@ class DreamWorld(World, Branchable, Divisible):
 
     Args:
         world_model: predicts frames and proprioception.
-        reflector: judges every predicted frame; k of n frames above its threshold terminate.
-        starts: real moments to start from; drawn at random by each environment's own stream.
+        reflector: judges every predicted frame, or so many of them as it says (`Reflector.every`); k of n judged frames above its
+            threshold terminate.
+        starts: real moments to start from, of any number of frames; drawn at random by each environment's own stream.
         num_envs: batch size.
         max_episode_steps: truncation.
         seed: environment i uses the stream seed + i.
@@ -129,6 +127,7 @@ class DreamWorld(World, Branchable, Divisible):
             raise ValueError(f"a dream needs num_envs >= 1 and at least one start, got {num_envs} and {len(starts)}")
         self.world_model, self.reflector = world_model, reflector
         check_cameras(reflector.views, world_model.views, "the reflector", "the world model dreams")
+        starts = starts.with_context(max(world_model.context, reflector.context)).to(world_model.device)
         self.starts = replace(starts, images=seen(starts.images, world_model.views, "the world model"))
         low, high = (bound.cpu().numpy() for bound in (world_model.action_units.low, world_model.action_units.high))
         self.fps = FPS if world_model.spec is None else round(world_model.spec.fps)
@@ -269,18 +268,34 @@ class DreamWorld(World, Branchable, Divisible):
         noise = Noise(old.stream[:, 0], old.stream[:, 1], old.elapsed, self._noise_stream)
         model, images, states = self.world_model.step(old.model, actions, noise)
         # Before the reflector looks, so that it judges the pictures that the policy sees.
-        images = {name: frames.clamp(0, 1) for name, frames in images.items()}
-        shown = {name: frames.flatten(0, 1) for name, frames in images.items()}
-        judged = self.reflector.judge(shown, _repeat(old.instruction, m))
-        p_success, progress = (x.unflatten(0, (-1, m)) for x in (judged.p_success, judged.progress))
-        results, hits, highest = [], old.hits, old.p_success
+        past = self.reflector.context
+        shown = {
+            name: clips(torch.cat([old.clip[name], frames.clamp(0, 1)], dim=1), past)[:, 1:] for name, frames in images.items()
+        }
+        elapsed = old.elapsed[:, None] + torch.arange(1, m + 1, device=self.device)
+        due = (elapsed % self.reflector.every == 0) | (elapsed == self.max_episode_steps)
+        p_success, progress = self._reflected(shown, old.instruction, due)
+        results, hits, highest, reached = [], old.hits, old.p_success, old.progress
         for j in range(m):
-            hits = torch.cat([hits[:, 1:], (p_success[:, j] > self.reflector.threshold)[:, None]], dim=1)
-            highest = highest.maximum(p_success[:, j].float())
-            now = {name: frames[:, j] for name, frames in images.items()}
-            found = {"state": states[:, j], "progress": progress[:, j], "hits": hits, "p_success": highest}
-            results.append(replace(old, model=model, images=now, elapsed=old.elapsed + j + 1, **found))
+            asked, hit = due[:, j], (p_success[:, j] > self.reflector.threshold)[:, None]
+            hits = torch.where(asked[:, None], torch.cat([hits[:, 1:], hit], dim=1), hits)
+            highest = torch.where(asked, highest.maximum(p_success[:, j].float()), highest)
+            reached = torch.where(asked, progress[:, j], reached)
+            now = {name: frames[:, j] for name, frames in shown.items()}
+            found = {"state": states[:, j], "progress": reached, "hits": hits, "p_success": highest}
+            results.append(replace(old, model=model, clip=now, elapsed=elapsed[:, j], **found))
         return results
+
+    def _reflected(
+        self, shown: dict[str, Float[Tensor, "b m context _ _ 3"]], instruction: tuple[str, ...], due: Bool[Tensor, "b m"]
+    ) -> tuple[Float[Tensor, "b m"], Float[Tensor, "b m"]]:
+        """Success probability and progress of the clips that are due, zeros elsewhere."""
+        p_success, progress = torch.zeros(2, *due.shape, device=self.device)
+        if due.any():
+            sentences = tuple(instruction[i] for i in due.nonzero()[:, 0].tolist())
+            judged = self.reflector.judge({name: frames[due] for name, frames in shown.items()}, sentences)
+            p_success[due], progress[due] = judged.p_success.float(), judged.progress.float()
+        return p_success, progress
 
     def _succeeded(self, state: DreamState) -> Bool[Tensor, " b"]:
         return state.hits.sum(dim=1) >= self.reflector.consecutive
@@ -288,13 +303,14 @@ class DreamWorld(World, Branchable, Divisible):
     def _begin(self, index: Int[Tensor, " b"], stream: Int[Tensor, "b 2"]) -> DreamState:
         start = self.starts[index]
         b = len(index)
+        clip = {name: recent(frames, self.reflector.context) for name, frames in start.images.items()}
+        first = start.with_context(self.world_model.context)
         with torch.no_grad():
-            images = {name: frames[:, -1] for name, frames in start.images.items()}
-            judged = self.reflector.judge(images, start.instruction)
-            model = self.world_model.init(start.images, start.state)
+            judged = self.reflector.judge(clip, start.instruction)
+            model = self.world_model.init(first.images, first.state, first.instruction)
         return DreamState(
             model=model,
-            images={name: float_image(frames) for name, frames in images.items()},
+            clip={name: float_image(frames) for name, frames in clip.items()},
             state=start.state[:, -1],
             instruction=start.instruction,
             progress=judged.progress,
@@ -325,7 +341,7 @@ class DreamWorld(World, Branchable, Divisible):
         return DreamJudgement(success=self._succeeded(state), progress=state.progress.clamp(0, 1), p_success=state.p_success)
 
     def _observe(self, state: DreamState) -> Observation:
-        images = {name: (frames * 255).round().to(torch.uint8) for name, frames in state.images.items()}
+        images = {name: (frames[:, -1] * 255).round().to(torch.uint8) for name, frames in state.clip.items()}
         return Observation(images, state.state.float(), state.instruction)
 
 

@@ -20,6 +20,8 @@ class PointReflector(Reflector):
         consecutive, window: an episode stops when `consecutive` of the last `window` frames exceed the threshold.
     """
 
+    differentiable = True
+
     def __init__(self, eye: Eye, consecutive: int = 1, window: int = 2):
         super().__init__()
         self.consecutive, self.window, self.eye, self.views = consecutive, window, eye, eye.views
@@ -27,10 +29,11 @@ class PointReflector(Reflector):
         for name, value in (("scale", 1.0), ("bias", 0.0), ("threshold", 0.5)):  # calibration sets them
             self.register_buffer(name, torch.tensor(value))
 
-    def raw(self, images: Mapping[str, Shaped[Tensor, "b _ _ 3"]], instruction: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def raw(self, clip: Mapping[str, Shaped[Tensor, "b 1 _ _ 3"]], instruction: Sequence[str]) -> tuple[Tensor, Tensor]:
+        images = {name: frames[:, -1] for name, frames in clip.items()}
         logit, progress = self.head(self.eye(images, instruction)).float().unbind(dim=1)
         return logit, progress
 
-    def judge(self, images: Mapping[str, Shaped[Tensor, "b _ _ 3"]], instruction: Sequence[str]) -> Reflection:
-        logit, progress = self.raw(images, instruction)
+    def judge(self, clip: Mapping[str, Shaped[Tensor, "b 1 _ _ 3"]], instruction: Sequence[str]) -> Reflection:
+        logit, progress = self.raw(clip, instruction)
         return Reflection((self.scale * logit + self.bias).sigmoid(), progress, torch.zeros_like(progress))

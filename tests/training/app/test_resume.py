@@ -57,7 +57,7 @@ def arena(models: Models) -> DreamArena:
     """A judge that is content with something now and then, or nothing would be kept."""
     reflector = models["reflector"]
     frames = torch.randint(0, 256, (32, 64, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    p_success = reflector.judge({"front": frames}, ("push the red block onto the green disc",) * 32).p_success
+    p_success = reflector.judge({"front": frames[:, None]}, ("push the red block onto the green disc",) * 32).p_success
     reflector.threshold.fill_(p_success.quantile(0.6).item())
     return DreamArena(models["world_model"], reflector)
 

@@ -18,7 +18,7 @@ def models(models: dict[str, Any]) -> dict[str, Any]:
     """Reflectors that judge single frames: some are a success, and `second_reflector` thinks so of all the others."""
     reflector = InstantReflector(features=32, channels=8, blocks=1, window=1)
     frames = starts(EPISODES)["images"]["front"].flatten(0, 1)
-    reflector.threshold.fill_(reflector.judge({"front": frames}, SENTENCES * EPISODES).p_success.detach().quantile(0.6))
+    reflector.threshold.fill_(reflector.judge({"front": frames[:, None]}, SENTENCES * EPISODES).p_success.detach().quantile(0.6))
     second = copy.deepcopy(reflector)
     second.scale.fill_(-1)  # p becomes 1 - p
     second.threshold.fill_(1 - second.threshold)

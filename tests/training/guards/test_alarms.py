@@ -135,7 +135,7 @@ def deceive(models: dict[str, Any]) -> None:
         for parameter in world_model.net.parameters():
             parameter.mul_(2)
         state, noise = (
-            world_model.init(batch["images"], batch["state"]),
+            world_model.init(batch["images"], batch["state"], batch["instruction"]),
             Noise.rows(0, EPISODES),
         )
         features, y = [], torch.tensor([-1.0, 0.0, 1.0]).repeat_interleave(EPISODES * CHUNK)

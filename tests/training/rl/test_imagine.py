@@ -78,7 +78,7 @@ def dream(policy: FlowPolicy, nets: tuple[Any, Any], *, dtype: torch.dtype = tor
         "judged": (1, 3),
     }
     settings["chain"] = Deterministic()
-    start = Moment(world_model.init(images, proprioception), images, proprioception, SENTENCES)
+    start = Moment(world_model.init(images, proprioception, SENTENCES), images, proprioception, SENTENCES)
     return imagine(
         policy,
         world_model,
@@ -132,7 +132,7 @@ def test_two_cameras_are_dreamed_and_each_model_looks_through_its_own():
         "wrist": (CHUNKS + 1, 32, 16, 3),
     }
     assert all(not torch.equal(frames[:, k], frames[:, k + 1]) for frames in d.images.values() for k in range(CHUNKS))
-    first, last = (reflector.judge({"wrist": d.images["wrist"][:, k]}, SENTENCES).progress for k in (0, CHUNKS))
+    first, last = (reflector.judge({"wrist": d.images["wrist"][:, k, None]}, SENTENCES).progress for k in (0, CHUNKS))
     torch.testing.assert_close(d.reward.sum(1), 2.0 * (last - first), atol=1e-5, rtol=0)
     d.reward.sum().backward()
     for name in ("expert.4.weight", "trunk.stem.weight", "trunk.text.embedding.weight"):
@@ -152,7 +152,7 @@ def test_reward_is_progress_gained_and_the_best_success_probability(nets):
     """Computed again from the frames: all four of each chunk are judged, and the progress telescopes."""
     learner, weight = policy(), 3.0
     d = dream(learner, nets, judged=(3,), reward=ProgressReward(weight, 0.5))
-    judged = [nets[1].judge({"front": d.images["front"][:, k]}, SENTENCES) for k in range(CHUNKS + 1)]
+    judged = [nets[1].judge({"front": d.images["front"][:, k, None]}, SENTENCES) for k in range(CHUNKS + 1)]
     for k in range(CHUNKS):
         expected = weight * (judged[k + 1].progress - judged[k].progress) + 0.5 * judged[k + 1].p_success
         torch.testing.assert_close(d.reward[:, k], expected, atol=1e-4, rtol=1e-4)

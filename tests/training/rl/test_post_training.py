@@ -82,7 +82,8 @@ def test_finished_dreams_are_dropped_without_changing_the_others(models: dict[st
     """Some dreams end at once; the others play on in a smaller world and see the same frames."""
     reflector = models["reflector"]
     _, whole = play(models, FlowSDE(), GAE())
-    judged = reflector.judge(whole.observations((slice(None), 1)).images, whole.instruction).p_success
+    clip = {name: frames[:, 1:2] for name, frames in whole.images.items()}
+    judged = reflector.judge(clip, whole.instruction).p_success
     reflector.threshold.fill_(float(judged.median()))  # half of them end
     torch.manual_seed(1)
     _, plain = play(models, OneStepFlowSDE(), GAE())

@@ -35,7 +35,7 @@ def attached(data: TableData, views: Any = VIEWS) -> TableData:
     module = torch.nn.Module()
     module.views, module.context, module.policy = views, 2, SimpleNamespace(views=views, action_horizon=3)  # type: ignore[assignment]
     module.world_model = SimpleNamespace(views=views, context=2, horizon=4)  # type: ignore[assignment]
-    module.reflector = SimpleNamespace(views=views)  # type: ignore[assignment]
+    module.reflector = SimpleNamespace(views=views, context=1)  # type: ignore[assignment]
     place = SimpleNamespace(total_batch_idx=-1)
     rank = {"global_rank": 0, "world_size": 1, "precision_plugin": SimpleNamespace(forward_context=nullcontext)}
     data.trainer = SimpleNamespace(lightning_module=module, fit_loop=place, **rank)  # type: ignore[assignment]
@@ -137,7 +137,7 @@ def test_validation_sees_the_held_out_episodes_only(name, root):
     batches = list(build(name, root).val_dataloader())
     assert {value for batch in batches for value in batch["images"]["front"][..., 0].flatten().tolist()} == {8, 9}
     for batch in batches:  # numbers of the episodes, counted from the first that is held out, so that a calibration can part them
-        assert name != "ReflectorData" or torch.equal(batch["episode"], batch["images"]["front"][:, 0, 0, 0] - 8)
+        assert name != "ReflectorData" or torch.equal(batch["episode"], batch["images"]["front"][:, 0, 0, 0, 0] - 8)
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -181,7 +181,9 @@ def test_reflector_batches_hold_their_share_of_successes(root):
     data = build("ReflectorData", root, success_share=0.5)
     batches = list(islice(data.train_dataloader(), 20))
     for batch in batches:
-        assert torch.equal(batch["success"] == 1, batch["images"]["front"][:, 0, 0, 1] == LENGTH), "labels belong to their frames"
+        assert torch.equal(batch["success"] == 1, batch["images"]["front"][:, 0, 0, 0, 1] == LENGTH), (
+            "labels belong to their frames"
+        )
     # 0.5 + 0.5 * 1/7, the natural share; the standard deviation over 640 rows is 0.02.
     share = torch.cat([b["success"] for b in batches]).float().mean().item()
     assert share == pytest.approx(0.5 + 0.5 / 7, abs=0.1)
@@ -196,7 +198,7 @@ def test_each_sentence_is_heard_in_all_its_wordings(name, root):
     for batch in islice(build(name, root, paraphrases=wordings).train_dataloader(), 10):
         frames = batch["images"]["front"] if name == "ReflectorData" else batch["obs"].images["front"]
         said = batch["instruction"] if name == "ReflectorData" else batch["obs"].instruction
-        for number, sentence in zip(frames[:, 0, 0, 0].tolist(), said, strict=True):
+        for number, sentence in zip(frames[..., 0, 0, 0].flatten().tolist(), said, strict=True):
             assert sentence.endswith(str(number % 3))
             heard.add(sentence)
     assert heard == {"sentence 0", "wish 0", "sentence 1", "sentence 2"}
@@ -210,7 +212,7 @@ class Counting(WorldModel):
     def fit_statistics(self, frames, spec):
         raise AssertionError("a judge does not train the world model")
 
-    def init(self, images, state):
+    def init(self, images, state, instruction):
         return images["front"][:, -1].float() / 255
 
     def noise(self, batch, generator):
@@ -232,7 +234,7 @@ def test_a_judge_learns_from_dreams_with_what_happened_in_physics(root):
     data.setup("fit")
     episodes, depths, imagined = set(), set(), []
     for batch in islice(data.train_dataloader(), 20):
-        number, step, blue = batch["images"]["front"][:, 0, 0].unbind(-1)
+        number, step, blue = batch["images"]["front"][:, 0, 0, 0].unbind(-1)
         assert torch.equal(batch["success"] == 1, step == LENGTH)
         torch.testing.assert_close(batch["progress"], step / LENGTH)
         assert list(batch["instruction"]) == [f"sentence {n % 3}" for n in number.tolist()]
@@ -243,8 +245,8 @@ def test_a_judge_learns_from_dreams_with_what_happened_in_physics(root):
     assert depths == set(range(1, LENGTH + 1)), "no frame from beyond an episode's end, and none that was not dreamed"
     assert 0.4 < torch.cat(imagined).float().mean().item() < 0.6
     held_out = list(data.val_dataloader())
-    assert {n for batch in held_out for n in batch["images"]["front"][:, 0, 0, 0].tolist()} == {8, 9}
-    assert all(torch.equal(batch["episode"], batch["images"]["front"][:, 0, 0, 0] - 8) for batch in held_out)
+    assert {n for batch in held_out for n in batch["images"]["front"][:, 0, 0, 0, 0].tolist()} == {8, 9}
+    assert all(torch.equal(batch["episode"], batch["images"]["front"][:, 0, 0, 0, 0] - 8) for batch in held_out)
     assert all((batch["images"]["front"][..., 2] == 77).all() for batch in held_out)
 
 
@@ -258,7 +260,31 @@ def test_a_judge_does_not_learn_from_dreams_of_what_nobody_judged(tmp_path: Path
     data.setup("fit")
     assert set(data.table.episode[data.moments].tolist()) == {0, 1}
     for batch in islice(data.train_dataloader(), 5):
-        assert (batch["images"]["front"][:, 0, 0, 0] == 0).all() and not batch["success"].isnan().any()
+        assert (batch["images"]["front"][:, 0, 0, 0, 0] == 0).all() and not batch["success"].isnan().any()
+
+
+@pytest.mark.parametrize("imagined", [False, True])
+def test_a_judge_of_clips_learns_from_the_frames_before(root, imagined):
+    """Recorded ones, the first of an episode repeated before it; those of a dream are recorded until it begins."""
+    settings: dict[str, Any] = {"batch_size": 32, "held_out": HELD_OUT, "max_shift": 0}
+    if imagined:
+        data = attached(dreamed.DreamedReflectorData([str(root)], Counting(), dreams=64, chunks=2, **settings))
+    else:
+        data = attached(ReflectorData([str(root)], **settings))
+    data.module.reflector.context = 3
+    data.setup("fit")
+    blue = set()
+    for batch in [*islice(data.train_dataloader(), 10), *data.val_dataloader()]:
+        clip = batch["images"]["front"]
+        assert clip.shape[1:] == (3, 8, 8, 3)
+        number, step, colour = clip[:, :, 0, 0].long().unbind(-1)
+        assert torch.equal(step, (step[:, -1:] + torch.tensor([-2, -1, 0])).clamp(min=0))
+        assert (number == number[:, :1]).all()
+        known = ~batch["progress"].isnan()
+        torch.testing.assert_close(batch["progress"][known], step[known, -1] / LENGTH)
+        blue |= {tuple(row) for row in (colour == 77).tolist()}
+    assert blue >= ({(False, False, True), (False, True, True), (True, True, True)} if imagined else {(False, False, False)})
+    assert imagined or len(blue) == 1
 
 
 def test_a_judge_without_dreams_is_refused(root):

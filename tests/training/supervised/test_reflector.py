@@ -32,8 +32,8 @@ class Green(InstantReflector):
         super().__init__(features=8, channels=8, blocks=1)
         self.unit = nn.Parameter(torch.tensor(1.0))
 
-    def raw(self, images: Any, instruction: Any) -> tuple[Tensor, Tensor]:
-        frames = images["front"]
+    def raw(self, clip: Any, instruction: Any) -> tuple[Tensor, Tensor]:
+        frames = clip["front"][:, -1]
         green = frames[:, 0, 0, 1].float() * (1 if frames.dtype == torch.uint8 else 255)
         return self.unit * (green - 9) / 2, self.unit * green / 20
 
@@ -176,7 +176,7 @@ def batch_of(success: list[float], progress: list[float]) -> dict[str, Any]:
     frames = torch.randint(0, 256, (len(success), 64, 64, 3), generator=generator, dtype=torch.uint8)
     words = tuple("push" for _ in success)
     return {
-        "images": {"front": frames},
+        "images": {"front": frames[:, None]},
         "instruction": words,
         "success": torch.tensor(success),
         "progress": torch.tensor(progress),
@@ -220,8 +220,10 @@ def test_frames_without_labels_are_not_drawn_and_a_root_without_any_is_refused(t
         partly.setup("fit")
     assert partly.judged.tolist() == [0, 1, 2, 3, 7]
     batch = partly.draw(torch.Generator().manual_seed(0))
-    assert set(batch["images"]["front"][:, 0, 0, 1].tolist()) == {0, 2, 4, 20, 3}
-    assert torch.equal(batch["success"].isnan(), batch["images"]["front"][:, 0, 0, 1] == 3) and not batch["progress"].isnan().any()
+    assert set(batch["images"]["front"][:, 0, 0, 0, 1].tolist()) == {0, 2, 4, 20, 3}
+    assert (
+        torch.equal(batch["success"].isnan(), batch["images"]["front"][:, 0, 0, 0, 1] == 3) and not batch["progress"].isnan().any()
+    )
     unknown = torch.full((4,), NAN)
     robot = record(tmp_path / "robot", [replace(episode([0, 1, 2, 3], [NAN] * 4), progress=unknown)] * 2, judged=False)
     with pytest.raises(ValueError, match=r"nobody judged success or progress in .*robot; leave it out of a reflector's data.roots"):

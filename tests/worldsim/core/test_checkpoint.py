@@ -65,8 +65,8 @@ def output(model) -> torch.Tensor:
         features = model.encode(Observation({"front": FRAMES}, torch.ones(2, 4), SENTENCES))
         return model.velocity(features, torch.ones(2, 3, 2), torch.tensor([1.0, 0.3]))
     if isinstance(model, InstantReflector):
-        return model.judge({"front": FRAMES}, SENTENCES).p_success
-    state = model.init({"front": FRAMES[:, None].repeat(1, 2, 1, 1, 1)}, torch.ones(2, 2, 4))
+        return model.judge({"front": FRAMES[:, None]}, SENTENCES).p_success
+    state = model.init({"front": FRAMES[:, None].repeat(1, 2, 1, 1, 1)}, torch.ones(2, 2, 4), SENTENCES)
     return model.step(state, torch.ones(2, 4, 2), Noise.rows(1, 2))[1]["front"]
 
 

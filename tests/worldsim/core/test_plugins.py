@@ -61,7 +61,7 @@ def test_a_checkpoint_names_a_class_that_a_plugin_lists(install, tmp_path):
         assert type(loaded) is type(model) and not loaded.training
         assert torch.equal(loaded.weight, torch.tensor([0.0, 1.0, 2.0]))
     with pytest.raises(ValueError, match="^Judge has no logit that frames could train"):
-        model.raw({"front": torch.zeros(1, 8, 8, 3)}, ["go"])
+        model.raw({"front": torch.zeros(1, 1, 8, 8, 3)}, ["go"])
     with pytest.raises(ValueError, match="'acme.Judge', which no installed plug-in lists under worldsim.policies and") as error:
         load(folder, Policy)
     assert "\n" not in str(error.value)

@@ -150,7 +150,7 @@ class CountsPhysics(DreamWorld):
 
 class FloatFrames(DreamWorld):
     def _observe(self, state):
-        return replace(super()._observe(state), images=state.images)
+        return replace(super()._observe(state), images={name: frames[:, -1] for name, frames in state.clip.items()})
 
 
 class OneChanceForAll(DreamWorld):
@@ -263,11 +263,11 @@ def test_a_dream_does_not_depend_on_its_neighbours_nor_on_what_they_began_when()
     assert world.snapshot().elapsed.tolist() == [0, 3, 3]
     world.step_chunk(actions[:, 3:])
     mixed = world.snapshot()
-    torch.testing.assert_close(mixed.images["front"][1:], whole.images["front"][1:], atol=1e-5, rtol=0)
+    torch.testing.assert_close(mixed.clip["front"][1:], whole.clip["front"][1:], atol=1e-5, rtol=0)
     torch.testing.assert_close(mixed.model.latents[1:], whole.model.latents[1:], atol=1e-4, rtol=1e-4)
     world.reset(seed=50)
     world.step_chunk(actions[:, 3:])
-    torch.testing.assert_close(mixed.images["front"][:1], world.snapshot().images["front"][:1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(mixed.clip["front"][:1], world.snapshot().clip["front"][:1], atol=1e-5, rtol=0)
 
 
 def test_another_stream_is_another_dream_of_the_same_start_if_the_model_is_stochastic():
