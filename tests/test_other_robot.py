@@ -14,13 +14,18 @@ import torch
 from training.app.cli import main
 from worldsim.core import checkpoint
 from worldsim.core.interfaces import Policy, WorldModel
+from worldsim.core.noise import Noise
 from worldsim.core.spec import Spec
 from worldsim.core.types import Episode
 from worldsim.core.views import mosaic
 from worldsim.data.lerobot import DatasetWriter
 from worldsim.data.store import FrameStore
+from worldsim.deploy.serving import TorchPolicy
+from worldsim.measure.collect import PolicyActor
+from worldsim.measure.remote import RemoteActor, RemotePolicies
 from worldsim.robot.bundle import load_bundle
 from worldsim.robot.drivers import RobotDriver, joined
+from worldsim.robot.server import Server
 from worldsim.worlds.dream import DreamWorld
 
 SIZE, WRIST, FPS, STEPS, EPISODES = (48, 80), (96, 96), 30, 9, 12
@@ -87,22 +92,24 @@ def test_datasets_are_joined_by_the_names_of_their_channels(data: Path):
 
 
 class Arm:
-    """A robot in LeRobot's style that lists its joints the other way round."""
+    """A robot in LeRobot's style that lists its joints as the first recording does, and the policy the other way round."""
 
-    action_features = dict.fromkeys(JOINTS[::-1], float)
+    action_features = dict.fromkeys(JOINTS, float)
 
-    def __init__(self, state: list[float]):
+    def __init__(self, state: dict[str, float]):
         self.state, self.sent = state, {}
 
     def get_observation(self) -> dict[str, Any]:
-        return dict(zip(STATE, self.state, strict=True)) | {name: np.zeros((*size, 3), np.uint8) for name, size in VIEWS.items()}
+        return {name: self.state[name] for name in STATE} | {name: np.zeros((*size, 3), np.uint8) for name, size in VIEWS.items()}
 
     def send_action(self, action: dict[str, float]) -> None:
         self.sent = dict(action)
 
 
 def fit(data: Path, run: str, *settings: str) -> None:
-    roots = str(data) if run == "reflector" else f"{data},{data.with_name('unjudged')}"
+    """The policy learns from a robot that lists its joints the other way round."""
+    first = data.with_name("turned") if run == "policy" else data
+    roots = str(data) if run == "reflector" else f"{first},{data.with_name('unjudged')}"
     common = (f"data.roots=[{roots}]", "data.batch_size=8", f"run_dir={run}", "trainer.accelerator=cpu")
     assert main(["fit", *settings, *common, "logger=[]"]) == 0, run
 
@@ -120,9 +127,9 @@ def test_an_arm_in_degrees_goes_through_the_whole_loop(data: Path, tmp_path: Pat
 
     policy, world_model = checkpoint.load("policy", Policy), checkpoint.load("world_model", WorldModel)
     assert policy.spec is not None and world_model.spec is not None
-    assert (policy.spec.state, policy.spec.action) == (world_model.spec.state, world_model.spec.action)
+    assert (policy.spec.state[::-1], policy.spec.action[::-1]) == (world_model.spec.state, world_model.spec.action)
     assert policy.views == world_model.views == VIEWS, "as large as they are, as the dataset says"
-    assert (policy.spec.fps, policy.spec.action_names, policy.spec.action[-1].high) == (FPS, JOINTS, 100)
+    assert (policy.spec.fps, policy.spec.action_names, policy.spec.action[0].high) == (FPS, JOINTS[::-1], 100)
     dream = DreamWorld.from_folders("world_model", "reflector", [str(data)], num_envs=4)
     assert dream.fps == FPS and dream.action_names == JOINTS and dream.spec.action[0].unit == "deg"
     assert dream.single_action_space.high.tolist() == [170] * 6 + [100]
@@ -147,11 +154,17 @@ def test_an_arm_in_degrees_goes_through_the_whole_loop(data: Path, tmp_path: Pat
     world = [f"world.{name}={tmp_path / name}" for name in ("world_model", "reflector")]
     play = ["world=dream", *world, f"world.data=[{data}]", "world.num_envs=4", "episodes=4"]
     assert main(["evaluate", f"policy={tmp_path / 'ppo'}", *play, f"out={tmp_path / 'out'}"]) == 0
+    learned, noise = checkpoint.load("ppo", Policy), Noise.rows(5, 4)
+    with Server(TorchPolicy(learned, state_dim=9), port=0) as server, RemotePolicies(server.url) as remote:
+        assert main(["evaluate", f"policy={server.url}", *play, f"out={tmp_path / 'served'}"]) == 0
+        here, there = (actor.act(dream, obs, noise) for actor in (PolicyActor(learned), RemoteActor(remote)))
+    torch.testing.assert_close(there, here, rtol=0, atol=1e-3)  # degrees
+    assert (here.amin(dim=(0, 1))[:6] < -20).any(), "in degrees, and in the order of the dream: the gripper is the last"
     assert main(["export", f"policy={tmp_path / 'policy'}", f"data={data}", f"out={tmp_path / 'bundle'}"]) == 0
     bundle = load_bundle(tmp_path / "bundle")
     assert Spec.from_json(bundle.description["spec"], "bundle") == policy.spec and bundle.description["fps"] == FPS
-    assert bundle.description["limits"] == {"measured": list(range(7))}, "of positions where it is stands still, and not 0"
-    table = FrameStore.read(data, dict.fromkeys(VIEWS))
+    assert bundle.description["limits"] == {"measured": list(range(2, 9))}, "of positions where it is stands still, and not 0"
+    table = FrameStore.read(data, dict.fromkeys(VIEWS)).ordered(policy.spec, "the policy")
     rows = table.first.unique()
     chunks = np.stack(
         [
@@ -167,13 +180,13 @@ def test_an_arm_in_degrees_goes_through_the_whole_loop(data: Path, tmp_path: Pat
     middle = table.actions(rows, 8)["action"].mean(dim=(0, 1)).numpy()
     spread = table.action.std(dim=0).numpy()
     assert (np.abs(chunks.mean(axis=(0, 1)) - middle) < 1.5 * spread).all(), "in degrees and percent, where the arm was"
-    assert np.abs(chunks[..., :6]).max() > 20, "and not in [-1, 1]"
+    assert np.abs(chunks[..., 1:]).max() > 20, "and not in [-1, 1]"
 
-    arm = Arm(table.state[0].tolist())
-    driver = joined(RobotDriver(arm, state_names=STATE[::-1], cameras=[*VIEWS], units={"pan.pos": "deg"}), bundle.description)
+    arm = Arm(dict(zip(STATE[::-1], table.state[0].tolist(), strict=True)))
+    driver = joined(RobotDriver(arm, state_names=STATE, cameras=[*VIEWS], units={"pan.pos": "deg"}), bundle.description)
     np.testing.assert_allclose(driver.observe().state, table.state[0].numpy())
     driver.send(chunks[0, 0])
-    assert arm.sent == {name: pytest.approx(value) for name, value in zip(JOINTS, chunks[0, 0].tolist(), strict=True)}
+    assert arm.sent == {name: pytest.approx(value) for name, value in zip(JOINTS[::-1], chunks[0, 0].tolist(), strict=True)}
     with pytest.raises(ValueError, match="action pan.pos is in deg, the robot's in rad"):
         joined(RobotDriver(arm, state_names=STATE, cameras=[*VIEWS], units={"pan.pos": "rad"}), bundle.description)
     capsys.readouterr()

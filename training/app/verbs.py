@@ -5,6 +5,7 @@ longer verbs live in `training/app/fit.py`, `training/app/evaluate.py`, `trainin
 `training/studies/algorithms.py`."""
 
 import json
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from worldsim.core.files import write_json
 from worldsim.core.interfaces import Policy
 from worldsim.core.precision import autocast, circumstances
 from worldsim.core.seeds import check_training
-from worldsim.core.sizes import check_names, check_sizes
+from worldsim.core.sizes import check_names, check_sizes, join
 from worldsim.core.types import Observation
 from worldsim.core.world import World
 from worldsim.data.dataset_spec import write_overlay
@@ -199,9 +200,9 @@ def _example(policy: Policy) -> Observation:
 def _parts(policy: Policy, data: Dataset) -> Config:
     """What a bundle has from recorded episodes: 32 observations to compare on, and a description of what training looked like."""
     check_sizes(policy, data.spec)
-    check_names(policy, data.spec, str(data.root))
+    felt = join(policy, data.spec, str(data.root)).felt
     indices = np.unique(np.linspace(0, data.num_episodes - 1, 128).round().astype(int)).tolist()
-    episodes = list(data.episodes(indices))
+    episodes = [replace(episode, state=episode.state[:, felt]) for episode in data.episodes(indices)]
     frames = [(episode, i) for episode in episodes for i in range(len(episode.state))]
     chosen = [frames[i] for i in np.unique(np.linspace(0, len(frames) - 1, 32).round().astype(int))]
     images = {name: torch.stack([episode.images[name][i] for episode, i in chosen]) for name in policy.views}
@@ -210,9 +211,9 @@ def _parts(policy: Policy, data: Dataset) -> Config:
     parts = {
         "observation": observation,
         "recorded": observation,
-        "state_names": data.state_names,
-        "action_names": data.action_names,
     }
+    if policy.spec is None:  # otherwise it knows
+        parts |= {"state_names": data.state_names, "action_names": data.action_names}
     seen = [({name: episode.images[name].numpy() for name in policy.views}, episode.state.numpy()) for episode in episodes]
     training, held_out = seen[::2], seen[1::2]
     if sum(len(states) for _, states in held_out) < FEWEST:

@@ -15,6 +15,7 @@ from training.supervised.batches import Batch
 from worldsim.core.interfaces import FlowPolicy, Reflector, WorldModel
 from worldsim.core.noise import Noise
 from worldsim.core.sight import clips, recent, seen
+from worldsim.core.sizes import join
 from worldsim.core.types import Judgement, Observation, TensorBatch, cat_rows, float_image, where_rows
 from worldsim.core.world import Reward
 
@@ -99,6 +100,7 @@ def imagine(
     """
     instruction, past, felt = start.instruction, start.images, start.states
     now_seen, proprioception = _latest(past), felt[:, -1]
+    joined = join(policy, world_model.spec, "the dream")
     b = len(instruction)
     first = reflector.judge({name: _clip(frames, reflector) for name, frames in past.items()}, instruction).detach()
     before = Judgement(success=first.p_success, progress=first.progress)
@@ -117,12 +119,12 @@ def imagine(
     for number in range(chunks):
         now = noise.at(number)
         images = {name: frame.detach() for name, frame in now_seen.items()}
-        obs = Observation(images, proprioception.detach().float(), instruction)
+        obs = joined.seen(Observation(images, proprioception.detach().float(), instruction))
         features = policy.encode(obs)
         path = chain.sample(policy, features, now).path
         action = path[:, -1]
         jitter = now.normal("action", *action.shape[1:]) if exploration.any() else torch.zeros_like(action)
-        executed = policy.action_units.native(action + exploration * jitter)
+        executed = joined.done(policy.action_units.native(action + exploration * jitter))
         begun = [_begun(rival, past, felt, instruction) for rival in rivals]
         others = [rival.step(begun[i], executed, replace(now, stream=i + 1))[1] for i, rival in enumerate(rivals)]
         state, predicted, proprioceptions = world_model.step(state, executed, now)

@@ -14,7 +14,7 @@ from training.rl.math.advantages import first_success_mask
 from training.rl.sampling import EarlyStop
 from worldsim.core.interfaces import FlowPolicy
 from worldsim.core.noise import Noise
-from worldsim.core.sizes import check_names
+from worldsim.core.sizes import join
 from worldsim.core.types import Features, Observation, Rollout, stack_times
 from worldsim.core.world import ChunkResult, Divisible, World
 
@@ -46,7 +46,7 @@ def collect_rollout(
         early_stop: in a `Divisible` world: leaves finished and hopeless environments out of the computation. A hopeless one is
             truncated, so its last value stands for the rest.
     """
-    check_names(policy, world.spec)
+    joined = join(policy, world.spec)
     b, noise = world.num_envs, Noise.rows(seed, world.num_envs)
     instruction, rows = obs.instruction, torch.arange(b)
     final_value, ended, success = torch.zeros(b), *torch.zeros(2, b, dtype=torch.bool)
@@ -64,13 +64,14 @@ def collect_rollout(
             log.setdefault(name, []).append(spread(value))
 
     def critic(seen: Observation) -> Tensor:
-        return advantage.value(seen.images, seen.instruction, policy.encode(seen))
+        return advantage.value(seen.images, seen.instruction, policy.encode(joined.seen(seen)))
 
     for t in range(chunks):
+        obs = joined.seen(obs)
         features = policy.encode(obs)
         steps, logprob, stochastic = chain.sample(policy, features, noise[rows].at(t))
         value = advantage.value(obs.images, obs.instruction, features)
-        result: ChunkResult = world.step_chunk(policy.action_units.native(steps[:, -1]))
+        result: ChunkResult = world.step_chunk(joined.done(policy.action_units.native(steps[:, -1])))
         kept.append(features.each(spread))
         store(state=obs.state, chain=steps, value=value)
         store(**{f"camera {name}": frames for name, frames in obs.images.items()})

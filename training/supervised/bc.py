@@ -9,7 +9,6 @@ from training.supervised.batches import Batch, drawn_by_batch, generator_of
 from training.supervised.optim import decayed_adamw
 from worldsim.core import checkpoint
 from worldsim.core.interfaces import Policy
-from worldsim.core.sizes import check_names
 
 
 class BehaviourCloning(LightningModule):
@@ -24,11 +23,11 @@ class BehaviourCloning(LightningModule):
     def __init__(self, policy: Policy, lr: float = 6e-4, weights: str | None = None):
         super().__init__()
         self.policy, self.lr, self.weights = policy, lr, weights
+        if weights is not None:
+            checkpoint.load_weights(policy, weights)
 
     def setup(self, stage: str) -> None:
-        if self.weights is not None:
-            checkpoint.load_weights(self.policy, self.weights)
-            check_names(self.policy, self.trainer.datamodule.table.spec, "the data")  # type: ignore[attr-defined]
+        if self.weights is not None:  # which know what their numbers mean, and the data were joined with that
             return
         self.policy.fit_statistics(self.trainer.datamodule.table.spec)  # type: ignore[attr-defined]
 

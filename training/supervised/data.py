@@ -122,12 +122,12 @@ class TableData(StreamData):
         return None if held_out is None else self._as_learned(held_out)
 
     def _as_learned(self, table: FrameStore) -> FrameStore:
-        """The table in the order of channels that models of the module have learned, which must be one."""
+        """The table in the order of channels that models of the module have learned: a world model's, if there is one, in which
+        dreams begin."""
         learner: Any = torch.nn.Module() if self.trainer is None else self.trainer.lightning_module
-        known = ((part.spec, type(part).__name__) for part in learner.modules() if isinstance(part, Configured))
-        spec, name = next((found for found in known if found[0] is not None), (None, ""))
-        if spec is not None:
-            table = table.ordered(spec, f"the {name}")
+        known = [part for part in learner.modules() if isinstance(part, Configured) and part.spec is not None]
+        for part in sorted(known, key=lambda part: not isinstance(part, WorldModel))[:1]:
+            table = table.ordered(part.spec, f"the {type(part).__name__}")  # type: ignore[arg-type]
             check_names(learner, table.spec, "the data")
         return table
 

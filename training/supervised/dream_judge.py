@@ -73,7 +73,6 @@ class DreamedReflectorData(ReflectorData):
         check_cameras(self.module.reflector.views, self.world_model.views, "the reflector", "the world model dreams")
         model, generator = self.world_model.eval(), torch.Generator().manual_seed(self.seed)
         check_sizes(model, self.table.spec)
-        check_names(model, self.table.spec, "the data")
         with self.trainer.precision_plugin.forward_context() if self.trainer else nullcontext():
             self.dreamed, self.moments = self._dream(model, self.table, self.dreams, generator)
             self.held_out_dreamed, self.held_out_moments = self._dream(model, self.calibration, self.dreams // 8, generator)
@@ -81,6 +80,11 @@ class DreamedReflectorData(ReflectorData):
         self.dreamed_judged = is_judged(self.table)[self.moments].nonzero().flatten()
         if len(self.dreamed_successes) == 0:
             raise ValueError(f"no dream along {self.roots} passes a recorded success; raise data.dreams={self.dreams}")
+
+    def _as_learned(self, table: FrameStore) -> FrameStore:
+        """In the world model's order of channels."""
+        spec = self.world_model.spec
+        return table if spec is None else table.ordered(spec, "the world model")
 
     def draw(self, generator: torch.Generator) -> Batch:
         real = super().draw(generator)
@@ -159,6 +163,8 @@ class DreamThreshold(Callback):
     def __init__(self, policy: Policy, world_model: WorldModel, recording: str, max_episode_steps: int = 40):
         self.policy, self.world_model = policy.eval(), world_model.eval()
         table = FrameStore.read([recording], {**self.policy.views, **self.world_model.views})
+        if self.world_model.spec is not None:
+            table = table.ordered(self.world_model.spec, "the world model")
         for model in (self.policy, self.world_model):
             check_sizes(model, table.spec)
             check_names(model, table.spec, recording)

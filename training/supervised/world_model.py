@@ -13,7 +13,6 @@ from training.supervised.optim import decayed_adamw
 from worldsim.core import checkpoint
 from worldsim.core.interfaces import WorldModel
 from worldsim.core.noise import Noise
-from worldsim.core.sizes import check_names
 from worldsim.measure.metrics import psnr
 
 
@@ -31,12 +30,11 @@ class WorldModelTraining(LightningModule):
         super().__init__()
         self.world_model, self.lr, self.ema_decay, self.weights = world_model, lr, ema_decay, weights
         self.ema: EMAModel | None = None
+        if weights is not None:
+            checkpoint.load_weights(world_model, weights)
 
     def setup(self, stage: str) -> None:
-        if self.weights is not None:
-            checkpoint.load_weights(self.world_model, self.weights)
-            check_names(self.world_model, self.trainer.datamodule.table.spec, "the data")  # type: ignore[attr-defined]
-        else:
+        if self.weights is None:  # weights know what their numbers mean, and the data were joined with that
             table = self.trainer.datamodule.table  # type: ignore[attr-defined]
             rows = torch.arange(len(table.state))[:: max(1, len(table.state) // 512)]
             self.world_model.fit_statistics(table.pictures(rows), table.spec)

@@ -4,24 +4,65 @@ Sizes stand in two places, a model's constructor and the data or world, because 
 own through the arguments that `Configured` records. Read `worldsim/deploy/export.py` next.
 """
 
-from torch import nn
+from dataclasses import replace
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from worldsim.core.checkpoint import Configured
 from worldsim.core.interfaces import Policy, Reflector, WorldModel
 from worldsim.core.spec import Spec, match
+from worldsim.core.types import Observation
 from worldsim.core.views import check_cameras
 
 MEANING = {"state_dim": "numbers of state", "action_dim": "numbers of an action"}
 
 
+class Joined(NamedTuple):
+    """How a policy and a world, whose channels have the same names in any order, understand each other.
+
+    Attributes:
+        felt: the policy's state channels in the world's state.
+        asked: the world's action channels in the policy's actions.
+    """
+
+    felt: list[int] | slice
+    asked: list[int] | slice
+
+    def seen(self, obs: Observation) -> Observation:
+        """What the policy sees of the world's observation."""
+        return replace(obs, state=obs.state[..., self.felt])
+
+    def done(self, actions: Float[Tensor, "*b ad"]) -> Float[Tensor, "*b ad"]:
+        """What the world is asked to do by the policy's actions."""
+        return actions[..., self.asked]
+
+
+def join(policy: Policy, spec: Spec | None, there: str = "the world") -> Joined:
+    """By the names of the channels, or in the order in which they stand where policy or world has none.
+
+    Raises:
+        ValueError: if a name is missing, or stands for another unit or kind.
+    """
+    own = policy.spec
+    if own is None or spec is None:
+        return Joined(slice(None), slice(None))
+    who = f"the {type(policy).__name__}"
+    felt = match(own.state, spec.state, what="state", who=who, where=there, exact=True)
+    asked = match(spec.action, own.action, what="action", who=there, where=who, exact=True)
+    return Joined([*felt], [*asked])
+
+
 def check_names(module: nn.Module, spec: Spec, there: str = "the world") -> None:
-    """ValueError if a model inside `module` learned other channels than there are, in another unit, of another kind or order."""
+    """ValueError if a model inside `module` learned other channels than there are, in another unit or of another kind, or if one
+    that is no policy learned another order: whoever plays a policy joins it by name."""
     for model in (part for part in module.modules() if isinstance(part, Configured) and part.spec is not None):
         for feature in ("state", "action"):
             wanted, found = (getattr(one, feature) for one in (model.spec, spec))
             who = f"the {type(model).__name__}"
             order = match(wanted, found, what=feature, who=who, where=there, exact=True)
-            if order != tuple(range(len(wanted))):
+            if order != tuple(range(len(wanted))) and not isinstance(model, Policy):
                 names = [", ".join(channel.name for channel in channels) for channels in (wanted, found)]
                 raise ValueError(
                     f"{who} has {feature} channels in the order {names[0]}, {there} in the order {names[1]}; list them alike"

@@ -17,6 +17,7 @@ from torch import Tensor
 from worldsim.core import checkpoint
 from worldsim.core.interfaces import Policy
 from worldsim.core.noise import Noise
+from worldsim.core.sizes import join
 from worldsim.core.types import Episode, Observation
 from worldsim.core.world import ChunkResult, Scripted, Sight, World
 from worldsim.tasks.push import expert_action
@@ -114,7 +115,7 @@ class PlayActor(Actor):
 
 
 class PolicyActor(Actor):
-    """A policy.
+    """A policy, joined by name with the world that it acts in.
 
     Args:
         policy: in evaluation mode.
@@ -133,11 +134,12 @@ class PolicyActor(Actor):
 
     @torch.no_grad()
     def act(self, world: Any, obs: Observation, noise: Noise) -> Tensor:
-        chunk = self.policy.act(obs, noise)
-        if not self.noise:
-            return chunk
-        units = self.policy.action_units
-        return units.native(units.network(chunk) + self.noise * noise.normal("action", *chunk.shape[1:]))
+        joined = join(self.policy, world.spec)
+        chunk = self.policy.act(joined.seen(obs), noise)
+        if self.noise:
+            units = self.policy.action_units
+            chunk = units.native(units.network(chunk) + self.noise * noise.normal("action", *chunk.shape[1:]))
+        return joined.done(chunk)
 
 
 def executed(chunk: Float[Tensor, "b ah ad"], n_action_steps: int | None) -> Float[Tensor, "b n ad"]:

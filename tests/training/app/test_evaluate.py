@@ -17,6 +17,7 @@ from training.app.verbs import _store
 from training.supervised.dream_judge import highest_success
 from worldsim.core import checkpoint
 from worldsim.core.interfaces import Policy, WorldModel
+from worldsim.core.types import Features
 from worldsim.data.lerobot import Dataset
 from worldsim.data.store import FrameStore
 from worldsim.measure.collect import PolicyActor
@@ -158,7 +159,7 @@ def test_rollout_and_evaluate_say_the_same_of_the_same_starts(
     num_envs: int, episodes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With 64 environments the first 64 episodes to end are nearly all successes, at a true rate of 0.8."""
-    monkeypatch.setattr(FlowVLA, "encode", lambda self, obs: torch.zeros(len(obs.state), self.feature_dim))  # 8x8 pixels
+    monkeypatch.setattr(FlowVLA, "encode", lambda self, obs: Features(torch.zeros(len(obs.state), self.feature_dim)))  # 8x8 pixels
     size = [f"+world.num_envs={num_envs}", f"episodes={episodes}", "seed=11"]
     assert cli.main(known("rollout", tmp_path, *size, f"out={tmp_path / 'rollout'}")) == 0
     printed = capsys.readouterr().out
@@ -257,9 +258,9 @@ def test_policies_compute_in_the_precision_that_the_report_states(
 ) -> None:
     computed = set()
 
-    def encode(self: FlowVLA, obs: Any) -> torch.Tensor:
+    def encode(self: FlowVLA, obs: Any) -> Features:
         computed.add((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
-        return torch.zeros(len(obs.state), self.feature_dim)
+        return Features(torch.zeros(len(obs.state), self.feature_dim))
 
     monkeypatch.setattr(FlowVLA, "encode", encode)
     out = tmp_path / "out"
@@ -279,7 +280,7 @@ def test_what_was_measured_is_written_before_anything_optional_fails(
     more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next policy, or the same one again with other noise."""
-    monkeypatch.setattr(FlowVLA, "encode", lambda self, obs: torch.zeros(len(obs.state), self.feature_dim))
+    monkeypatch.setattr(FlowVLA, "encode", lambda self, obs: Features(torch.zeros(len(obs.state), self.feature_dim)))
     played: list[Any] = []
     play = evaluation.play_episodes
 
@@ -298,7 +299,7 @@ def test_what_was_measured_is_written_before_anything_optional_fails(
 
 
 def test_the_same_starts_are_played_again_with_other_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FlowVLA, "encode", lambda self, obs: torch.zeros(len(obs.state), self.feature_dim))
+    monkeypatch.setattr(FlowVLA, "encode", lambda self, obs: Features(torch.zeros(len(obs.state), self.feature_dim)))
     acted: list[torch.Tensor] = []
     act = PolicyActor.act
 
@@ -318,7 +319,7 @@ def test_the_same_starts_are_played_again_with_other_noise(tmp_path: Path, monke
 
 
 def test_a_rollout_of_something_else_is_not_mixed_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setattr(FlowVLA, "encode", lambda self, obs: torch.zeros(len(obs.state), self.feature_dim))
+    monkeypatch.setattr(FlowVLA, "encode", lambda self, obs: Features(torch.zeros(len(obs.state), self.feature_dim)))
     out = f"out={tmp_path / 'out'}"
     arguments = known("rollout", tmp_path, "+world.num_envs=4", "episodes=4", out)
     assert cli.main(arguments) == 0

@@ -159,9 +159,13 @@ def test_windows_and_chunks_are_as_long_as_the_models_say(
 def test_channels_of_another_order_unit_or_name_are_one_line(models: dict[str, Any]) -> None:
     policy = models["policy"]
     policy.fit_statistics(toy_spec(torch.randn(9, 4)))
+    turned = replace(policy.spec, action=policy.spec.action[::-1])
     check_names(policy, policy.spec)
-    with pytest.raises(ValueError, match="FlowVLA has action channels in the order dx, dy, the world in the order dy, dx; list"):
-        check_names(policy, replace(policy.spec, action=policy.spec.action[::-1]))
+    check_names(policy, turned)  # whoever plays it joins it by name
+    with pytest.raises(
+        ValueError, match="LatentFlowWorldModel has action channels in the order dx, dy, the world in the order dy, dx"
+    ):
+        check_names(models["world_model"], turned)
     deg, mm = (tuple(replace(channel, unit=unit) for channel in policy.spec.action) for unit in ("deg", "mm"))
     check_names(policy, replace(policy.spec, action=deg))  # nobody knows the policy's unit
     policy.spec = replace(policy.spec, action=mm)

@@ -83,6 +83,10 @@ def test_frames_that_nobody_judged_are_no_successes() -> None:
     world = DreamWorld(Rising(), Remembering(every=1), starts([99]), num_envs=1, max_episode_steps=20)
     world.reset()
     assert world.step_chunk(up(4, b=1)).terminated.tolist() == [[True, False, False, False]]
+    world = DreamWorld(Rising(), Remembering(every=2), starts([99]), num_envs=1, max_episode_steps=20)
+    world.reflector.consecutive = 2  # of the last two that it judged, whatever came between
+    world.reset()
+    assert world.step_chunk(up(4, b=1)).terminated.tolist() == [[False, False, False, True]]
 
 
 def test_an_analytic_dream_shows_the_same_clips_and_differentiates_them() -> None:

@@ -1,0 +1,154 @@
+"""A policy and a world that list their channels in other orders understand each other, wherever a policy acts or learns."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from counting import VIEWS, Remembering, frames
+from jaxtyping import Float
+from learners import fit
+from torch import Tensor
+
+from training.rl.arena import DreamArena
+from training.rl.chains import Deterministic, FlowSDE
+from training.rl.estimators import GRPO
+from training.rl.imagine import Moment, imagine
+from training.rl.ppo import PPOPostTraining
+from training.rl.rollout import collect_rollout
+from training.rl.sampling import SuccessBuffer
+from worldsim.core.channels import Channel
+from worldsim.core.interfaces import FlowPolicy, WorldModel
+from worldsim.core.noise import Noise
+from worldsim.core.spec import Spec
+from worldsim.core.types import Features, Observation, TensorBatch
+from worldsim.core.units import Units
+from worldsim.measure.collect import PolicyActor, collect
+from worldsim.tasks.reward import ProgressReward
+from worldsim.worlds.dream import DreamWorld, Starts
+
+START = torch.tensor([[0.4, -0.2], [-0.1, 0.3]])  # east and north [m]
+
+
+def spec(*, turned: bool) -> Spec:
+    felt = (Channel("east", "m"), Channel("north", "m"))
+    asked = (Channel("de", "m", low=-1, high=1), Channel("dn", "m", low=-0.25, high=0.25))
+    return Spec({}, 10, "drifter", felt[::-1] if turned else felt, asked[::-1] if turned else asked)
+
+
+@dataclass(frozen=True)
+class Place(TensorBatch):
+    place: Float[Tensor, "b 2"]
+
+
+class Drift(WorldModel):
+    """A place (east, north) that actions (de, dn) move, as they are; black pictures."""
+
+    differentiable = causal = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.views, self.context, self.action_horizon, self.action_dim = VIEWS, 1, 1, 2
+        self.action_units, self.spec = Units(2), spec(turned=False)
+        self.action_units.high[1], self.action_units.low[1] = 0.25, -0.25
+
+    def init(self, images: Mapping[str, Tensor], state: Tensor, instruction: Sequence[str]) -> Place:
+        return Place(state[:, -1])
+
+    def step(self, state: TensorBatch, actions: Tensor, noise: Noise):
+        assert isinstance(state, Place)
+        places = state.place[:, None] + actions.cumsum(dim=1)
+        return Place(places[:, -1]), {"front": frames(torch.zeros(actions.shape[:2]))}, places
+
+    def loss(self, batch, generator):
+        raise NotImplementedError
+
+
+class Homing(FlowPolicy):
+    """Halves the way north and takes the way east whole, whatever the noise; its channels stand (north, east) and (dn, de)."""
+
+    def __init__(self, *, turned: bool = True) -> None:
+        super().__init__()
+        self.views, self.action_horizon, self.action_dim, self.num_steps, self.feature_dim = VIEWS, 1, 2, 1, 2
+        self.state_units, self.action_units, self.spec = Units(2), Units(2), spec(turned=turned)
+        self.gain = torch.nn.Parameter(torch.tensor([0.5, 1.0] if turned else [1.0, 0.5]))
+
+    def encode(self, obs: Observation) -> Features:
+        return Features(obs.state)
+
+    def velocity(self, features: Features, x_t: Tensor, t: Tensor) -> Tensor:
+        return (x_t + (self.gain * features.vector)[:, None]) / t[:, None, None]
+
+
+def moments() -> Starts:
+    return Starts({"front": frames(torch.zeros(2, 1)).byte()}, START[:, None], ("go home",) * 2)
+
+
+def world(**settings: Any) -> DreamWorld:
+    dream = DreamWorld(Drift(), Remembering(context=1), moments(), num_envs=2, **settings)
+    dream.reset(options={"start": torch.tensor([0, 1])})
+    return dream
+
+
+HOME = [START, START * torch.tensor([0.0, 0.5]), START * torch.tensor([0.0, 0.25])]  # before each of three decisions
+
+
+def test_whoever_acts_is_joined_by_name() -> None:
+    dream = world(max_episode_steps=3)
+    obs, noise = dream.restore(dream.snapshot()), Noise.rows(0, 2)
+    actions = PolicyActor(Homing()).act(dream, obs, noise)
+    torch.testing.assert_close(actions, PolicyActor(Homing(turned=False)).act(dream, obs, noise))
+    torch.testing.assert_close(actions[:, 0], START * torch.tensor([-1.0, -0.5]))
+    ends = torch.stack([episode.state[2] for episode in collect(dream, PolicyActor(Homing()), episodes=4, seed=0)])
+    torch.testing.assert_close(ends[:, 0], torch.zeros(4), msg="each episode is home in the east after its first step")
+    nobody = Homing()
+    nobody.spec = None
+    assert not torch.equal(PolicyActor(nobody).act(dream, obs, noise), actions), "without names, places count"
+
+
+def test_rollouts_keep_what_the_policy_saw_and_the_world_does_what_it_meant() -> None:
+    learned = collect_rollout(
+        Homing(), Deterministic(), GRPO(2), world(), world().restore(world().snapshot()), chunks=3, group=torch.arange(2), seed=0
+    )
+    for t, expected in enumerate(HOME):
+        torch.testing.assert_close(learned.state[:, t], expected.flip(1))
+        torch.testing.assert_close(learned.features.vector[:, t], expected.flip(1))
+    buffer = SuccessBuffer(capacity=8)
+    buffer.add(replace(learned, success=torch.ones(2, dtype=torch.bool)), Homing())
+    torch.testing.assert_close(buffer.kept["action"][:, 0], buffer.kept["state"] * torch.tensor([-0.5, -1.0]))
+
+
+def test_an_analytic_dream_is_the_same_and_its_gradient_finds_the_channel() -> None:
+    batch: Any = {"images": moments().images, "state": moments().state, "instruction": moments().instruction}
+    settings: Any = {"chain": Deterministic(), "chunks": 2, "exploration": torch.zeros(2, 1, 1), "reward": ProgressReward()}
+    found = []
+    for turned in (True, False):
+        policy = Homing(turned=turned)
+        dream = imagine(
+            policy,
+            Drift(),
+            Remembering(1, differentiable=True),
+            Moment.of(Drift(), batch),
+            judged=(0,),
+            noise=Noise.rows(0, 2),
+            **settings,
+        )
+        torch.testing.assert_close(dream.end.states[:, -1], HOME[2])
+        dream.actions[..., 0 if turned else 1].sum().backward()
+        assert policy.gain.grad is not None
+        found.append(policy.gain.grad.flip(0) if turned else policy.gain.grad)
+    torch.testing.assert_close(*found)
+
+
+def test_a_learner_plays_on_and_other_names_are_one_line(tmp_path: Path) -> None:
+    learner = PPOPostTraining(Homing(), DreamArena(Drift(), Remembering(1)), FlowSDE(), GRPO(2), chunks=2, minibatch=4)
+    starts = moments()
+    fit(learner, {"images": starts.images, "state": starts.state, "instruction": starts.instruction}, tmp_path, 1)
+    policy = Homing()
+    assert policy.spec is not None
+    policy.spec = replace(policy.spec, action=(Channel("dn", "m"), Channel("up", "m")))
+    with pytest.raises(ValueError, match="the world's action de is missing in the Homing, which has dn, up") as error:
+        PolicyActor(policy).act(world(), world().restore(world().snapshot()), Noise.rows(0, 2))
+    assert "\n" not in str(error.value)
