@@ -28,12 +28,12 @@ from training.rl.math.denoising import chain_logprob, every_step, replay, sample
 from training.rl.math.flow_sde import flow_sde
 from training.rl.math.losses import ppo_clip
 from worldsim.core import checkpoint
-from worldsim.core.interfaces import FlowPolicy, Reflector, WorldModel
+from worldsim.core.interfaces import FlowPolicy
 from worldsim.core.noise import Noise
+from worldsim.core.sizes import join
 from worldsim.core.types import Features, Observation
-from worldsim.data.store import FrameStore
 from worldsim.nn.layers import mlp
-from worldsim.worlds.dream import DreamWorld, Starts
+from worldsim.worlds.dream import DreamWorld
 
 
 def transition(policy: FlowPolicy, features: Features, noise_level: float):
@@ -51,7 +51,8 @@ def rollout(
         Per dream b and decision t: state, chain of chunks [k+1, ah, ad], logprob [k, ah], value, reward, terminated, valid, and
         `final_value` [b], what the critic expects after the last valid decision; then what each camera shows, and every sentence.
     """
-    obs, _ = world.reset(seed=seed)
+    joined = join(policy, world.spec)  # whose channels may stand in another order
+    obs = joined.seen(world.reset(seed=seed)[0])
     sentences = obs.instruction
     b, noise = world.num_envs, Noise.rows(seed, world.num_envs)
     alive, final_value = torch.ones(b, dtype=torch.bool), torch.zeros(b)
@@ -64,7 +65,7 @@ def rollout(
         chain, logprob = sample_chain(
             transition(policy, features, options.noise_level), start, stochastic=every_step(b, policy.num_steps), eps=eps
         )
-        result = world.step_chunk(policy.action_units.native(chain[:, -1]))
+        result = world.step_chunk(joined.done(policy.action_units.native(chain[:, -1])))
         for name, frames in obs.images.items():
             images.setdefault(name, []).append(frames)
         seen = {"state": obs.state, "chain": chain, "logprob": logprob}
@@ -72,8 +73,8 @@ def rollout(
         for name, value in {**seen, "valid": alive}.items():
             log.setdefault(name, []).append(value)
         last = alive & (result.done | torch.tensor(t + 1 == options.decisions))
-        final_value = torch.where(last, critic(policy.encode(result.final_obs).vector)[:, 0], final_value)
-        alive, obs = alive & ~result.done, result.obs
+        final_value = torch.where(last, critic(policy.encode(joined.seen(result.final_obs)).vector)[:, 0], final_value)
+        alive, obs = alive & ~result.done, joined.seen(result.obs)
     whole, pictures = ({name: torch.stack(values, dim=1) for name, values in part.items()} for part in (log, images))
     return {**whole, "final_value": final_value}, pictures, sentences
 
@@ -145,10 +146,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.manual_seed(options.seed)
     policy = worldsim.load(options.run / "policy", FlowPolicy)
-    world_model = worldsim.load(options.run / "world_model", WorldModel)
-    reflector = worldsim.load(options.run / "reflector", Reflector)
-    starts = Starts.first_frames(FrameStore.read(options.run / "data" / "demos", world_model.views), world_model.context)
-    world = DreamWorld(world_model, reflector, starts, num_envs=options.dreams)
+    folders = [str(options.run / name) for name in ("world_model", "reflector")]
+    world = DreamWorld.from_folders(folders[0], folders[1], [str(options.run / "data" / "demos")], num_envs=options.dreams)
     checkpoint.save(train(policy, world, options), options.out)
     print(f"worldsim evaluate policy={options.out} baseline={options.run / 'policy'}")
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from installed import demo, environment, wheel  # noqa: F401 - fixtures
 from toy_spec import toy_spec
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
@@ -23,6 +24,12 @@ class WholeFiles(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
         return "genesis" if "mark.genesis" in (self.config.rootpath / file).read_text() else file
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest goes first, or one worker would be left alone with it at the end."""
+    text = {item.path: item.path.read_text() for item in items}
+    items.sort(key=lambda item: next((i for i, mark in enumerate(("mark.genesis", "mark.slow")) if mark in text[item.path]), 2))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> WholeFiles:

@@ -45,7 +45,10 @@ class Rising(WorldModel):
 
 
 class Remembering(Reflector):
-    """Success is as likely as the last frame is bright, progress what the clip has risen by; keeps the levels of all clips."""
+    """Success is as likely as the last frame is bright, progress what the clip has risen by (a single frame from black).
+
+    It keeps the levels of all clips.
+    """
 
     def __init__(self, context: int = 3, every: int = 1, *, differentiable: bool = False) -> None:
         super().__init__()
@@ -57,7 +60,8 @@ class Remembering(Reflector):
         levels = float_image(clip["front"]).mean(dim=(2, 3, 4))
         assert levels.shape == (len(instruction), self.context)
         self.shown += levels.detach().mul(100).round().long().tolist()
-        return Reflection(levels[:, -1], levels[:, -1] - levels[:, 0], torch.zeros(len(levels)))
+        risen = levels[:, -1] - (levels[:, 0] if self.context > 1 else 0)
+        return Reflection(levels[:, -1], risen, torch.zeros(len(levels)))
 
 
 def frames(level: Float[Tensor, "*b"]) -> Float[Tensor, "*b 8 8 3"]:

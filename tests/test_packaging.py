@@ -1,18 +1,12 @@
 """The four top-level packages are the ones of this checkout, no others are ever installed, and a wheel runs wherever it is."""
 
-import json
-import os
 import re
-import shutil
-import site
-import subprocess
-import sys
 import zipfile
 from importlib import import_module
 from pathlib import Path
 
 import pytest
-import yaml
+from installed import PACKAGES, ROOT, SHIPPED, run
 from setuptools import find_packages
 
 try:
@@ -20,43 +14,7 @@ try:
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("worldsim", "models", "reflectors", "training")
-SHIPPED = ("configs", "sim_assets")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, because setuptools leaves `build/` behind, whose files would be in the next wheel, too."""
-    folder = tmp_path_factory.mktemp("wheel")
-    for name in (*PACKAGES, *SHIPPED):
-        shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE"):
-        shutil.copy(ROOT / name, folder / "source")
-    build = ("wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), str(folder / "source"))
-    subprocess.run([sys.executable, "-m", "pip", *build], check=True)
-    return next(folder.glob("*.whl"))
-
-
-@pytest.fixture(scope="module")
-def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A virtual environment with the wheel, where the packages of this one can be imported, but no editable installation."""
-    folder = tmp_path_factory.mktemp("venv")
-    subprocess.run([sys.executable, "-m", "venv", "--system-site-packages", "--without-pip", str(folder)], check=True)
-    python = str(folder / "bin" / "python")
-    install = ("--python", python, "install", "-q", "--no-deps", "--ignore-installed", str(wheel))
-    subprocess.run([sys.executable, "-m", "pip", *install], check=True)
-    # Where this environment is a virtual one itself, the system's packages are not its own. Its .pth files are not read from there.
-    modules = folder / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
-    (modules / "outer.pth").write_text("\n".join(site.getsitepackages()))
-    return folder
-
-
-def run(environment: Path, program: str, *arguments: str, cwd: Path, timeout: int = 100) -> subprocess.CompletedProcess[str]:
-    variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONSAFEPATH")}
-    command = [str(environment / "bin" / program), *arguments]
-    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=timeout)
 
 
 @pytest.mark.parametrize("name", PACKAGES)
@@ -107,26 +65,3 @@ def test_an_installed_wheel_answers_from_an_empty_folder(environment: Path, tmp_
     report = run(environment, "worldsim", "report", "run=nowhere", cwd=tmp_path)
     assert report.returncode == 2 and report.stderr.startswith("worldsim: ") and report.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.slow
-@pytest.mark.genesis
-@pytest.mark.alone
-def test_the_demo_runs_from_a_wheel_beside_packages_of_the_same_names(environment: Path, tmp_path: Path) -> None:
-    """Neither the command nor its stages take a module from the working directory, and none from this checkout."""
-    for name in PACKAGES:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('imported from the working directory')")
-    done = run(environment, "worldsim", "demo", "size=tiny", cwd=tmp_path, timeout=900)
-    assert done.returncode == 0, done.stdout + done.stderr
-    summary = json.loads((tmp_path / "runs" / "tiny" / "summary.json").read_text())
-    size = yaml.safe_load((ROOT / "configs" / "size" / "tiny.yaml").read_text())["size"]
-    for when in ("before", "after"):
-        success = summary["physics_success"][when]
-        assert success["episodes"] == size["episodes"]
-        assert 0 <= success["ci95"][0] <= success["rate"] <= success["ci95"][1] <= 1
-    assert size["demos"] * 4 < summary["physics_steps"]["collect_demos"] <= size["demos"] * 40
-    assert summary["physics_steps"]["post_train_1"] == 0
-    assert summary["world_model"]["psnr_at_40"] > 5 and 0 <= summary["imagination"]["rate"] <= 1
-    assert summary["command"] == "worldsim demo size=tiny"
-    assert "data:video/mp4" in (tmp_path / "runs" / "tiny" / "report.html").read_text()

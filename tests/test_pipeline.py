@@ -1,13 +1,18 @@
-"""The whole loop at toy size through the real commands: physics, data, training, post-training, evaluation, report."""
+"""The whole loop at toy size through the real commands: physics, data, training, post-training, evaluation, report.
+
+Its run is that of a wheel in a folder with packages of the same names.
+"""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import installed
 import pytest
 import torch
 import yaml
+from installed import ROOT, Demo
 from omegaconf import OmegaConf
 
 from training.app import cli
@@ -16,51 +21,30 @@ from worldsim.core import checkpoint
 from worldsim.core.interfaces import Policy
 from worldsim.data.lerobot import Dataset
 
-SIZES = {
-    "envs": 8,
-    "demos": 8,
-    "play_a": 8,
-    "play_b": 16,
-    "policy_steps": 4,
-    "reflector_steps": 4,
-    "world_model_steps": 4,
-    "iterations": 2,
-    "judge_steps": 2,
-    "judge_dreams": 64,
-    "episodes": 8,
-    "evaluation_envs": 8,
-}
-
-EVOLVE = [
-    "evolve.rounds=1",
-    "evolve.episodes=8",
-    "evolve.world_model_steps=2",
-    "evolve.reflector_steps=2",
-    "evolve.iterations=2",
-    "evolve.more_steps=2",
-]
-
 pytestmark = [pytest.mark.slow, pytest.mark.genesis, pytest.mark.alone]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pipeline") / "demo"
-    sizes = [f"size.{name}={value}" for name, value in SIZES.items()]
-    assert cli.main(["demo", f"run={folder}", "seed=3", *sizes, *EVOLVE]) == 0
-    return folder
+SIZE = yaml.safe_load((ROOT / "configs" / "size" / "tiny.yaml").read_text())["size"]
+
+
+@pytest.fixture
+def run(demo: Demo) -> Path:
+    """What a demo of an installed wheel left."""
+    return demo.run
 
 
 def test_summary_holds_everything(run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
     for when in ("before", "after"):
         assert set(summary["physics_success"][when]) >= {"rate", "ci95", "episodes"}
-        assert summary["physics_success"][when]["episodes"] == 8
+        success = summary["physics_success"][when]
+        assert success["episodes"] == SIZE["episodes"]
+        assert 0 <= success["ci95"][0] <= success["rate"] <= success["ci95"][1] <= 1
     assert set(summary["physics_success"]["paired_gain"]) == {"points", "ci95"}
     assert summary["physics_steps"]["post_train_1"] == 0
     assert 8 * 5 < summary["physics_steps"]["collect_policy_1"] <= 8 * 40
     assert set(summary["learners"]) == {"final"}
-    assert 8 * 5 < summary["physics_steps"]["collect_demos"] <= 8 * 40
+    assert SIZE["demos"] * 4 < summary["physics_steps"]["collect_demos"] <= SIZE["demos"] * 40
     # Two policies on 8 starts, twice with other noise, and two recordings of 40 steps in 8 environments.
     assert 2 * 8 * 40 < summary["physics_steps"]["evaluate"] <= 6 * 8 * 40
     imagination = summary["imagination"]
@@ -71,33 +55,34 @@ def test_summary_holds_everything(run: Path) -> None:
     assert set(summary["world_model"]) >= {"frames_per_s", "psnr_at_40", "block_error_m_at_40"}
     assert set(summary["wall_s"]) >= {"collect_demos", "world_model", "policy", "reflector", "post_train_1", "evaluate"}
     assert summary["peak_rss_mb"] > 100
-    assert summary["seed"] == 3
+    assert summary["seed"] == 3 and summary["command"] == f"worldsim demo size=tiny seed=3 run={run}"
+    assert summary["world_model"]["psnr_at_40"] > 5
     assert "torch" in summary["versions"]
     page = (run / "report.html").read_text()
     assert "data:video/mp4" in page
     assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
 
 
-def test_finished_stages_are_skipped_and_a_lost_one_is_made_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_finished_stages_are_skipped_and_a_lost_one_is_made_again(demo: Demo, environment: Path) -> None:
+    run, elsewhere = demo.run, demo.run.parent
     before = {path: path.stat().st_mtime_ns for path in run.glob("stages/*/done.json")}
     (run / "stages" / "policy" / "done.json").unlink()
-    sizes = [f"size.{name}={value}" for name, value in SIZES.items()]
-    assert cli.main(["demo", f"run={run}", "seed=3", *sizes, *EVOLVE]) == 0
+    assert installed.run(environment, *demo.command, cwd=elsewhere, timeout=300).returncode == 0
     after = {path: path.stat().st_mtime_ns for path in run.glob("stages/*/done.json")}
     changed = {path.parent.name for path in after if after[path] != before[path]}
     assert changed == {"policy"}
-    assert cli.main(["demo", f"run={run}", "seed=4"]) == 2
-    assert "another configuration" in capsys.readouterr().err
+    other = installed.run(environment, *demo.command, "seed=4", cwd=elsewhere)
+    assert other.returncode == 2 and "another configuration" in other.stderr
 
 
 def test_saved_config_trains_again_with_stock_lightning_syntax(run: Path) -> None:
     config = run / "world_model" / "config.yaml"
-    command = [sys.executable, "-m", "training", "fit", "--config", str(config), "--trainer.max_steps", "6"]
+    command = [sys.executable, "-m", "training", "fit", "--config", str(config), "--trainer.max_steps", "10"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert yaml.safe_load(config.read_text())["trainer"]["max_steps"] == 4  # the run itself is untouched
+    assert yaml.safe_load(config.read_text())["trainer"]["max_steps"] == SIZE["world_model_steps"]  # the run itself is untouched
     again = run / "world_model" / "again"
-    assert yaml.safe_load((again / "config.yaml").read_text())["trainer"]["max_steps"] == 6
+    assert yaml.safe_load((again / "config.yaml").read_text())["trainer"]["max_steps"] == 10
     assert (again / "model.safetensors").is_file()
     assert (again / "checkpoints" / "last.ckpt").is_file()
 
@@ -147,16 +132,16 @@ def test_evaluation_under_randomised_conditions(run: Path, tmp_path: Path) -> No
     assert 4 * 4 <= evaluation["physics_steps"] <= 4 * 40
 
 
-def suite(name: str, **values: object) -> dict:
-    """The configuration of a benchmark suite with other values."""
-    config = OmegaConf.to_container(cli.compose_config("bench", [f"suite={name}"]), resolve=True)
+def study(name: str, **values: object) -> dict:
+    """The configuration of a study with other values."""
+    config = OmegaConf.to_container(cli.compose_config("bench", [f"study={name}"]), resolve=True)
     assert isinstance(config, dict)
     models = {"world_model": "world_model_1", "reflector": "reflector_1", "data": ["demos", "play_a", "policy_1"]}
     return config | models | values
 
 
 def test_bench_of_algorithms_gives_each_cell_its_time_and_its_own_start(run: Path, tmp_path: Path) -> None:
-    config = suite("algorithms", runs={3: str(run)}, seeds=[3], seconds=2, calibration_seconds=8, episodes=8, policy_steps=2)
+    config = study("algorithms", runs={3: str(run)}, seeds=[3], seconds=2, calibration_seconds=8, episodes=8, policy_steps=2)
     names = ("grpo_diffusion", "physics_ppo_flow_sde")
     config |= {"out": str(tmp_path), "envs": 8, "cells": {name: config["cells"][name] for name in names}}
     for name in names:
@@ -175,7 +160,7 @@ def test_bench_of_algorithms_gives_each_cell_its_time_and_its_own_start(run: Pat
 
 
 def test_bench_of_exploitation_follows_both_runs(run: Path, tmp_path: Path) -> None:
-    config = suite("exploitation", run=str(run), seed=3, iterations=4, every=2, episodes=8, out=str(tmp_path), envs=8)
+    config = study("exploitation", run=str(run), seed=3, iterations=4, every=2, episodes=8, out=str(tmp_path), envs=8)
     judge = "trainer.callbacks.guard.judge"
     config["guards"]["guarded"] = [
         "guard=physics",

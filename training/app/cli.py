@@ -169,7 +169,7 @@ def _run(args: list[str]) -> None:
         print(_verb_usage(verb))
         return
     if verb == "bench" and rest and "=" not in rest[0]:  # worldsim bench algorithms
-        rest = [f"suite={rest[0]}", *rest[1:]]
+        rest = [f"study={rest[0]}", *rest[1:]]
     overrides, search_dir = _split(verb, rest)
     optional = {f"{group}=null" for group, choice in _groups(_load(verb)) if choice is None}
     overrides = [override for override in overrides if override not in optional]  # which Hydra refuses, although it is the default

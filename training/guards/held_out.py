@@ -151,6 +151,7 @@ class PhysicsCheck(HeldOut):
         check_guarding(seed, episodes)
         super().__init__(world_model, [reflector], seed)
         self.world = world if randomization is None else randomization(world)
+        check_names(self.world_model, self.world.spec)
         self.episodes, self.budget, self.num_envs = episodes, budget, world.num_envs
 
     def measure(self, policy: Policy) -> Verdict | None:

@@ -82,7 +82,7 @@ class AnalyticPostTraining(PostTraining):
             if not model.differentiable:
                 raise ValueError(
                     f"{type(self).__name__} differentiates through the {what}, {type(model).__name__} is not differentiable; "
-                    f"learner=ppo learns from rollouts"
+                    f"learner=ppo learns from rollouts (or say `differentiable = True` in its class, if gradients do pass)"
                 )
         self.save_hyperparameters(ignore=["policy", "world_model", "reflector", "rivals", "continuation", "chain", "reward"])
         self.continuation, self.chain = continuation, Deterministic() if chain is None else chain
@@ -92,7 +92,7 @@ class AnalyticPostTraining(PostTraining):
         self.settings: Any = self.hparams
         self.world_model, self.reflector = frozen(world_model), frozen(reflector)
         self.rivals = nn.ModuleList(frozen(rival) for rival in rivals)
-        self.views, self.context = world_model.views, max(world_model.context, reflector.context)
+        self.views, self.context = world_model.views, max(model.context for model in (world_model, reflector, *rivals))
         self.critics = nn.ModuleList(Critic.like(self.reflector) for _ in range(critics))
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
 

@@ -30,10 +30,11 @@ class Arena(nn.Module, ABC):
     context: int = 1
 
     @abstractmethod
-    def begin(self, batch: Batch, group_size: int, generator: torch.Generator) -> tuple[World, Observation, Tensor]:
+    def begin(self, batch: Batch, group_size: int, generator: torch.Generator, steps: int) -> tuple[World, Observation, Tensor]:
         """A world of ``len(batch) * group_size`` episodes, its first observation, and each episode's group [b].
 
-        The episodes of a group are neighbours and share start state and instruction.
+        The episodes of a group are neighbours and share start state and instruction. Dreams end after `steps` actions, as many as
+        will be played.
         """
 
 
@@ -52,10 +53,10 @@ class DreamArena(Arena):
         self.world_model, self.reflector, self.reward = frozen(world_model), frozen(reflector), reward
         self.views, self.context = world_model.views, max(world_model.context, reflector.context)
 
-    def begin(self, batch: Batch, group_size: int, generator: torch.Generator) -> tuple[World, Observation, Tensor]:
+    def begin(self, batch: Batch, group_size: int, generator: torch.Generator, steps: int) -> tuple[World, Observation, Tensor]:
         n = len(batch["instruction"])
         starts = Starts(batch["images"], batch["state"], tuple(batch["instruction"]))  # the loader turns tuples into lists
-        world = DreamWorld(self.world_model, self.reflector, starts, num_envs=n * group_size, reward=self.reward)
+        world = DreamWorld(self.world_model, self.reflector, starts, n * group_size, max_episode_steps=steps, reward=self.reward)
         group = torch.arange(n).repeat_interleave(group_size)
         obs, _ = world.reset(seed=int(torch.randint(2**31, (), generator=generator)), options={"start": group})
         return world, obs, group
@@ -74,7 +75,7 @@ class PhysicsArena(Arena):
         super().__init__()
         self.world, self.reflector = world if randomization is None else randomization(world), None
 
-    def begin(self, batch: Batch, group_size: int, generator: torch.Generator) -> tuple[World, Observation, Tensor]:
+    def begin(self, batch: Batch, group_size: int, generator: torch.Generator, steps: int) -> tuple[World, Observation, Tensor]:
         n = len(batch["instruction"])
         if n * group_size != self.world.num_envs:
             raise ValueError(

@@ -31,6 +31,7 @@ def collect_rollout(
     group: Tensor,
     seed: int,
     early_stop: EarlyStop | None = None,
+    whole_features: bool = False,
 ) -> Rollout:
     """Play `chunks` decisions in every environment; what follows an episode's end is marked invalid.
 
@@ -45,6 +46,8 @@ def collect_rollout(
         seed: of all noise; a trajectory's depends on its row and the number of the decision, never on which others still play.
         early_stop: in a `Divisible` world: leaves finished and hopeless environments out of the computation. A hopeless one is
             truncated, so its last value stands for the rest.
+        whole_features: keep all that the policy made of each observation, for updates that do not encode it again, and not the
+            vector alone: a transformer's keys and values take megabytes.
     """
     joined = join(policy, world.spec)
     b, noise = world.num_envs, Noise.rows(seed, world.num_envs)
@@ -72,7 +75,7 @@ def collect_rollout(
         steps, logprob, stochastic = chain.sample(policy, features, noise[rows].at(t))
         value = advantage.value(obs.images, obs.instruction, features)
         result: ChunkResult = world.step_chunk(joined.done(policy.action_units.native(steps[:, -1])))
-        kept.append(features.each(spread))
+        kept.append((features if whole_features else Features(features.vector)).each(spread))
         store(state=obs.state, chain=steps, value=value)
         store(**{f"camera {name}": frames for name, frames in obs.images.items()})
         store(stochastic=stochastic, logprob=logprob)

@@ -165,7 +165,8 @@ class RolloutLearner(PostTraining, ABC):
                 raise ValueError(f"model.starts.pool={pool} needs a pool of starts in the data; set data.pool={pool}")
             chosen = self.starts.choose(batch["start"], generator)
             batch = {key: _take(value, chosen) for key, value in batch.items()}
-        world, obs, group = self.arena.begin(batch, self.advantage.group_size, generator)
+        steps = self.chunks * self.actor.action_horizon
+        world, obs, group = self.arena.begin(batch, self.advantage.group_size, generator, steps)
         rollout = collect_rollout(
             self.actor,
             self.chain,
@@ -176,6 +177,7 @@ class RolloutLearner(PostTraining, ABC):
             group=group,
             seed=int(torch.randint(2**62, (), generator=generator)),
             early_stop=self.early_stop,
+            whole_features=self.expert_only,
         )
         if isinstance(world.reward, EpisodeReward):
             rollout = paid(rollout, world.reward.episode(rollout))

@@ -1,7 +1,7 @@
 """`worldsim bench algorithms`: every learner, chain and advantage on one task, for the same wall-clock time, measured in physics.
 
 All cells of a seed start from one behaviour-cloned policy and one learned world; each gets the same seconds on the same threads, in
-imagination or (one cell) in the simulator itself. Cells are plain `worldsim fit` commands; see `configs/suite/algorithms.yaml`.
+imagination or (one cell) in the simulator itself. Cells are plain `worldsim fit` commands; see `configs/study/algorithms.yaml`.
 """
 
 from worldsim.core import torchvision_remedy  # isort: skip  # noqa: F401 - before Lightning
@@ -48,8 +48,8 @@ class Pace(Callback):
 
 
 def bench(cfg: dict[str, Any]) -> None:
-    """The verb: run the suite that was asked for."""
-    {"algorithms": run_algorithms, "exploitation": run_exploitation, "rehearsal": run_rehearsal}[cfg["suite"]](cfg)
+    """The verb: run the study that was asked for."""
+    {"algorithms": run_algorithms, "exploitation": run_exploitation, "rehearsal": run_rehearsal}[cfg["study"]](cfg)
 
 
 def run_algorithms(cfg: dict[str, Any]) -> None:

@@ -108,9 +108,10 @@ class TableData(StreamData):
         return self.learner.views
 
     def setup(self, stage: str) -> None:
-        self.table = self._as_learned(FrameStore.read(self.roots, self.views, held_out=self.held_out))
-        if self.augmentation.mirror is not None:
-            self.augmentation.mirror.check(self.table)
+        table = FrameStore.read(self.roots, self.views, held_out=self.held_out)
+        self.table = self._as_learned(table)
+        mirror = self.augmentation.mirror
+        self.mirror = None if mirror is None else mirror.ordered(table.spec, self.table.spec)
         self.instructions = sorted(set(self.table.instruction))
         if self.trainer is not None:
             check_sizes(self.trainer.lightning_module, self.table.spec)
@@ -133,9 +134,9 @@ class TableData(StreamData):
 
     def augmented(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Half of the rows mirrored, if the scene has that symmetry."""
-        if self.augmentation.mirror is None:
+        if self.mirror is None:
             return batch
-        return self.augmentation.mirror(batch, torch.rand(self.batch_size, generator=generator) < 0.5)
+        return self.mirror(batch, torch.rand(self.batch_size, generator=generator) < 0.5)
 
     def heard(self, sentences: tuple[str, ...], generator: torch.Generator) -> tuple[str, ...]:
         """Each in one of its wordings, if the task has some."""

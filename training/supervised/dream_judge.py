@@ -123,10 +123,12 @@ class DreamedReflectorData(ReflectorData):
         moments = []
         for part in rows.split(self.batch_size):
             noise = Noise.rows(int(torch.randint(2**62, (), generator=generator)), len(part))
-            window = table.window(part, context=model.context, horizon=self.chunks * horizon)
-            first_frames = {name: frames[:, : model.context] for name, frames in window["images"].items()}
-            state = model.init(first_frames, window["state"][:, : model.context], table.sentences(part))
-            past = {name: recent(frames, self.context) for name, frames in first_frames.items()}
+            context = max(model.context, self.context)
+            window = table.window(part, context=context, horizon=self.chunks * horizon)
+            before = {name: frames[:, :context] for name, frames in window["images"].items()}
+            first_frames = {name: recent(frames, model.context) for name, frames in before.items()}
+            state = model.init(first_frames, recent(window["state"][:, :context], model.context), table.sentences(part))
+            past = {name: recent(frames, self.context) for name, frames in before.items()}
             for first in range(0, self.chunks * horizon, horizon):
                 span = slice(first, first + horizon)
                 valid = window["valid"][:, span]

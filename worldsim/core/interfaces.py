@@ -57,8 +57,9 @@ class WorldModel(Configured, ABC):
         return next((tensor.device for tensor in (*self.parameters(), *self.buffers())), torch.device("cpu"))
 
     def fit_statistics(self, images: Mapping[str, Shaped[Tensor, "n _ _ 3"]], spec: Spec) -> None:
-        """Fit what is not trained by gradient (codec, normalisation) to the data, if there is such a thing, and keep what its
-        numbers mean as `spec`; once, before training."""
+        """Fit to the data what is not trained by gradient, units and in a subclass a codec, and keep what their numbers mean as
+        `spec`; once, before training."""
+        self.action_units.fit(spec, "action")
         self.spec = spec
 
     @abstractmethod
@@ -103,8 +104,8 @@ class Reflector(Configured, ABC):
         views: the cameras that it looks through, and at which size.
         context: frames of a clip, of which the last is judged; before an episode's start the first one is repeated.
         differentiable: gradients pass from its judgement to the pixels. Who needs them says so by name.
-        every: a slow judge is asked about every so many-th frame of a dreamed episode only, and about the one at which time is up;
-            in between its last word holds.
+        every: a slow judge is asked about a dreamed episode's start, every so many-th frame and the one at which time is up; in
+            between its last word holds.
         threshold: calibrated success probability above which a frame counts as success.
         consecutive: k, so many of the last `window` judged frames must count before an episode stops.
         window: n of the k-of-n rule.
@@ -214,6 +215,8 @@ class FlowPolicy(Policy):
     @final
     def act(self, obs: Observation, noise: Noise, committed: Float[Tensor, "b n ad"] | None = None) -> Float[Tensor, "b ah ad"]:
         features, start = self.encode(obs), noise.normal("policy", self.action_horizon, self.action_dim)
+        if committed is not None and committed.shape[1] > self.action_horizon:
+            raise ValueError(f"{committed.shape[1]} actions are committed, a chunk has {self.action_horizon}; ask again later")
         if committed is None:
             return self.action_units.native(self.sample(features, start))
         missing = self.action_horizon - committed.shape[1]

@@ -196,7 +196,7 @@ class Rollout(TensorBatch):
 
     Attributes:
         images: RGB uint8 by camera before each decision.
-        state: proprioception before each decision.
+        state: proprioception before each decision, in the order of the policy's channels, as the chain is.
         features: `FlowPolicy.encode` of both under the policy that acted.
         instruction: one sentence per trajectory.
         chain: noisy action chunks, noise first, the executed chunk last.

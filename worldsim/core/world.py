@@ -38,7 +38,8 @@ class EpisodeReward(Reward):
     @abstractmethod
     def episode(self, rollout: Rollout) -> Float[Tensor, "b t"]:
         """Reward of every decision, in place of what the actions earned, which `rollout.reward` has. Called once per rollout, as
-        soon as it has been played; decisions that were not executed earn nothing, whatever this says."""
+        soon as it has been played, with states and chunks in the policy's order; decisions that were not executed earn nothing,
+        whatever this says."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
-from worldsim.data.store import FrameStore
+from worldsim.core.spec import Spec
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,25 @@ class Mirror:
     state: tuple[float, ...]
     action: tuple[float, ...]
 
-    def check(self, table: FrameStore) -> None:
-        """ValueError if it has not one factor for each dimension of the table's state and action."""
-        for name, factors, size in (("state", self.state, table.state.shape[1]), ("action", self.action, table.action.shape[1])):
+    def ordered(self, data: Spec, learned: Spec) -> "Mirror":
+        """The same symmetry of channels in another order.
+
+        Args:
+            data: in whose order the factors are.
+            learned: the same channels, as they are learned from.
+
+        Raises:
+            ValueError: if it has not one factor for each channel of state and action.
+        """
+        for name, factors, size in (("state", self.state, len(data.state)), ("action", self.action, len(data.action))):
             if len(factors) != size:
                 raise ValueError(
                     f"mirror.{name} has {len(factors)} factors, the data have {size} numbers; give one each, or mirror=null"
                 )
+        state, action = (
+            dict(zip(*pair, strict=True)) for pair in ((data.state_names, self.state), (data.action_names, self.action))
+        )
+        return Mirror(tuple(state[name] for name in learned.state_names), tuple(action[name] for name in learned.action_names))
 
     def __call__(self, batch: dict, which: Bool[Tensor, " b"]) -> dict:
         """`batch` with the rows `which` mirrored: "images" by camera [b, ..., h, w, 3], "state" and "action", if present."""

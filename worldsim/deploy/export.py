@@ -170,6 +170,13 @@ def export_policy(
             "noise": noises[:1],
         }
         graph = _Graph(policy)
+        with torch.no_grad():
+            made = policy.encode_tokens(inputs["image"], inputs["state"], inputs["tokens"])
+        if type(made) is not Features:
+            raise ValueError(
+                f"{type(policy).__name__} keeps more of an observation than a vector ({type(made).__name__}), which a bundle "
+                f"cannot hold; serve it with worldsim serve policy=FOLDER"
+            )
         _write_graph(graph, inputs, draft / GRAPHS[format], format)
         guides = random_guides(policy, 1, seed)
         with torch.no_grad():

@@ -80,7 +80,9 @@ class Sizes:
         if not isinstance(prompt, str) or len(prompt) > MAX_PROMPT:
             got = f"{len(prompt)} characters" if isinstance(prompt, str) else f"a {type(prompt).__name__}"
             raise ValueError(f"{PROMPT} must be a sentence of at most {MAX_PROMPT} characters, got {got}; send the instruction")
-        noise = _floats(observation, NOISE, self.actions) if self.takes_noise and NOISE in observation else None
+        if NOISE in observation and not self.takes_noise:
+            raise ValueError(f"{NOISE} is nothing that this policy takes, it draws what it needs itself; leave it out")
+        noise = _floats(observation, NOISE, self.actions) if NOISE in observation else None
         return Request(image, _floats(observation, STATE, self.state), prompt, noise)
 
 

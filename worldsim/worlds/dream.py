@@ -125,6 +125,11 @@ class DreamWorld(World, Branchable, Divisible):
     ):
         if num_envs < 1 or len(starts) < 1:
             raise ValueError(f"a dream needs num_envs >= 1 and at least one start, got {num_envs} and {len(starts)}")
+        if reflector.every < 1 or reflector.context < 1:
+            raise ValueError(
+                f"{type(reflector).__name__} must look at 1 frame or more, at every 1st or so, got context={reflector.context} and "
+                f"every={reflector.every}"
+            )
         self.world_model, self.reflector = world_model, reflector
         check_cameras(reflector.views, world_model.views, "the reflector", "the world model dreams")
         starts = starts.with_context(max(world_model.context, reflector.context)).to(world_model.device)
@@ -152,8 +157,7 @@ class DreamWorld(World, Branchable, Divisible):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         rows = torch.arange(num_envs, device=self.device)
-        self._state = self._begin(torch.zeros_like(rows), torch.stack([seed + rows, torch.zeros_like(rows)], dim=1))
-        self.reset()
+        self._state = self._fresh(torch.stack([seed + rows, torch.zeros_like(rows)], dim=1), None)
 
     @classmethod
     def from_folders(
@@ -324,14 +328,16 @@ class DreamWorld(World, Branchable, Divisible):
         """Begin a new dream where `mask`, from a random start of each environment's own stream or from a chosen one."""
         if not mask.any():
             return
-        stream = self._state.stream[mask]
-        if start is None:
-            chosen = Noise(stream[:, 0], stream[:, 1], torch.zeros_like(stream[:, 0])).integers("start", len(self.starts))
-        else:
-            chosen = torch.as_tensor(start, device=self.device)[mask]
-        fresh = self._begin(chosen, stream + torch.tensor([0, 1], device=self.device))
+        chosen = None if start is None else torch.as_tensor(start, device=self.device)[mask]
+        fresh = self._fresh(self._state.stream[mask], chosen)
         place = (mask.cumsum(0) - 1).clamp(min=0)  # of each environment's row in `fresh`
         self._state = where_rows(mask, fresh[place], self._state)
+
+    def _fresh(self, stream: Int[Tensor, "b 2"], start: Int[Tensor, " b"] | None) -> DreamState:
+        """New dreams, each from a random start of its own stream or from a chosen one."""
+        if start is None:
+            start = Noise(stream[:, 0], stream[:, 1], torch.zeros_like(stream[:, 0])).integers("start", len(self.starts))
+        return self._begin(start, stream + torch.tensor([0, 1], device=self.device))
 
     def _said(self, state: DreamState) -> Judgement:
         """What rewards see: progress as the reflector says it, which may leave 0..1 a little and still grows with the truth."""
@@ -343,7 +349,3 @@ class DreamWorld(World, Branchable, Divisible):
     def _observe(self, state: DreamState) -> Observation:
         images = {name: (frames[:, -1] * 255).round().to(torch.uint8) for name, frames in state.clip.items()}
         return Observation(images, state.state.float(), state.instruction)
-
-
-def _repeat(sentences: tuple[str, ...], times: int) -> tuple[str, ...]:
-    return tuple(sentence for sentence in sentences for _ in range(times))

@@ -201,9 +201,9 @@ def test_a_demo_does_not_learn_from_the_starts_of_its_exam(seed: int, tmp_path: 
     assert "starts to record or learn from lie in" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("suite", ["algorithms", "exploitation", "rehearsal"])
-def test_a_bench_does_not_choose_by_the_starts_that_report(suite: str, tmp_path: Path, capsys) -> None:
-    assert cli.main(["bench", suite, "evaluation_seed=900000000", f"out={tmp_path / 'out'}"]) == 2
+@pytest.mark.parametrize("study", ["algorithms", "exploitation", "rehearsal"])
+def test_a_bench_does_not_choose_by_the_starts_that_report(study: str, tmp_path: Path, capsys) -> None:
+    assert cli.main(["bench", study, "evaluation_seed=900000000", f"out={tmp_path / 'out'}"]) == 2
     assert "starts that choose lie in [700,000,000, 800,000,000)" in capsys.readouterr().err
 
 

@@ -42,7 +42,7 @@ def play(models: dict[str, Any], chain: Chain, advantage: Advantage, **more) -> 
     chain.build(policy)
     place = arena(models)
     advantage.build(policy, place.reflector)
-    world, obs, group = place.begin(starts(6), advantage.group_size, torch.Generator().manual_seed(0))
+    world, obs, group = place.begin(starts(6), advantage.group_size, torch.Generator().manual_seed(0), 40)
     return policy, collect_rollout(policy, chain, advantage, world, obs, chunks=3, group=group, seed=0, **more)
 
 
@@ -105,7 +105,7 @@ def test_a_truncated_dream_is_worth_what_its_last_frame_is(models: dict[str, Any
     policy, chain, advantage, place = models["policy"], FlowSDE(), GAE(), arena(models)
     advantage.build(policy, place.reflector)
     advantage.eval()
-    world, obs, group = place.begin(starts(6), 1, torch.Generator().manual_seed(0))
+    world, obs, group = place.begin(starts(6), 1, torch.Generator().manual_seed(0), 40)
     world.max_episode_steps = 4
     state = world.snapshot()
     rollout = collect_rollout(policy, chain, advantage, world, obs, chunks=2, group=group, seed=0)
@@ -280,7 +280,7 @@ def test_success_is_the_worlds_word_and_not_any_end(models: dict[str, Any]) -> N
     for threshold, success in ((1.0, False), (0.0, True)):
         place = arena(models)
         place.reflector.threshold.fill_(threshold)
-        world, obs, group = place.begin(starts(4), 1, torch.Generator().manual_seed(0))
+        world, obs, group = place.begin(starts(4), 1, torch.Generator().manual_seed(0), 40)
         world.max_episode_steps = 6
         policy, chain, advantage = models["policy"], FlowSDE(), GRPO(2)
         chain.build(policy)

@@ -278,7 +278,7 @@ def test_a_judge_of_clips_learns_from_the_frames_before(root, imagined):
         clip = batch["images"]["front"]
         assert clip.shape[1:] == (3, 8, 8, 3)
         number, step, colour = clip[:, :, 0, 0].long().unbind(-1)
-        assert torch.equal(step, (step[:, -1:] + torch.tensor([-2, -1, 0])).clamp(min=0))
+        assert torch.equal(step, (step[:, -1:] + torch.tensor([-2, -1, 0])).clamp(min=0)), "what was recorded before a dream, too"
         assert (number == number[:, :1]).all()
         known = ~batch["progress"].isnan()
         torch.testing.assert_close(batch["progress"][known], step[known, -1] / LENGTH)

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from learners import fit
 from torch import Tensor
 
+from training.guards.held_out import PhysicsCheck
 from training.rl.arena import DreamArena
 from training.rl.chains import Deterministic, FlowSDE
 from training.rl.estimators import GRPO
@@ -25,6 +26,7 @@ from worldsim.core.noise import Noise
 from worldsim.core.spec import Spec
 from worldsim.core.types import Features, Observation, TensorBatch
 from worldsim.core.units import Units
+from worldsim.data.windows import Mirror
 from worldsim.measure.collect import PolicyActor, collect
 from worldsim.tasks.reward import ProgressReward
 from worldsim.worlds.dream import DreamWorld, Starts
@@ -140,6 +142,21 @@ def test_an_analytic_dream_is_the_same_and_its_gradient_finds_the_channel() -> N
         assert policy.gain.grad is not None
         found.append(policy.gain.grad.flip(0) if turned else policy.gain.grad)
     torch.testing.assert_close(*found)
+
+
+def test_a_mirror_says_its_factors_in_the_order_of_the_data() -> None:
+    """And a table of a learned order is mirrored in that: the way east changes sign."""
+    mirror = Mirror(state=(-1, 1), action=(-1, 1)).ordered(spec(turned=False), spec(turned=True))
+    assert (mirror.state, mirror.action) == ((1, -1), (1, -1))
+    with pytest.raises(ValueError, match="mirror.action has 3 factors, the data have 2 numbers; give one each, or mirror=null"):
+        Mirror((-1, 1), (-1, 1, 1)).ordered(spec(turned=False), spec(turned=False))
+
+
+def test_a_guard_refuses_physics_of_another_order_than_the_dream() -> None:
+    physics = world()
+    physics.state_channels, physics.action_channels = spec(turned=True).state, spec(turned=True).action
+    with pytest.raises(ValueError, match="Drift has state channels in the order east, north, the world in the order north, east"):
+        PhysicsCheck(physics, Drift(), Remembering(1))
 
 
 def test_a_learner_plays_on_and_other_names_are_one_line(tmp_path: Path) -> None:

@@ -68,6 +68,8 @@ def test_anything_that_acts_is_evaluated_and_served() -> None:
         }
         for i in range(4)
     ]
+    with pytest.raises(ValueError, match="noise is nothing that this policy takes"):
+        served.infer([{**rows[0], "noise": np.zeros((2, 1), np.float32)}])
     together = np.stack(served.infer(rows))
     assert np.abs(together[:, :, 0] - 0.1 * np.arange(4)[:, None]).max() < 0.05
     alone = np.stack([again.infer([row])[0] for row in rows])
@@ -86,6 +88,10 @@ def test_who_needs_a_flow_or_a_loss_says_so_by_name(models: dict[str, Any], tmp_
             build()
     with pytest.raises(ValueError, match="Servo cannot be exported: it needs to be a FlowPolicy with `encode_tokens`"):
         export_policy(Servo(), tmp_path / "bundle", observation=make_observation())
+    prefixed = Attentive(width=16, channels=8, blocks=1, views={"wrist": (64, 64)})
+    with pytest.raises(ValueError, match=r"Attentive keeps more .* than a vector \(Prefix\), which a bundle cannot hold"):
+        export_policy(prefixed, tmp_path / "bundle", observation=make_observation())
+    assert not (tmp_path / "bundle").exists()
     with pytest.raises(ValueError, match="Servo does not learn from demonstrations"):
         BehaviourCloning(Servo()).training_step({"seed": 0}, 0)
 
@@ -107,6 +113,11 @@ def test_a_chunk_goes_on_from_what_is_committed(tmp_path: Path, n: int) -> None:
     assert after < 0.5 * before
 
 
+def test_no_more_is_committed_than_a_chunk_holds(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="5 actions are committed, a chunk has 4"):
+        write_policy(tmp_path).act(make_observation(), Noise.rows(0, 3), torch.zeros(3, 5, 2))
+
+
 @dataclass(frozen=True)
 class Prefix(Features):
     """Features and, as those of a transformer are, a matrix of each observation, by which alone the chunk is made."""
@@ -119,6 +130,10 @@ class Attentive(FlowVLA):
 
     def encode(self, obs: Observation) -> Prefix:
         vector = super().encode(obs).vector
+        return Prefix(vector, torch.stack([vector, -vector], dim=-2))
+
+    def encode_tokens(self, picture: Tensor, state: Tensor, tokens: Tensor) -> Prefix:
+        vector = super().encode_tokens(picture, state, tokens).vector
         return Prefix(vector, torch.stack([vector, -vector], dim=-2))
 
     def velocity(self, features: Features, x_t: Tensor, t: Tensor) -> Tensor:
@@ -151,9 +166,11 @@ def test_rollouts_of_such_features_are_joined_and_thinned(models: dict[str, Any]
     models["reflector"].threshold.fill_(-1)  # every dream ends at once
     rollouts = []
     for chunks in (1, 3):
-        world, obs, group = arena(models).begin(starts(4), 1, torch.Generator().manual_seed(0))
+        world, obs, group = arena(models).begin(starts(4), 1, torch.Generator().manual_seed(0), 40)
         world.reflector.consecutive = 1 + world.reflector.window * (chunks == 3)  # or never
-        rollouts.append(collect_rollout(policy, FlowSDE(), GRPO(2), world, obs, chunks=chunks, group=group, seed=0))
+        rollouts.append(
+            collect_rollout(policy, FlowSDE(), GRPO(2), world, obs, chunks=chunks, group=group, seed=0, whole_features=True)
+        )
     whole = join(rollouts)
     assert whole.features.keys.shape == (8, 3, 2, policy.feature_dim)
     assert torch.equal(whole.features.keys[:, :, 0], whole.features.vector)

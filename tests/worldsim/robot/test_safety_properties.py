@@ -1,10 +1,11 @@
 """Safety: properties that no input may break, in thousands of random examples."""
 
 import math
+import random
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_robot import STEP_M, make_limits
 from toy_safety import PERIOD_S, REST, make_safety, propose, running
@@ -116,19 +117,14 @@ def test_any_numbers_are_survived(action, state, passed_s, kind):
     assert (np.abs(command.action) <= limits.max_delta + 1e-12).all()
 
 
-moved: list[int] = []
-
-
-@given(data=st.binary(min_size=32, max_size=32))
-@settings(max_examples=100_000, deadline=None, suppress_health_check=list(HealthCheck))
-def drive_many(data: bytes) -> None:
-    moved.append(drive(data[0] % 3, [tuple(data[i : i + 8]) for i in range(0, 32, 8)]))
-
-
 @pytest.mark.slow
 def test_no_events_break_the_invariants_in_a_hundred_thousand_examples():
-    """Bytes rather than lists of tuples: they are drawn several times as fast."""
-    moved.clear()
-    drive_many()
-    assert len(moved) >= 100_000
-    assert sum(moved) > 20_000  # it does not pass by never moving
+    """Seeded bytes rather than Hypothesis, which takes four times as long to draw them; what fails here it shrinks above."""
+    chance, moved = random.Random(0), 0
+    for _ in range(100_000):
+        data = chance.randbytes(33)
+        try:
+            moved += drive(data[32] % 3, [tuple(data[i : i + 8]) for i in range(0, 32, 8)])
+        except AssertionError as error:
+            raise AssertionError(f"robot {data[32] % 3} with events {data[:32].hex(' ', 8)}") from error
+    assert moved > 20_000  # it does not pass by never moving

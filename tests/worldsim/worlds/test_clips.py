@@ -137,6 +137,23 @@ def test_a_learner_from_rollouts_takes_a_slow_judge_of_clips(tmp_path: Path) -> 
     assert not torch.equal(before, learner.policy.state_dict()["expert_in.weight"])
 
 
+def test_a_slow_judge_has_the_last_word_on_a_rollout(tmp_path: Path) -> None:
+    """However rarely it is asked: a dream's time is up where the learner stops, and not after forty steps."""
+    judge = Remembering(context=1, every=33)
+    learner = PPOPostTraining(tiny_policy(), DreamArena(Rising(), judge), FlowSDE(), GAE(OwnEncoder(), warmup=0), chunks=2)
+    batch = {"images": starts([10], [20]).images, "state": torch.zeros(2, 1, 4), "instruction": ("go", "go")}
+    rollout, _ = learner.imagine(batch, torch.Generator().manual_seed(0))
+    assert len(judge.shown) == 2 * 2 + 2 + 2, "two worlds' worth of starts, the last frames, and where nobody goes on"
+    assert rollout.valid.all() and not rollout.terminated.any() and (rollout.final_value != 0).all()
+    assert (rollout.reward[:, -1, -1] != 0).all() and (rollout.reward.flatten(1)[:, :-1] == 0).all()
+
+
+def test_a_judge_that_looks_at_nothing_is_refused() -> None:
+    for judge in (Remembering(context=0), Remembering(every=0)):
+        with pytest.raises(ValueError, match="Remembering must look at 1 frame or more"):
+            DreamWorld(Rising(), judge, starts([10]), num_envs=1)
+
+
 def test_figures_of_a_judge_are_of_clips_too() -> None:
     judge = Remembering(context=3)
     videos = {"front": frames(torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, 0.8]]))}
