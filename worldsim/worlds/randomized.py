@@ -117,7 +117,7 @@ class RandomizedWorld(World, Branchable, Scripted):
         if seeds is not None:
             fresh = torch.stack([seeds, torch.zeros_like(seeds)], dim=1)
             self._stream = torch.where(mask[:, None], fresh, self._stream)
-        self._begin(mask)
+        self._begin(mask, obs)
         return self._seen(obs, self._elapsed), info | {"randomization": self.parameters()}
 
     def step(self, actions: Float[Tensor, "b ad"]) -> Step:
@@ -125,7 +125,7 @@ class RandomizedWorld(World, Branchable, Scripted):
         obs, reward, terminated, truncated, info = self.world.step(self._late(actions[:, None])[:, 0])
         self._previous, self._elapsed = actions, self._elapsed + 1
         final = self._seen(info["final_obs"], self._elapsed)
-        self._begin(terminated | truncated)
+        self._begin(terminated | truncated, obs)
         info = info | {"final_obs": final, "randomization": self.parameters()}
         return self._seen(obs, self._elapsed), reward, terminated, truncated, info
 
@@ -191,14 +191,22 @@ class RandomizedWorld(World, Branchable, Scripted):
             values["latency.delay"] = self.latency.delay.sample(noise.within("latency"), "delay")
         return values
 
-    def _begin(self, mask: Tensor) -> None:
+    def _begin(self, mask: Tensor, obs: Observation) -> None:
         if not mask.any():
             return
         self._stream = self._stream + torch.stack([torch.zeros_like(mask), mask], dim=1)
         self._elapsed = torch.where(mask, 0, self._elapsed)
-        self._previous = torch.where(mask[:, None], 0.0, self._previous)
+        self._previous = torch.where(mask[:, None], self._still(obs), self._previous)
         self._values = self._drawn()
         self._set_dynamics(mask)
+
+    def _still(self, obs: Observation) -> Float[Tensor, "b ad"]:
+        """What a robot does that nobody told anything: where it is told places that it feels, it stays, elsewhere it moves by 0."""
+        still = torch.zeros_like(self._previous)
+        for i, channel in enumerate(self.action_channels):
+            if channel.kind in ("absolute", "angle") and channel.name in self.state_names:
+                still[:, i] = obs.state[:, self.state_names.index(channel.name)]
+        return still
 
     def _set_dynamics(self, mask: Tensor) -> None:
         if self.dynamics is None:
@@ -222,7 +230,7 @@ class RandomizedWorld(World, Branchable, Scripted):
         self._elapsed = self._elapsed + executed
         self._previous = actions[torch.arange(self.num_envs, device=self.device), executed - 1]
         final = self._seen(result.final_obs, self._elapsed)
-        self._begin(result.done)
+        self._begin(result.done, result.obs)
         return replace(result, obs=self._seen(result.obs, self._elapsed), final_obs=final)
 
     @exact

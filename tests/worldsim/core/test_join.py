@@ -1,14 +1,13 @@
 """A policy and a world that list their channels in other orders understand each other, wherever a policy acts or learns."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from counting import VIEWS, Remembering, frames
-from jaxtyping import Float
+from counting import VIEWS, Remembering
+from drifting import START, Drift, moments, spec
 from learners import fit
 from torch import Tensor
 
@@ -21,51 +20,14 @@ from training.rl.ppo import PPOPostTraining
 from training.rl.rollout import collect_rollout
 from training.rl.sampling import SuccessBuffer
 from worldsim.core.channels import Channel
-from worldsim.core.interfaces import FlowPolicy, WorldModel
+from worldsim.core.interfaces import FlowPolicy
 from worldsim.core.noise import Noise
-from worldsim.core.spec import Spec
-from worldsim.core.types import Features, Observation, TensorBatch
+from worldsim.core.types import Features, Observation
 from worldsim.core.units import Units
 from worldsim.data.windows import Mirror
 from worldsim.measure.collect import PolicyActor, collect
 from worldsim.tasks.reward import ProgressReward
-from worldsim.worlds.dream import DreamWorld, Starts
-
-START = torch.tensor([[0.4, -0.2], [-0.1, 0.3]])  # east and north [m]
-
-
-def spec(*, turned: bool) -> Spec:
-    felt = (Channel("east", "m"), Channel("north", "m"))
-    asked = (Channel("de", "m", low=-1, high=1), Channel("dn", "m", low=-0.25, high=0.25))
-    return Spec({}, 10, "drifter", felt[::-1] if turned else felt, asked[::-1] if turned else asked)
-
-
-@dataclass(frozen=True)
-class Place(TensorBatch):
-    place: Float[Tensor, "b 2"]
-
-
-class Drift(WorldModel):
-    """A place (east, north) that actions (de, dn) move, as they are; black pictures."""
-
-    differentiable = causal = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.views, self.context, self.action_horizon, self.action_dim = VIEWS, 1, 1, 2
-        self.action_units, self.spec = Units(2), spec(turned=False)
-        self.action_units.high[1], self.action_units.low[1] = 0.25, -0.25
-
-    def init(self, images: Mapping[str, Tensor], state: Tensor, instruction: Sequence[str]) -> Place:
-        return Place(state[:, -1])
-
-    def step(self, state: TensorBatch, actions: Tensor, noise: Noise):
-        assert isinstance(state, Place)
-        places = state.place[:, None] + actions.cumsum(dim=1)
-        return Place(places[:, -1]), {"front": frames(torch.zeros(actions.shape[:2]))}, places
-
-    def loss(self, batch, generator):
-        raise NotImplementedError
+from worldsim.worlds.dream import DreamWorld
 
 
 class Homing(FlowPolicy):
@@ -82,10 +44,6 @@ class Homing(FlowPolicy):
 
     def velocity(self, features: Features, x_t: Tensor, t: Tensor) -> Tensor:
         return (x_t + (self.gain * features.vector)[:, None]) / t[:, None, None]
-
-
-def moments() -> Starts:
-    return Starts({"front": frames(torch.zeros(2, 1)).byte()}, START[:, None], ("go home",) * 2)
 
 
 def world(**settings: Any) -> DreamWorld:

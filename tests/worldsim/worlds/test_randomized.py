@@ -6,8 +6,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from counting import Remembering
+from drifting import Drift, moments
 
 from worldsim.core import checkpoint
+from worldsim.core.channels import Channel
 from worldsim.core.checks import check_world
 from worldsim.core.interfaces import Reflector, WorldModel
 from worldsim.core.noise import Noise
@@ -199,6 +202,20 @@ def test_light_and_blur_do_what_their_names_say():
     assert spread.sum() == pytest.approx(1, abs=1e-5)
     offsets = torch.arange(15.0) - 7
     assert (spread.sum(0) * offsets.square()).sum() == pytest.approx(1, abs=0.1)  # a variance of one pixel
+
+
+def test_before_its_first_action_a_robot_stays_where_it_is():
+    """Told a place in one channel and a way in the other, after a reset and where an episode ends within a chunk."""
+    inner = DreamWorld(Drift(), Remembering(1), moments(), num_envs=2, max_episode_steps=2)
+    inner.action_channels = (Channel("east", "m", kind="absolute"), Channel("dn", "m", kind="delta"))
+    world = RandomizedWorld(inner, {}, latency=Latency(Uniform(0.03, 0.03), Uniform(0, 0)))
+    obs, _ = world.reset(seed=0, options={"start": torch.tensor([0, 1])})
+    for _ in range(2):
+        asked = torch.full((2, 3, 2), 0.1)
+        first = 0.7 * asked[:, 0] + 0.3 * torch.stack([obs.state[:, 0], torch.zeros(2)], dim=1)
+        result = world.step_chunk(asked)
+        torch.testing.assert_close(result.final_obs.state, obs.state + first + asked[:, 1])
+        obs = result.obs
 
 
 def test_late_actions_are_mixed_with_the_ones_before(folders: dict[str, str]):
