@@ -60,9 +60,14 @@ def check(config: Any) -> None:
         assert not unknown, f"{target} does not take {unknown}"
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "fit"])
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("fit", "bench")])
 def test_verbs(verb: str) -> None:
     check(compose_config(verb))
+
+
+@pytest.mark.parametrize("study", sorted(path.stem for path in (CONFIG_DIR / "study").glob("*.yaml")))
+def test_studies(study: str) -> None:
+    check(compose_config("bench", [f"study={study}"]))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -290,15 +290,23 @@ def _verb_usage(verb: str) -> str:
     lines += ["", f"example: worldsim {verb} {entry.example}".rstrip(), "", "keys:"]
     raw = _load(verb)
     for group, choice in _groups(raw):
-        options = ", ".join(sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml")))
+        files = sorted((CONFIG_DIR / group).glob("*.yaml"))
         shown = {"???": "<required>", None: "null"}.get(choice, choice)
-        lines.append(f"  {group}={shown}    one of: {options}")
+        lines.append(f"  {group}={shown}    one of: {', '.join(path.stem for path in files)}")
+        if choice == "???":
+            lines += [f"      {path.stem}: {about}" for path in files if (about := _about(path))]
     groups = {group for group, _ in _groups(raw)}
     for key, value in raw.items():
         if key not in ("defaults", *groups):
             text = "<required>" if value == "???" else "..." if isinstance(value, (dict, list)) else value
             lines.append(f"  {key}={'null' if text is None else text}")
     return "\n".join(lines)
+
+
+def _about(path: Path) -> str:
+    """What an option is, by the comment that its file begins with."""
+    comments = (line.removeprefix("# ") for line in path.read_text().splitlines() if line.startswith("# "))
+    return next((line for line in comments if not line.startswith("@package")), "")
 
 
 def _load(verb: str) -> dict[str, Any]:

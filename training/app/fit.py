@@ -95,7 +95,8 @@ def run_fit(config: dict[str, Any]) -> None:
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
     except SIGTERMException as error:  # Lightning's own exit code is 0, as if the run had finished
-        raise SystemExit("terminated by a signal; resume=true continues") from error
+        saved = find_checkpoint(run_dir, ckpt_path=None, resume=True) is not None
+        raise SystemExit(f"terminated by a signal; {'resume=true continues' if saved else 'nothing was saved yet'}") from error
     cli.after_fit()
 
 

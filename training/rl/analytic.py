@@ -96,6 +96,10 @@ class AnalyticPostTraining(PostTraining):
         self.critics = nn.ModuleList(Critic.like(self.reflector) for _ in range(critics))
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
 
+    @property
+    def warmup(self) -> int:
+        return self.settings.critic_warmup
+
     @drawn_by_batch
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         h = self.settings
@@ -109,7 +113,7 @@ class AnalyticPostTraining(PostTraining):
         gap = (dream.actions - self._reference_actions(dream)).square().mean()
         excess = action_penalty(dream.actions, self.policy.action_units.within(dream.actions))
         loss = -objective.mean() + h.anchor * gap + h.penalty * excess
-        if self.iteration > h.critic_warmup:
+        if self.iteration > self.warmup:
             policy_optimizer.zero_grad()
             self.manual_backward(loss)
             norm = nn.utils.clip_grad_norm_(self.policy.parameters(), h.clip)

@@ -4,6 +4,7 @@
 """
 
 import copy
+import warnings
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -43,7 +44,8 @@ class PostTraining(LightningModule):
     def __init__(self, policy: Policy, ema_decay: float):
         if not isinstance(policy, FlowPolicy):
             raise ValueError(
-                f"{type(self).__name__} changes how a flow is sampled, {type(policy).__name__} is no FlowPolicy; clone it with one"
+                f"{type(self).__name__} changes how a flow is sampled, {type(policy).__name__} is no FlowPolicy; "
+                "record what it does (worldsim collect actor=policy) and clone that with experiment=policy"
             )
         super().__init__()
         self.automatic_optimization = False
@@ -76,9 +78,20 @@ class PostTraining(LightningModule):
             one, other = (self.policy.sample(features, start) for start in starts)
         self.tell({"action_spread": (one - other).square().mean().sqrt()})
 
+    @property
+    def warmup(self) -> int:
+        """Iterations at the beginning of a run in which the policy does not learn yet."""
+        return 0
+
     def on_fit_start(self) -> None:
-        """The average lives where the policy does."""
+        """The average lives where the policy does; a run that ends before the policy learns says so."""
         self.ema.to(self.device)
+        if (planned := self.trainer.estimated_stepping_batches) <= self.warmup:
+            warnings.warn(
+                f"only the critic will learn: the policy waits for {self.warmup} iterations, and {planned} are planned; raise "
+                "trainer.limit_train_batches, or lower the learner's warm-up",
+                stacklevel=2,
+            )
 
     def shipped(self) -> dict[str, Tensor]:
         """Weights of the policy that would be shipped now: the moving average, detached copies."""

@@ -103,6 +103,10 @@ class RolloutLearner(PostTraining, ABC):
         self.sampling, self.early_stop, self.starts, self.buffer = sampling, early_stop, starts, buffer
 
     @property
+    def warmup(self) -> int:
+        return self.advantage.warmup
+
+    @property
     def actor(self) -> FlowPolicy:
         """The policy that plays."""
         return self.policy
@@ -216,7 +220,7 @@ class RolloutLearner(PostTraining, ABC):
         if critic_loss is not None:
             self._step(critic_loss, critic_optimizer[0], list(self.advantage.parameters()), 1.0)
             logs["critic_loss"] = critic_loss
-        if self.iteration <= self.advantage.warmup:
+        if self.iteration <= self.warmup:
             return logs
         decisions = Decisions(
             obs,

@@ -119,8 +119,8 @@ class Reflector(Configured, ABC):
     threshold: Tensor
     scale: Tensor
     bias: Tensor
-    consecutive: int
-    window: int
+    consecutive: int = 1
+    window: int = 1
 
     @abstractmethod
     def judge(self, clip: Mapping[str, Shaped[Tensor, "b context _ _ 3"]], instruction: Sequence[str]) -> Reflection:

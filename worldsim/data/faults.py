@@ -202,7 +202,14 @@ def unjudged_frames(contents: Contents) -> Iterator[Fault]:
             yield Fault("labels", "warning", found, "a reflector learns from those only; policies and world models need none")
 
 
+def no_episodes(contents: Contents) -> Iterator[Fault]:
+    """A dataset that counts none."""
+    if not contents.info["total_episodes"]:
+        yield Fault("episodes", "warning", "there is none, as after a recording that was refused or killed", "record some")
+
+
 CHECKS: list[Callable[[Contents], Iterator[Fault]]] = [
+    no_episodes,
     count_faults,
     camera_faults,
     short_episodes,

@@ -125,6 +125,11 @@ class DreamWorld(World, Branchable, Divisible):
     ):
         if num_envs < 1 or len(starts) < 1:
             raise ValueError(f"a dream needs num_envs >= 1 and at least one start, got {num_envs} and {len(starts)}")
+        if getattr(reflector, "threshold", None) is None:
+            raise ValueError(
+                f"{type(reflector).__name__} has no threshold, the probability from which a frame counts as a success; give it "
+                "one, best as a buffer"
+            )
         if reflector.every < 1 or reflector.context < 1:
             raise ValueError(
                 f"{type(reflector).__name__} must look at 1 frame or more, at every 1st or so, got context={reflector.context} and "

@@ -153,6 +153,15 @@ def test_help_lists_verbs_and_keys(capsys):
     assert "experiment=<required>" in out
     assert "logger=default    one of: default, wandb" in out
     assert "seed_everything=0" in out
+    assert "\n      post_train: A policy learns in a dream" in out, "what has to be chosen is explained"
+
+
+def test_bench_says_what_its_studies_are_and_begins_none_of_its_own(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["bench"]) == 2
+    assert "study" in (said := one_line(capsys)) and "algorithms" in said and not any(tmp_path.iterdir())
+    assert cli.main(["bench", "--help"]) == 0
+    assert "rehearsal: What nominal, randomised and identified training" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -268,5 +268,10 @@ def test_last_checkpoint_rejects_a_period_of_zero():
 
 def test_a_terminated_run_is_not_a_finished_one(tiny: Compose, tmp_path: Path) -> None:
     """Lightning alone would leave with exit code 0, and a demo would take the stage for done."""
+    with pytest.raises(SystemExit, match="terminated by a signal; nothing was saved yet"):
+        run_fit(tiny("run", "+model.lr=99.0"))
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    last.parent.mkdir(parents=True, exist_ok=True)
+    last.touch()
     with pytest.raises(SystemExit, match="terminated by a signal; resume=true continues"):
         run_fit(tiny("run", "+model.lr=99.0"))

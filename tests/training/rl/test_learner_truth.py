@@ -1,5 +1,6 @@
 """What reaches a learner's loss: advantages and returns as they were given, no loss where nothing was done, counted warm-ups."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,21 @@ def test_a_critic_of_actions_learns_nothing_about_actions_that_were_not_executed
     fit(learner, starts(6), tmp_path / "run", iterations=1)
     (first, *_) = gradients
     assert first.shape == (6, 4) and (first[:, 0] != 0).all() and (first[:, 1:] == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["analytic", "ppo"])
+def test_a_run_that_ends_before_the_policy_learns_says_so(models, tmp_path: Path, kind: str) -> None:
+    """Two iterations, and a warm-up of two; one fewer says nothing."""
+    for warmup in (2, 1):
+        advantage = GAE(warmup=warmup)
+        ppo = PPOPostTraining(models["policy"], arena(models), FlowSDE(), advantage, chunks=1) if kind == "ppo" else None
+        learner = ppo or AnalyticPostTraining(**models, critic_warmup=warmup)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            fit(learner, starts(2), tmp_path, 2)
+        waited = [str(one.message) for one in said if "only the critic will learn" in str(one.message)]
+        assert len(waited) == (warmup == 2)
+        assert all("the policy waits for 2 iterations, and 2 are planned" in line for line in waited)
 
 
 @pytest.mark.parametrize("kind", ["analytic", "ppo"])

@@ -83,7 +83,7 @@ def test_who_needs_a_flow_or_a_loss_says_so_by_name(models: dict[str, Any], tmp_
         lambda: AnalyticPostTraining(Servo(), models["world_model"], models["reflector"]),
     ):
         with pytest.raises(
-            ValueError, match="PostTraining changes how a flow is sampled, Servo is no FlowPolicy; clone it with one"
+            ValueError, match="PostTraining changes how a flow is sampled, Servo is no FlowPolicy; record what it does"
         ):
             build()
     with pytest.raises(ValueError, match="Servo cannot be exported: it needs to be a FlowPolicy with `encode_tokens`"):

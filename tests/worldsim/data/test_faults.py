@@ -47,6 +47,12 @@ def test_a_sound_dataset_has_no_faults(tmp_path: Path) -> None:
     assert f"{tmp_path}: 2 episodes, 24 frames at 10 frames per second" in text and "nothing is wrong" in text
 
 
+def test_a_dataset_of_no_episodes_is_not_called_sound(tmp_path: Path) -> None:
+    write(tmp_path)
+    text = report(tmp_path)
+    assert "0 episodes" in text and "there is none, as after a recording" in text and "nothing is wrong" not in text
+
+
 def test_everything_that_is_wrong_is_listed_at_once_errors_first(tmp_path: Path) -> None:
     """Faults of one episode hide none of another, counted or not."""
     settings = {"storage": "video", "cameras": {"top": (64, 64), "wrist": (64, 64)}}

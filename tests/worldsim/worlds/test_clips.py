@@ -152,6 +152,10 @@ def test_a_judge_that_looks_at_nothing_is_refused() -> None:
     for judge in (Remembering(context=0), Remembering(every=0)):
         with pytest.raises(ValueError, match="Remembering must look at 1 frame or more"):
             DreamWorld(Rising(), judge, starts([10]), num_envs=1)
+    judge = Remembering()
+    del judge.threshold
+    with pytest.raises(ValueError, match="Remembering has no threshold, the probability from which a frame counts as a success"):
+        DreamWorld(Rising(), judge, starts([10]), num_envs=1)
 
 
 def test_figures_of_a_judge_are_of_clips_too() -> None:
