@@ -112,8 +112,8 @@ VERBS = {
     "report": Verb("training.app.verbs:report", "write one self-contained HTML page about a run", "run=runs/demo"),
     "demo": Verb("training.studies.demo:run_demo", "all of the above on the embedded default", "size=tiny", (*LEARN, *RENDER[1:])),
     "bench": Verb(
-        "training.studies.algorithms:bench",
-        "compare learners, or show what guards are for",
+        "training.studies.bench:bench",
+        "compare learners or world models, or show what guards are for",
         "algorithms seconds=60",
         (*LEARN, *RENDER[1:]),
     ),

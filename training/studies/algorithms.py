@@ -7,49 +7,21 @@ imagination or (one cell) in the simulator itself. Cells are plain `worldsim fit
 from worldsim.core import torchvision_remedy  # isort: skip  # noqa: F401 - before Lightning
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-import torch
-from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
-from torch import Tensor
 
-from training.app.stages import Stage, execute
-from training.studies.exploitation import run_exploitation
-from training.studies.rehearsal import run_rehearsal
+from training.app.stages import Stage
+from training.studies.cells import fitting, gain_text, mean_over_seeds, outcomes_of, run_stages
 from worldsim.core.cores import cores
 from worldsim.core.files import write_json
 from worldsim.core.seeds import check_choosing
-from worldsim.measure.metrics import paired_difference, seeds_interval, success_rate
+from worldsim.measure.metrics import paired_difference, success_rate
 from worldsim.report.page import described
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt  # noqa: E402
-
-
-class Pace(Callback):
-    """Writes iterations and seconds of a run, or of what a resumed one still had to do, to `<default_root_dir>/pace.json`; the
-    first iteration, which compiles kernels and fills caches, costs no seconds."""
-
-    def __init__(self) -> None:
-        self.ends_s: list[float] = []
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Look at the clock."""
-        self.ends_s.append(time.monotonic())
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the file."""
-        pace = {"iterations": len(self.ends_s), "seconds": self.ends_s[-1] - self.ends_s[0] if self.ends_s else 0.0}
-        write_json(Path(trainer.default_root_dir) / "pace.json", pace)
-
-
-def bench(cfg: dict[str, Any]) -> None:
-    """The verb: run the study that was asked for."""
-    {"algorithms": run_algorithms, "exploitation": run_exploitation, "rehearsal": run_rehearsal}[cfg["study"]](cfg)
 
 
 def run_algorithms(cfg: dict[str, Any]) -> None:
@@ -63,11 +35,11 @@ def run_algorithms(cfg: dict[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     jobs = cfg["jobs"]
     bases = [base(cfg, seed) for seed in cfg["seeds"]]
-    _run([stage for stages in bases for stage in stages], out, jobs)
-    _run([calibration(cfg, cell) for cell in cfg["cells"]], out, jobs)
-    iterations = {cell: _iterations(cfg, cell) for cell in cfg["cells"]}
-    _run([training(cfg, cell, seed, iterations[cell]) for seed in cfg["seeds"] for cell in cfg["cells"]], out, jobs)
-    _run([evaluation(cfg, seed) for seed in cfg["seeds"]], out, jobs)
+    run_stages([stage for stages in bases for stage in stages], out, jobs)
+    run_stages([calibration(cfg, cell) for cell in cfg["cells"]], out, jobs)
+    iterations = {cell: max(4, fitting(Path(cfg["out"]) / "pace" / cell, cfg["seconds"])) for cell in cfg["cells"]}
+    run_stages([training(cfg, cell, seed, iterations[cell]) for seed in cfg["seeds"] for cell in cfg["cells"]], out, jobs)
+    run_stages([evaluation(cfg, seed) for seed in cfg["seeds"]], out, jobs)
     rows = summarise(cfg)
     about = {"circumstances": _evaluation(cfg, cfg["seeds"][0])["circumstances"]}
     write_json(out / "algorithms.json", {"seconds": cfg["seconds"], "seeds": cfg["seeds"], **about, "rows": rows})
@@ -97,7 +69,7 @@ def learner_command(cfg: dict[str, Any], cell: str, seed: int, folder: str, *mor
         *("fit", "experiment=post_train", "augmentation=push_block", *overrides, f"name={cell}", f"run_dir={folder}"),
         *(f"model.policy.folder={policy(cfg, cell, seed)}", *(f"{place}.{name}.folder={run}/{cfg[name]}" for name in dream)),
         *(f"data.roots=[{roots}]", f"seed_everything={seed}", f"data.seed={seed}"),
-        *("+trainer.callbacks.pace._target_=training.studies.algorithms.Pace", *more),
+        *("+trainer.callbacks.pace._target_=training.studies.cells.Pace", *more),
     )
 
 
@@ -147,20 +119,20 @@ def summarise(cfg: dict[str, Any]) -> list[dict[str, Any]]:
         for seed in cfg["seeds"]:
             results = _evaluation(cfg, seed)["policies"]
             start = results["policy" if cell in cfg["diffusion_cells"] else "baseline"]
-            before.append(_outcomes(start))
-            after.append(_outcomes(results[cell]))
+            before.append(outcomes_of(start))
+            after.append(outcomes_of(results[cell]))
             folder = Path(cfg["out"]) / f"{cell}_{seed}"
             pace = json.loads((folder / "pace.json").read_text())
             steps.append(json.loads((folder / "physics_steps.json").read_text())["physics_steps"])
             seconds.append(pace["seconds"])
             per_seed.append(paired_difference(before[-1], after[-1]))
-        gain = _mean([gain["points"] for gain in per_seed], per_seed[0]["ci95"])
+        gain = mean_over_seeds([gain["points"] for gain in per_seed], per_seed[0]["ci95"])
         minutes = max(sum(seconds) / len(seconds), 1.0) / 60  # an alarm may end a run in its first iteration
         rows.append(
             {
                 "cell": cell,
-                "before": _mean([rate["rate"] for rate in map(success_rate, before)], success_rate(before[0])["ci95"]),
-                "after": _mean([rate["rate"] for rate in map(success_rate, after)], success_rate(after[0])["ci95"]),
+                "before": mean_over_seeds([rate["rate"] for rate in map(success_rate, before)], success_rate(before[0])["ci95"]),
+                "after": mean_over_seeds([rate["rate"] for rate in map(success_rate, after)], success_rate(after[0])["ci95"]),
                 "gain": gain,
                 "gain_per_seed": per_seed,
                 "seconds": 60 * minutes,
@@ -193,7 +165,7 @@ def table(cfg: dict[str, Any], rows: list[dict[str, Any]]) -> str:
             f"| {row['cell']} | {row['physics_steps']} | {100 * before['mean']:.1f} | "
             f"{100 * after['mean']:.1f} [{100 * after['ci95'][0]:.1f}, {100 * after['ci95'][1]:.1f}] | "
             f"{gain['mean']:+.1f} [{gain['ci95'][0]:+.1f}, {gain['ci95'][1]:+.1f}] | {row['points_per_minute']:+.1f} | "
-            f"{row['seconds']:.0f} | {', '.join(_gain(gain) for gain in row['gain_per_seed'])} |"
+            f"{row['seconds']:.0f} | {', '.join(gain_text(gain) for gain in row['gain_per_seed'])} |"
         )
     lines += ["", *verdict(rows)]
     return "\n".join(lines) + "\n"
@@ -233,30 +205,3 @@ def plot(cfg: dict[str, Any], rows: list[dict[str, Any]], path: Path) -> None:
 
 def _evaluation(cfg: dict[str, Any], seed: int) -> dict[str, Any]:
     return json.loads((Path(cfg["out"]) / f"evaluation_{seed}" / "evaluation.json").read_text())
-
-
-def _mean(per_seed: list[float], of_one: list[float]) -> dict[str, Any]:
-    """Mean over seeds, with an interval that counts seeds as what was drawn; of a single seed its own, over its starts."""
-    interval = list(seeds_interval(per_seed)) if len(per_seed) > 1 else of_one
-    return {"mean": sum(per_seed) / len(per_seed), "ci95": interval}
-
-
-def _gain(gain: dict[str, Any]) -> str:
-    return f"{gain['points']:+.1f} [{gain['ci95'][0]:+.1f}, {gain['ci95'][1]:+.1f}]"
-
-
-def _run(todo: list[Stage], out: Path, jobs: int) -> None:
-    began = time.monotonic()
-    for number, name in enumerate(execute(todo, out, jobs=jobs), start=1):
-        print(f"  {number}/{len(todo)} {name} done, {time.monotonic() - began:.0f} s", flush=True)
-
-
-def _iterations(cfg: dict[str, Any], cell: str) -> int:
-    pace = json.loads((Path(cfg["out"]) / "pace" / cell / "pace.json").read_text())
-    if pace["iterations"] < 2:
-        raise ValueError(f"{cell} made {pace['iterations']} iteration in {cfg['calibration_seconds']} s; raise calibration_seconds")
-    return max(4, round(cfg["seconds"] * (pace["iterations"] - 1) / pace["seconds"]))
-
-
-def _outcomes(entry: dict[str, Any]) -> Tensor:
-    return torch.tensor([letter == "1" for letter in entry["outcomes"]])

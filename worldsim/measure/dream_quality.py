@@ -109,13 +109,33 @@ class ColorTracker:
         return (self._features(frames, color) @ self.map).float()
 
     def _features(self, frames: Tensor, color: Tensor) -> Tensor:
-        rgb = float_image(frames).clamp(0, 1)
-        similarity = torch.einsum("nhwc,nc->nhw", rgb, color / color.norm(dim=-1, keepdim=True)) / rgb.norm(dim=-1).clamp(min=0.05)
-        weight = (similarity - 0.9).clamp(min=0) * rgb.amax(-1)
+        weight = likeness(frames, color)
         weight = weight / weight.sum(dim=(1, 2), keepdim=True).clamp(min=1e-6)
-        rows, columns = (torch.linspace(-1, 1, size) for size in rgb.shape[1:3])
+        rows, columns = (torch.linspace(-1, 1, size) for size in weight.shape[1:])
         y, x = (weight.sum(2) * rows).sum(1), (weight.sum(1) * columns).sum(1)
         return torch.stack([torch.ones_like(x), x, y, x * y, x * x, y * y], dim=1).double()
+
+
+def likeness(frames: Shaped[Tensor, "n h w 3"], color: Float[Tensor, "n 3"]) -> Float[Tensor, "n h w"]:
+    """How much of a block's colour each pixel shows; 0 below a cosine of 0.9."""
+    rgb = float_image(frames).clamp(0, 1)
+    similarity = torch.einsum("nhwc,nc->nhw", rgb, color / color.norm(dim=-1, keepdim=True)) / rgb.norm(dim=-1).clamp(min=0.05)
+    return (similarity - 0.9).clamp(min=0) * rgb.amax(-1)
+
+
+def colour_mass(dreamed: Float[Tensor, "n t h w 3"], real: Shaped[Tensor, "n t1 h w 3"], recording: Recording) -> dict[str, float]:
+    """Share of a block's colour that dreams keep, after as many steps as `quality` reports: dreams melt."""
+    n, t = dreamed.shape[:2]
+    color = recording.color[:, None].expand(n, t, 3).flatten(0, 1)
+    kept, there = (
+        likeness(frames.flatten(0, 1), color).sum(dim=(1, 2)).unflatten(0, (n, t)).sum(0) for frames in (dreamed, real[:, 1:])
+    )
+    return {f"colour_mass_at_{k}": float(kept[k - 1] / there[k - 1].clamp(min=1e-6)) for k in _steps(t)}
+
+
+def _steps(t: int) -> list[int]:
+    """After which steps figures are reported: 4, half of the episode and all of it."""
+    return sorted({min(4, t), max(1, t // 2), t})
 
 
 @torch.no_grad()
@@ -160,8 +180,9 @@ def quality(
     psnr_by_step, error = psnr(dreamed, real).mean(0), distance(dreamed)
     still = (recording.block[:, :1] - block).norm(dim=-1).mean(0)
     figures: dict[str, Any] = {}
-    for k in sorted({min(4, t), max(1, t // 2), t}):
+    for k in _steps(t):
         figures |= {f"psnr_at_{k}": float(psnr_by_step[k - 1]), f"block_error_m_at_{k}": float(error[k - 1])}
+    figures |= colour_mass(dreamed, whole, recording)
     figures |= {
         f"unmoved_block_error_m_at_{t}": float(still[-1]),
         "tracker_error_m": float(distance(real).mean()),
