@@ -16,7 +16,7 @@ from installed import ROOT, Demo
 from omegaconf import OmegaConf
 
 from training.app import cli
-from training.studies import algorithms as bench
+from training.studies import bench
 from worldsim.core import checkpoint
 from worldsim.core.interfaces import Policy
 from worldsim.data.lerobot import Dataset
@@ -157,6 +157,22 @@ def test_bench_of_algorithms_gives_each_cell_its_time_and_its_own_start(run: Pat
     assert all(row["iterations"] >= 2 for row in rows.values())
     assert all(name in (tmp_path / "algorithms.md").read_text() for name in names)
     assert (tmp_path / "algorithms.png").stat().st_size > 1000
+
+
+def test_bench_of_world_models_measures_what_a_policy_gains_in_each(run: Path, tmp_path: Path) -> None:
+    config = study("world_model", runs={3: str(run)}, seeds=[3], seconds=1, calibration_seconds=8, iterations=2, episodes=8)
+    cells = {"landed": [], "one_chunk": ["model.world_model.unroll=1"]}
+    config |= {"out": str(tmp_path), "envs": 8, "measured": 8, "cells": cells}
+    bench.bench(config)
+    result = json.loads((tmp_path / "world_model.json").read_text())
+    rows = {row["cell"]: row for row in result["rows"]}
+    assert set(rows) == set(cells) and all(result["steps"][cell] >= 2 for cell in cells)
+    outcomes = json.loads((tmp_path / "evaluation_3" / "evaluation.json").read_text())["policies"]
+    assert rows["landed"]["after"]["mean"] == outcomes["policy"]["rate"]
+    assert rows["one_chunk"]["after"]["mean"] == outcomes["one_chunk"]["rate"]
+    assert all(row["figures"]["frames_per_s"] > 1 and -2 < row["figures"]["action_slope"] < 2 for row in rows.values())
+    assert "| one_chunk |" in (tmp_path / "world_model.md").read_text()
+    assert min((tmp_path / name).stat().st_size for name in ("world_model.png", "dreams.png")) > 1000
 
 
 def test_bench_of_exploitation_follows_both_runs(run: Path, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def identified(tmp_path: Path) -> str:
 
 WORLDS = {
     "plain": [],
-    "hard": ["world=push_block_hard"],
+    "hard": ["world=push_block", "world.scene=push_block_hard"],
     "randomized": ["randomization=moderate"],
     "identified": ["randomization=identified", "randomization.file={identified}"],
     "nerf": ["renderer=nerf", "world.fields=[{field}]"],
