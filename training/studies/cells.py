@@ -2,6 +2,8 @@
 
 A cell is a plain `worldsim fit` command with some overrides; `algorithms.py` compares learners, `world_models.py` worlds."""
 
+from worldsim.core import torchvision_remedy  # isort: skip  # noqa: F401 - before Lightning
+
 import json
 import time
 from pathlib import Path
