@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from training.app.evaluate_models import evaluate_models
 from training.app.worlds import build_world
 from worldsim.core import checkpoint
 from worldsim.core.files import write_json
@@ -35,7 +36,12 @@ URLS = ("ws://", "wss://")
 
 
 def evaluate(cfg: Config) -> None:
-    """The verb. Without models it measures policies; with a world model and a reflector also how far dreams agree with physics."""
+    """The verb, of whatever it is given: policies in physics, how far dreams agree with it, or models against recorded episodes."""
+    if cfg["policy"] is None:
+        evaluate_models(cfg)
+        return
+    if cfg["data"] is not None:
+        raise ValueError("data= holds models to recorded episodes, which no policy plays; leave out policy= or data=")
     earlier = _earlier(Path(cfg["baseline"]), cfg) if str(cfg["baseline"]).endswith(".json") else None
     baseline = earlier["folder"] if earlier else cfg["baseline"]
     folders = {**({"baseline": baseline} if baseline else {}), "policy": cfg["policy"], **cfg["others"]}

@@ -28,7 +28,7 @@ from worldsim.core.noise import Noise
 from worldsim.core.seeds import check_choosing
 from worldsim.measure.collect import PlayActor
 from worldsim.measure.dream_effects import Effects, Held, record_effects, sensitivity
-from worldsim.measure.dream_quality import Recording, quality, record
+from worldsim.measure.dream_quality import Recording, dream_along, quality, record
 from worldsim.measure.metrics import paired_difference, success_rate
 from worldsim.report.page import described
 
@@ -134,20 +134,18 @@ def measure(cfg: dict[str, Any]) -> None:
     if not todo:
         return
     recording, effects = recordings(cfg)
-    shown: dict[str, Tensor] = {}
     for (cell, seed), file in todo.items():
         model = checkpoint.load(f"{cfg['out']}/{cell}_{seed}", WorldModel)
         reflector = checkpoint.load(f"{cfg['runs'][seed]}/{cfg['reflector']}", Reflector)
-        figures, judged, dreams = quality(model, reflector, recording)
+        figures, judged, _ = quality(model, reflector, recording)
         effect = sensitivity(model, effects, recording.camera)
         kept = {name: value for name, value in figures.items() if not name.endswith("by_step")} | judged
         kept |= {"action_slope": effect.slope, "action_correlation": effect.correlation, "contact_moments": effect.moments}
         kept |= {"frames_per_s": frames_per_s(model, recording), "parameters": sum(p.numel() for p in model.parameters())}
         write_json(file, kept)
-        if seed == cfg["seeds"][0]:
-            shown[cell] = dreams[recording.camera]
-    if shown:
-        picture(shown, recording, Path(cfg["out"]) / "dreams.png")
+    first = {cell: checkpoint.load(f"{cfg['out']}/{cell}_{cfg['seeds'][0]}", WorldModel) for cell in cfg["cells"]}
+    shown = {cell: dream_along(model, recording)[recording.camera] for cell, model in first.items()}
+    picture(shown, recording, Path(cfg["out"]) / "dreams.png")
 
 
 def recordings(cfg: dict[str, Any]) -> tuple[Recording, Effects]:

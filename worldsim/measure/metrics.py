@@ -8,7 +8,7 @@ Read `evaluate.py` next: it produces the outcomes that are compared here.
 import math
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist, stdev
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -62,6 +62,14 @@ class Bin(TypedDict):
     observed: float
     ci95: list[float]
     episodes: int
+
+
+class Ratio(NamedTuple):
+    """A ratio of sums over episodes with its 95 % interval, each [*k]."""
+
+    value: Tensor
+    low: Tensor
+    high: Tensor
 
 
 class ConfusionCounts(TypedDict):
@@ -161,6 +169,23 @@ def seeds_interval(means: Sequence[float], confidence: float = 0.95) -> tuple[fl
         return -math.inf, math.inf
     half = float(stats.t.ppf((1 + confidence) / 2, k - 1)) * stdev(means) / math.sqrt(k)
     return mean - half, mean + half
+
+
+def ratio_of_sums(above: Float[Tensor, "e *k"], below: Float[Tensor, "e *k"], *, draws: int = 2000) -> Ratio:
+    """sum(above) / sum(below) over e independent episodes, with a percentile bootstrap over episodes (Efron 1979,
+    doi:10.1214/aos/1176344552): the frames of one episode are no samples of their own. NaN where the sum below is 0.
+
+    Raises:
+        ValueError: if the shapes differ or there are fewer than two episodes.
+    """
+    if above.shape != below.shape or len(above) < 2:
+        raise ValueError(f"need one shape and two episodes or more, got {tuple(above.shape)} and {tuple(below.shape)}")
+    e, generator = len(above), torch.Generator().manual_seed(0)
+    drawn = torch.zeros(draws, e, dtype=torch.float64)
+    drawn.scatter_add_(1, torch.randint(e, (draws, e), generator=generator), torch.ones_like(drawn))
+    over, under = (x.double().reshape(e, -1) for x in (above, below))
+    spread = ((drawn @ over) / (drawn @ under)).nanquantile(_tails(0.95), dim=0)
+    return Ratio(*(x.reshape(above.shape[1:]) for x in (over.sum(0) / under.sum(0), *spread)))
 
 
 def agreement(first: Bool[Tensor, " n"], second: Bool[Tensor, " n"], *, draws: int = 2000) -> Agreement:

@@ -1,0 +1,95 @@
+"""`worldsim evaluate world_model=M reflector=R data=X`: what is written, and what is answered in one line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from training.app import cli
+from worldsim.core.types import Episode
+from worldsim.data.lerobot import DatasetWriter
+
+T = 6
+NAMES: dict[str, Any] = {"state_names": ["x", "y", "vx", "vy"], "action_names": ["dx", "dy"]}
+
+
+def write(root: Path, episodes: int, *, labels: bool = True, moving: bool = True, camera: str = "front", **names: Any) -> str:
+    """Squares that move by a pixel a step; every other episode succeeds at its end."""
+    settings: Any = {"fps": 10, "robot_type": "toy", "cameras": {camera: (64, 64)}, "storage": "image", "judged": labels}
+    with DatasetWriter(root, **settings, **(NAMES | names)) as writer:
+        for number in range(episodes):
+            g = torch.Generator().manual_seed(number)
+            frames = torch.zeros(T + 1, 64, 64, 3, dtype=torch.uint8)
+            for k in range(T + 1):
+                left = 8 + number % 16 + (2 * k if moving else 0)
+                frames[k, 20:40, left : left + 20] = 200
+            success = torch.full((T + 1,), torch.nan)
+            if labels:
+                success = ((torch.arange(T + 1) == T) & (number % 2 == 0)).float()
+            state, action = 0.1 * torch.randn(T + 1, 4, generator=g), torch.rand(T, 2, generator=g) - 0.5
+            writer.add([Episode({camera: frames}, state, action, torch.zeros(T), success, success, "push", "expert")])
+    return str(root)
+
+
+def test_both_models_are_held_to_episodes_and_found_out(folders: dict[str, str], tmp_path: Path, capsys) -> None:
+    """An untrained world model: nothing good may be said of it."""
+    data, out = write(tmp_path / "data", 34), tmp_path / "out"
+    models = (f"world_model={folders['world_model']}", f"reflector={folders['reflector']}")
+    assert cli.main(["evaluate", *models, f"data={data}", "held_out=1", "horizon=6", f"out={out}"]) == 0
+    said, found = capsys.readouterr().out, json.loads((out / "models.json").read_text())
+    assert "world model: Do not learn in it: it is" in said and found["world_model"]["verdict"].startswith("Do not learn")
+    assert found["world_model"]["episodes"] == found["imagined_success"]["episodes"] == 34 and found["world_model"]["steps"] == T
+    assert found["reflector"]["frames"] == 34 * (T + 1) and found["reflector"]["episodes"] == 34
+    assert found["imagined_success"]["rates"]["label"]["rate"] == 0.5 and "action-blind (front)" in found["planted"]["frozen"]
+    page = (out / "models.md").read_text()
+    assert "| front | " in page and "| always success | 7.1 % |" in page and "| labels | 50.0 [" in page
+    assert {file.name for file in out.iterdir()} == {"models.json", "models.md", "curves.png", "dreams.png"}
+
+
+def test_each_of_them_alone(folders: dict[str, str], tmp_path: Path) -> None:
+    """By default on the last twentieth of the episodes, 9 of 180, which have no labels."""
+    data = write(tmp_path / "data", 180, labels=False)
+    run = ["evaluate", f"world_model={folders['world_model']}", f"data=[{data}]", "horizon=4", f"out={tmp_path}"]
+    assert cli.main(run) == 0
+    found = json.loads((tmp_path / "models.json").read_text())
+    assert found["world_model"]["episodes"] == 9 and found["world_model"]["dreams"] == 18 and "reflector" not in found
+    labelled = write(tmp_path / "labelled", 40)
+    assert cli.main(["evaluate", f"reflector={folders['reflector']}", f"data={labelled}", f"out={tmp_path}"]) == 0
+    found = json.loads((tmp_path / "models.json").read_text())
+    assert found["reflector"]["episodes"] == 2 and "world_model" not in found
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ([], "nothing to evaluate: name a policy="),
+        (["world_model={world_model}"], "name some with data="),
+        (["policy={policy}", "data=x"], "leave out policy= or data="),
+        (["world_model={world_model}", "data=x", "baseline=x"], "baseline= goes with a policy="),
+        (["world_model={world_model}", "data={data}", "held_out=0"], "held_out must be in (0, 1]"),
+        (["world_model={world_model}", "data={data}"], "comparing takes two episodes or more"),
+        (["world_model={world_model}", "data={still}", "held_out=1"], "nothing moves in front"),
+        (["world_model={world_model}", "data={side}", "held_out=1"], "front"),
+        (["world_model={world_model}", "data={names}", "held_out=1"], "lift"),
+        (["world_model={world_model}", "reflector={reflector}", "data={data}", "held_out=1"], "9 labelled episodes are too few"),
+        (["reflector={reflector}", "data={unlabelled}", "held_out=1"], "nobody said of these episodes"),
+        (["world_model={reflector}", "data={data}"], "WorldModel"),
+        (["reflector={reflector}", "data={nowhere}"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_said_is_one_line(settings: list[str], words: str, folders: dict[str, str], tmp_path: Path, capsys) -> None:
+    datasets = {
+        "data": lambda root: write(root, 9),
+        "still": lambda root: write(root, 9, moving=False),
+        "side": lambda root: write(root, 9, camera="side"),
+        "names": lambda root: write(root, 9, action_names=["dx", "lift"]),
+        "unlabelled": lambda root: write(root, 9, labels=False),
+        "nowhere": str,
+    }
+    made = {name: made(tmp_path / name) for name, made in datasets.items() if any(f"{{{name}}}" in s for s in settings)}
+    run = ["evaluate", *(setting.format(**folders, **made) for setting in settings), f"out={tmp_path / 'out'}"]
+    assert cli.main(run) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("decoding")]
+    assert len(lines) == 1 and lines[0].startswith("worldsim: ") and words in lines[0], lines

@@ -1,0 +1,248 @@
+"""Models held to recorded episodes of a dot that goes where it is told: a right one, and those with a fault that must be found."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from worldsim.core.interfaces import Reflector, WorldModel
+from worldsim.core.noise import Noise
+from worldsim.core.types import Episode, Reflection, TensorBatch
+from worldsim.core.units import Units
+from worldsim.data.lerobot import DatasetWriter
+from worldsim.data.store import FrameStore
+from worldsim.measure import judging, recorded, trust
+from worldsim.measure.judging import Succeeded
+from worldsim.measure.planted import FAULTS
+from worldsim.worlds.dream import DreamWorld, Starts
+
+SIZE, EPISODES, STEPS = 24, 34, 10
+VIEWS = {"front": (SIZE, SIZE), "wall": (8, 8)}
+
+
+def shown(place: Float[Tensor, "*b 2"]) -> Float[Tensor, "*b 24 24 3"]:
+    """A white disc at (right, down)."""
+    ticks = torch.linspace(-1.5, 1.5, SIZE)
+    across, down = (ticks - place[..., i, None] for i in (0, 1))
+    distance = (across[..., None, :].square() + down[..., :, None].square()).sqrt()
+    return ((0.3 - distance) * 40).sigmoid()[..., None].expand(*distance.shape, 3)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> FrameStore:
+    """Dots that wander by a fortieth of their actions, and have succeeded once they are right of the middle; episode 0 is
+    three steps long. A second camera sees a wall."""
+    generator, root = torch.Generator().manual_seed(0), tmp_path_factory.mktemp("dots") / "data"
+    names: Any = {"state_names": ["x", "y"], "action_names": ["turn", "lift"]}
+    with DatasetWriter(root, fps=10, robot_type="dot", cameras=VIEWS, storage="image", **names) as writer:
+        for number in range(EPISODES):
+            t = 3 if number == 0 else STEPS + 2
+            action = 2 * torch.randn(1, 2, generator=generator) + torch.randn(t, 2, generator=generator)
+            start = 0.8 * torch.rand(1, 2, generator=generator) - 0.4
+            place = torch.cat([start, start + (action / 40).cumsum(0)])
+            frames = {"front": (255 * shown(place)).round().to(torch.uint8), "wall": torch.full((t + 1, 8, 8, 3), 99).byte()}
+            success = (place[:, 0] > 0).float().cummax(0).values
+            writer.add([Episode(frames, place, action, torch.zeros(t), success, success, "go right", "expert")])
+    return FrameStore.read(root, VIEWS)
+
+
+@dataclass(frozen=True)
+class Place(TensorBatch):
+    place: Float[Tensor, "b 2"]
+    begun: Float[Tensor, "b 2"]
+
+
+class Dots(WorldModel):
+    """The truth, with as much of the actions as `gain` says, shown through a blur of so many pixels; or what stays."""
+
+    views, context, action_horizon, action_dim = VIEWS, 2, 4, 2
+
+    def __init__(self, gain: float = 1.0, blur: int = 1, frozen: bool = False):
+        super().__init__()
+        self.gain, self.blur, self.frozen = gain, blur, frozen
+        self.action_units = Units(2)
+        self.action_units.low.fill_(-99)
+        self.action_units.high.fill_(99)
+
+    def init(self, images: Any, state: Tensor, instruction: Sequence[str]) -> Place:
+        assert set(instruction) == {"go right"} and images["front"].shape[1] == state.shape[1] == 2
+        return Place(state[:, -1], state[:, -1])
+
+    def step(self, state: TensorBatch, actions: Tensor, noise: Noise):
+        assert isinstance(state, Place)
+        drift = 0.05 if self.gain == 0 else 0  # a blind model moves all the same
+        places = state.place[:, None] + (self.gain * actions / 40 + drift).cumsum(1)
+        frames = shown(state.begun[:, None].expand_as(places) if self.frozen else places)
+        soft = avg_pool2d(frames.flatten(0, 1).movedim(-1, 1), self.blur, 1, self.blur // 2, count_include_pad=False)
+        front = soft.movedim(1, -1).unflatten(0, frames.shape[:2])
+        images = {"front": front, "wall": torch.full((*places.shape[:2], 8, 8, 3), 99 / 255)}
+        return replace(state, place=places[:, -1]), images, places
+
+    def loss(self, batch: Any, generator: Any) -> Any:
+        raise NotImplementedError
+
+
+class RightOf(Reflector):
+    """Sees how far right the white is; a success is right of `line`."""
+
+    views = {"front": (SIZE, SIZE)}
+
+    def __init__(self, line: float = 0.0, context: int = 1, consecutive: int = 1, window: int = 1, every: int = 1):
+        super().__init__()
+        self.line, self.context, self.consecutive, self.window, self.every = line, context, consecutive, window, every
+        self.register_buffer("threshold", torch.tensor(0.5))
+
+    def judge(self, clip: Any, instruction: Sequence[str]) -> Reflection:
+        frames = clip["front"]
+        assert frames.shape[1] == self.context
+        frames = frames[:, -1].float() / (255 if frames.dtype == torch.uint8 else 1)
+        weight = frames.mean(-1).sum(1)
+        place = (weight * torch.linspace(-1.5, 1.5, SIZE)).sum(1) / weight.sum(1)
+        p = (50 * (place - self.line)).sigmoid()
+        return Reflection(p, p, torch.zeros_like(p))
+
+
+def found(model: WorldModel, table: FrameStore) -> dict[str, Any]:
+    rows = recorded.starts(table, STEPS, 100)
+    return trust.figures(recorded.hold(model, table, rows, steps=STEPS, batch=5), model.action_horizon)
+
+
+def test_a_right_model_is_believed_to_the_end(table):
+    figures = found(Dots(), table)
+    front = figures["cameras"]["front"]
+    assert figures["flags"] == [] and figures["useful_steps"] == STEPS and figures["unmoved"] == ["wall"]
+    # Recorded frames are bytes: errors of 1/510 at most.
+    assert min(front["psnr_by_step"]) > 54 and min(low for _, low, _ in front["skill_by_step"]) > 0.99
+    assert front["motion"] == pytest.approx([1, 1, 1], abs=2e-3) and front["detail"] == pytest.approx([1, 1, 1], abs=5e-3)
+    assert figures["state"]["skill_by_step"][0] == pytest.approx([1, 1, 1], abs=1e-6)
+    assert front["control"][1] > 0.99 and figures["state"]["control"][1] > 0.99
+    assert figures["verdict"] == "Its pictures beat one that stays for 10 of 10 steps, they move and they follow the actions."
+    # Every episode but the short one has a second start, of which two steps are left.
+    assert figures["episodes"] == EPISODES and figures["dreams"] == 2 * EPISODES - 1 and figures["steps"] == STEPS
+
+
+@pytest.mark.parametrize(
+    ("model", "faults"),
+    [(Dots(frozen=True), ["frozen", "action-blind"]), (Dots(blur=9), ["blurred"]), (Dots(gain=0), ["action-blind"])],
+)
+def test_planted_faults_are_named_and_no_others(model, faults, table):
+    figures = found(model, table)
+    named = [f"{fault} (front)" for fault in faults]
+    assert figures["flags"] == named and figures["verdict"] == f"Do not learn in it: it is {', '.join(named)}."
+
+
+@pytest.mark.parametrize(("name", "fault"), FAULTS.items())
+def test_faults_are_found_in_the_model_that_has_them(name, fault, table):
+    flags = found(fault(Dots()), table)["flags"]
+    assert f"{name} (front)" in flags and ("blurred (front)" in flags) == (name == "blurred")
+    with pytest.raises(ValueError, match="train Dots"):
+        fault(Dots()).loss({}, torch.Generator())
+
+
+def test_a_model_that_does_the_opposite_is_not_believed(table):
+    figures = found(Dots(gain=-1), table)
+    assert figures["cameras"]["front"]["control"][2] < 0 and figures["flags"] == ["action-blind (front)"]
+    assert figures["useful_steps"] == 0
+
+
+def test_figures_of_one_dream_by_hand():
+    """Two steps each, of which the second dream has one: own 1, 3 and 1; still 2, 4 and 2; exchanged 4, 4 and 2."""
+    own, still, other = torch.tensor([[1.0, 3], [1, 0]]), torch.tensor([[2.0, 4], [2, 0]]), torch.tensor([[4.0, 4], [2, 0]])
+    errors = recorded.Errors(own, still, other, still / 2, own, own)
+    valid = torch.tensor([[True, True], [True, False]]).repeat(4, 1)
+    eight = recorded.Errors(*(value.repeat(4, 1) for value in errors))
+    held = recorded.Held(torch.arange(8), valid, valid, {"front": eight}, eight)
+    front = trust.figures(held, 1)["cameras"]["front"]
+    assert [value for value, _, _ in front["skill_by_step"]] == pytest.approx([1 - 2 / 4, 1 - 3 / 4])
+    assert front["motion"][0] == pytest.approx(0.5)
+    assert front["detail"][0] == pytest.approx(1)
+    # Units of the steps: 2 and 4. Own (1 + 1) / 2 + 3 / 4, exchanged (4 + 2) / 2 + 4 / 4.
+    assert front["control"][0] == pytest.approx(1 - 1.75 / 4)
+    assert front["psnr_by_step"] == pytest.approx([0, -10 * torch.tensor(3.0).log10().item()])
+
+
+def test_actions_come_from_another_episode(table):
+    rows = recorded.starts(table, 5, 100)
+    other = recorded._elsewhere(table, rows)
+    assert (table.episode[rows][other] != table.episode[rows]).all()
+    few = rows[table.episode[rows] < 2]
+    assert (table.episode[few][recorded._elsewhere(table, few)] != table.episode[few]).all()
+
+
+def test_too_few_episodes_and_pictures_that_stay_are_one_line(table):
+    rows = recorded.starts(table, STEPS, 100)
+    few = rows[table.episode[rows] < 7]
+    with pytest.raises(ValueError, match="7 episodes are too few .* 8 are the fewest"):
+        trust.figures(recorded.hold(Dots(), table, few, steps=4), 4)
+    held = recorded.hold(Dots(), table, rows, steps=4)
+    with pytest.raises(ValueError, match="nothing moves in wall"):
+        trust.figures(held._replace(pictures={"wall": held.pictures["wall"]}), 4)
+    with pytest.raises(ValueError, match="two episodes or more"):
+        recorded.starts(replace(table, episode=torch.zeros_like(table.episode)), STEPS, 100)
+    some = replace(table, success=table.success.clone().masked_fill(table.episode >= 16, torch.nan))
+    with pytest.raises(ValueError, match="16 labelled episodes are too few"):
+        judging.succeeded(Dots(), RightOf(), some, steps=4)
+    none = replace(table, success=torch.full_like(table.success, torch.nan))
+    with pytest.raises(ValueError, match="nobody said"):
+        judging.frames_judged(RightOf(), none)
+
+
+def test_coverage_names_the_channel_that_leaves_what_was_seen(table):
+    assert recorded.coverage(table, table.spec) == {"share": 1.0, "worst": {}}
+    assert recorded.coverage(table, None) == {}
+    high = sorted(table.action[table.acting_rows][:, 1].tolist())[-5]
+    narrow = replace(table.spec, action_statistics=replace(table.spec.action_statistics, max=(99.0, high)))  # type: ignore[type-var]
+    outside = 4 / len(table.acting_rows)
+    assert recorded.coverage(table, narrow) == {
+        "share": pytest.approx(1 - outside, abs=1e-6),
+        "worst": {"lift": pytest.approx(outside, abs=1e-6)},
+    }
+
+
+def test_who_errs_is_told_apart(table):
+    right = judging.horizon(judging.succeeded(Dots(), RightOf(), table, steps=STEPS, batch=7))
+    assert right["trusted_steps"] == STEPS and right["judge_points"]["points"] == right["world_model_points"]["points"] == 0
+    assert right["against_labels"]["dreamed"]["agreement"] == 1 and right["episodes"] == EPISODES
+    lenient = judging.horizon(judging.succeeded(Dots(), RightOf(line=-0.6), table, steps=STEPS))
+    assert lenient["judge_points"]["points"] > 10 and lenient["world_model_points"]["points"] == 0
+    frozen = judging.horizon(judging.succeeded(Dots(frozen=True), RightOf(), table, steps=STEPS))
+    assert frozen["world_model_points"]["points"] < -10 and frozen["judge_points"]["points"] == 0
+    assert frozen["trusted_steps"] < STEPS
+
+
+def test_horizon_by_hand():
+    """40 of 100 episodes have succeeded by steps 1 to 3, in the dream 43, 44, 42: true for one step, whatever comes."""
+    label = torch.arange(100)[:, None].expand(-1, 3) < 40
+    said = torch.stack([torch.arange(100) < 43, torch.arange(100) < 44, torch.arange(100) < 42], dim=1)
+    result = judging.horizon(Succeeded(label, label, said))
+    assert result["trusted_steps"] == 1 and result["world_model_points"]["points"] == 2
+    assert result["against_labels"]["dreamed"]["false_success"] == pytest.approx(0.02)
+
+
+def test_what_comes_after_an_end_is_not_looked_at(table):
+    """Episode 0 has three steps; the model moves on beyond them."""
+    for_ever = judging.succeeded(Dots(gain=0), RightOf(line=0.45), table, steps=STEPS)
+    rows = torch.arange(STEPS)
+    assert not (for_ever.dreamed[0] & (rows >= 3)).any() or for_ever.dreamed[0, 2]
+    assert for_ever.dreamed[1:, -1].float().mean() > 0.5  # it would have got there
+
+
+@pytest.mark.parametrize(
+    "rule", [{}, {"consecutive": 2, "window": 3, "context": 3}, {"every": 3}, {"every": 4, "consecutive": 2, "window": 2}]
+)
+def test_episodes_end_as_dreams_do(rule, table):
+    reflector = RightOf(line=0.1, **rule)
+    mine = judging.succeeded(Dots(gain=0.7), reflector, table, steps=8).dreamed[1:]  # the first one is short
+    rows = table.first.unique()[1:]
+    starts = Starts.first_frames(table, 2)[1:]
+    world = DreamWorld(Dots(gain=0.7), reflector, starts, num_envs=len(rows), max_episode_steps=8)
+    world.reset(options={"start": torch.arange(len(rows))})
+    result = world.step_chunk(table.window(rows, context=1, horizon=8)["action"])
+    ended = torch.where(result.terminated.any(1), result.terminated.long().argmax(1), 8)
+    assert ((torch.arange(8) >= ended[:, None]) == mine).all()
+    assert 0 < mine[:, -1].float().mean() < 1

@@ -1,0 +1,235 @@
+"""`worldsim evaluate world_model=M data=X`: a world model, a reflector or both held to recorded episodes, without a simulator.
+
+Writes <out>/models.json, <out>/models.md and pictures. Read `worldsim/measure/recorded.py` for how dreams are compared and
+`worldsim/measure/trust.py` for what is made of that."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from rich.console import Console
+
+from worldsim.core import checkpoint
+from worldsim.core.files import write_json
+from worldsim.core.interfaces import Reflector, WorldModel
+from worldsim.core.noise import Noise
+from worldsim.core.precision import autocast
+from worldsim.core.sizes import check_sizes
+from worldsim.core.views import check_cameras
+from worldsim.data.store import FrameStore
+from worldsim.measure import judging, recorded, trust
+from worldsim.measure.planted import FAULTS
+
+matplotlib.use("agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+Config = dict[str, Any]
+
+
+def evaluate_models(cfg: Config) -> None:
+    """The models that the configuration names, on episodes that they have not learned from.
+
+    Raises:
+        ValueError: if nothing is named, or there is too little to say anything by.
+    """
+    if not (cfg["world_model"] or cfg["reflector"]):
+        raise ValueError("nothing to evaluate: name a policy=, or a world_model= or reflector= with data=")
+    if beside := [name for name in ("baseline", "others", "judge") if cfg[name]]:
+        raise ValueError(f"{beside[0]}= goes with a policy=, which is not given")
+    if cfg["data"] is None:
+        raise ValueError("without a policy, models are held to recorded episodes: name some with data=, or give policy=")
+    model = checkpoint.load(cfg["world_model"], WorldModel) if cfg["world_model"] else None
+    reflector = checkpoint.load(cfg["reflector"], Reflector) if cfg["reflector"] else None
+    if model and reflector:
+        check_cameras(reflector.views, model.views, "the reflector", "the world model dreams")
+    first = model or reflector
+    assert first is not None
+    table = _unseen(cfg, first)
+    found: Config = {"data": cfg["data"], "held_out": cfg["held_out"], "seed": cfg["seed"]}
+    found |= {"world_model_folder": cfg["world_model"], "reflector_folder": cfg["reflector"]}
+    out = Path(cfg["out"])
+    out.mkdir(parents=True, exist_ok=True)
+    with autocast(cfg["precision"]), Console(stderr=True).status("dreaming along the recorded actions"):
+        if model:
+            rows = recorded.starts(table, cfg["horizon"], cfg["dreams"])
+            held = _held(cfg, model, table, rows)
+            found["world_model"] = trust.figures(held, model.action_horizon) | {"coverage": recorded.coverage(table, model.spec)}
+            faulty = {name: _held(cfg, fault(model).eval(), table, rows) for name, fault in FAULTS.items()}
+            found["planted"] = {name: trust.figures(one, model.action_horizon)["flags"] for name, one in faulty.items()}
+            show(model, table, rows, held, out / "dreams.png", seed=cfg["seed"])
+        if reflector:
+            found["reflector"] = judging.frames_judged(reflector, table)
+        if model and reflector:
+            played = judging.succeeded(model, reflector, table, steps=cfg["horizon"], seed=cfg["seed"])
+            found["imagined_success"] = judging.horizon(played)
+    write_json(out / "models.json", found)
+    (out / "models.md").write_text(page(found))
+    curves(found, out / "curves.png")
+    for line in verdicts(found):
+        print(line)
+    print(f"Read {out / 'models.md'}")
+
+
+def _held(cfg: Config, model: WorldModel, table: FrameStore, rows: torch.Tensor) -> recorded.Held:
+    return recorded.hold(model, table, rows, steps=cfg["horizon"], seed=cfg["seed"])
+
+
+def _unseen(cfg: Config, model: WorldModel | Reflector) -> FrameStore:
+    """The episodes that are held out, as the model knows its channels."""
+    if not 0 < cfg["held_out"] <= 1:
+        raise ValueError(f"held_out must be in (0, 1], got {cfg['held_out']}; 1 takes all episodes, as none was learned from")
+    roots = [cfg["data"]] if isinstance(cfg["data"], str) else cfg["data"]
+    if cfg["held_out"] == 1:
+        table = FrameStore.read(roots, model.views)
+    else:
+        table = FrameStore.read_held_out(roots, model.views, held_out=cfg["held_out"])
+    if table is None:
+        raise ValueError(f"{', '.join(map(str, roots))} holds no episode out; held_out=1 takes all, if the models saw none of them")
+    check_sizes(model, table.spec)
+    return table if model.spec is None else table.ordered(model.spec, f"the {type(model).__name__}")
+
+
+def verdicts(found: Config) -> list[str]:
+    """What the figures say, a sentence each."""
+    lines = []
+    if model := found.get("world_model"):
+        lines.append(f"world model: {model['verdict']}")
+        missed = [name for name, flags in found["planted"].items() if not any(flag.startswith(name) for flag in flags)]
+        if missed:
+            lines.append(
+                f"these episodes do not tell {' or '.join(missed)} models from others: record more that moves, differently."
+            )
+    if judge := found.get("reflector"):
+        false = 100 * judge["against_labels"]["false_success"]
+        quality = f"AUC {judge['auc']:.3f}, Brier {judge['brier']:.3f}"
+        lines.append(f"reflector: {quality}; {false:.1f} % of {judge['frames']} frames are false successes.")
+    if success := found.get("imagined_success"):
+        of_judge, of_model = (_points(success[key]) for key in ("judge_points", "world_model_points"))
+        steps = f"{success['trusted_steps']} of {len(success['percent_by_step']['label'])} steps"
+        lines.append(
+            f"imagined success holds within {judging.MARGIN:g} points for {steps}; at the end the reflector errs by {of_judge}, "
+            f"the world model by {of_model}."
+        )
+    return lines
+
+
+def page(found: Config) -> str:
+    """The results as Markdown."""
+    lines = ["# World model and reflector against recorded episodes", ""]
+    about = {name: found[name] for name in ("world_model_folder", "reflector_folder", "data", "held_out", "seed")}
+    lines += [", ".join(f"{name.removesuffix('_folder')}={value}" for name, value in about.items() if value is not None), ""]
+    lines += [f"- {line[0].upper()}{line[1:]}" for line in verdicts(found)]
+    if model := found.get("world_model"):
+        lines += ["", *_world_model(model), "", "The same model with a planted fault, on the same dreams:", ""]
+        lines += [f"- {name}: flagged as {', '.join(flags) or 'nothing'}" for name, flags in found["planted"].items()]
+    if judge := found.get("reflector"):
+        lines += ["", "## Reflector", "", "| predicted | observed | frames |", "| --- | --- | --- |"]
+        for part in judge["curve"]:
+            low, high = (100 * bound for bound in part["ci95"])
+            observed = f"{100 * part['observed']:.1f} [{low:.1f}, {high:.1f}]"
+            lines.append(f"| {100 * part['predicted']:.1f} % | {observed} % | {part['episodes']} |")
+        lines += ["", "| by frame | agreement with labels | kappa | false success | missed success |", "| --- " * 5 + "|"]
+        lines += [_row(name, judge[key]) for name, key in (("reflector", "against_labels"), ("always success", "always_success"))]
+    if success := found.get("imagined_success"):
+        lines += ["", "## Imagined success", "", "| by episode | success, % | agreement with labels | kappa | false | missed |"]
+        lines += ["| --- " * 6 + "|", f"| labels | {_rate(success['rates']['label'])} | | | | |"]
+        for name, words in (("judged", "reflector, recorded frames"), ("dreamed", "reflector, dreamed frames")):
+            lines.append(_row(f"{words} | {_rate(success['rates'][name])}", success["against_labels"][name]))
+    return "\n".join(lines) + "\n"
+
+
+def _world_model(model: Config) -> list[str]:
+    steps = sorted({1, min(4, model["steps"]), max(1, model["steps"] // 2), model["steps"]})
+    skills = " | ".join(f"skill after {k}" for k in steps)
+    lines = [
+        "## World model",
+        "",
+        f"{model['dreams']} dreams of up to {model['steps']} steps in {model['episodes']} episodes; 95 % intervals over episodes. "
+        "Skill is 1 - error / error of the picture at the start, control 1 - error / error with another episode's actions; motion "
+        "and detail are shares of what was recorded.",
+        "",
+        f"| camera | motion | detail | control | {skills} | PSNR after {steps[-1]} (still) |",
+        "| --- " * (5 + len(steps)) + "|",
+    ]
+    for name, camera in model["cameras"].items():
+        figures = [camera[key] for key in ("motion", "detail", "control")] + [camera["skill_by_step"][k - 1] for k in steps]
+        ends = f"{camera['psnr_by_step'][steps[-1] - 1]:.1f} ({camera['still_psnr_by_step'][steps[-1] - 1]:.1f}) dB"
+        lines.append(f"| {name} | {' | '.join(map(_interval, figures))} | {ends} |")
+    if state := model["state"]:
+        figures = [state["control"]] + [state["skill_by_step"][k - 1] for k in steps]
+        lines.append(f"| proprioception | | | {' | '.join(map(_interval, figures))} | |")
+    if model["unmoved"]:
+        lines += ["", f"Nothing moves in {', '.join(model['unmoved'])}, which says nothing."]
+    if covered := model["coverage"]:
+        worst = "".join(f"; {name} leaves it in {100 * share:.1f} %" for name, share in covered["worst"].items())
+        lines += ["", f"{100 * covered['share']:.1f} % of the frames lie within what training saw{worst}."]
+    return lines
+
+
+def curves(found: Config, path: Path) -> None:
+    """Skill and imagined success by step."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
+    for name, camera in found.get("world_model", {}).get("cameras", {}).items():
+        value, low, high = torch.tensor(camera["skill_by_step"]).T.tolist()
+        steps = range(1, len(value) + 1)
+        left.plot(steps, value, label=name)
+        left.fill_between(steps, low, high, alpha=0.2)
+    left.set(title="skill: 1 perfect, 0 a picture that stays", xlabel="steps", ylim=(-0.5, 1))
+    left.axhline(0, color="black", linewidth=0.8)
+    words = {"label": "labels", "judged": "reflector, recorded", "dreamed": "reflector, dreamed"}
+    for name, values in found.get("imagined_success", {}).get("percent_by_step", {}).items():
+        right.plot(range(1, len(values) + 1), values, label=words[name])
+    right.set(title="succeeded by then, % of episodes", xlabel="steps")
+    for axes in (left, right):
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+@torch.no_grad()
+def show(
+    model: WorldModel, table: FrameStore, rows: torch.Tensor, held: recorded.Held, path: Path, *, seed: int, frames: int = 6
+) -> None:
+    """Truth above the dream of each camera, in the dream whose pictures move most among those that last longest."""
+    lasting = held.valid.sum(1)
+    moved = sum((errors.still.sum(1) for errors in held.pictures.values()), torch.zeros(len(rows)))
+    row = rows[int(torch.where(lasting == lasting.max(), moved, -1).argmax())][None]
+    steps = int(lasting.max())
+    window: Config = table.window(row, context=model.context, horizon=steps) | {"instruction": table.sentences(row)}
+    parts = [shown for _, shown, _ in recorded.dreamed(model, window, window["action"], Noise.rows(seed, 1))]
+    chosen = torch.linspace(1, steps, min(frames, steps)).round().long().tolist()
+    lines: list[tuple[str, torch.Tensor]] = []
+    for name in model.views:
+        real, dream = window["images"][name][0, model.context :], torch.cat([part[name][0] for part in parts])
+        lines += [(f"{name}", real), (f"{name}, dreamed", dream)]
+    figure, panels = plt.subplots(len(lines), len(chosen), figsize=(1.6 * len(chosen), 1.7 * len(lines)), squeeze=False)
+    for panel_row, (title, shown) in zip(panels, lines, strict=True):
+        for axes, step in zip(panel_row, chosen, strict=True):
+            axes.imshow(shown[step - 1].numpy())
+            axes.set(xticks=[], yticks=[])
+            axes.set_title(f"{title}, {step}", fontsize=7)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    plt.close(figure)
+
+
+def _interval(figure: list[float]) -> str:
+    value, low, high = figure
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _points(gain: Mapping[str, Any]) -> str:
+    low, high = gain["ci95"]
+    return f"{gain['points']:+.1f} points [{low:+.1f}, {high:+.1f}]"
+
+
+def _rate(rate: Mapping[str, Any]) -> str:
+    low, high = (100 * bound for bound in rate["ci95"])
+    return f"{100 * rate['rate']:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _row(name: str, said: Mapping[str, Any]) -> str:
+    shares = " | ".join(f"{100 * said[key]:.1f} %" for key in ("false_success", "missed_success"))
+    return f"| {name} | {100 * said['agreement']:.1f} % | {said['kappa']:.2f} | {shares} |"
