@@ -114,10 +114,11 @@ class LatentUNet(nn.Module):
 
 @dataclass(frozen=True)
 class LatentState(TensorBatch):
-    """A dream's memory: the last frames as latents, and their proprioception."""
+    """A dream's memory: the last frames as latents, their proprioception, and the real frame it set out from, if one is kept."""
 
     latents: Float[Tensor, "b context c y x"]
     state: Float[Tensor, "b context s"]
+    reference: Float[Tensor, "b references c y x"]
 
 
 class LatentFlowWorldModel(WorldModel, Encoder):
@@ -140,6 +141,7 @@ class LatentFlowWorldModel(WorldModel, Encoder):
         state_weight: weight of the proprioception loss.
         context_noise: while training, noise of a standard deviation drawn from [0, context_noise] is added to the context latents,
             so that a long dream is not thrown off by its own small errors (GameNGen, arXiv:2408.14837).
+        references: 1 keeps the first real frame of a dream as further, undisturbed conditioning for all of it; 0 forgets it.
         views: the cameras that it predicts and the sizes at which it sees them, multiples of 8. They are one picture to it, side
             by side (`mosaic`), so that what one camera shows may tell what comes in another.
     """
@@ -159,19 +161,23 @@ class LatentFlowWorldModel(WorldModel, Encoder):
         unroll: int = 2,
         state_weight: float = 0.1,
         context_noise: float = 0.3,
+        references: int = 0,
         views: Mapping[str, tuple[int, int]] = FRONT,
     ):
         super().__init__()
+        if references not in (0, 1):
+            raise ValueError(f"references must be 0 or 1, got {references}; a dream keeps its first frame or none")
         self.views = views_of(views, 8)
         self.context, self.action_horizon, self.action_dim = context, action_horizon, action_dim
         self.sampling_steps, self.unroll, self.state_weight = sampling_steps, unroll, state_weight
-        self.context_noise = context_noise
+        self.context_noise, self.references = context_noise, references
         self.codec = PatchCodec(channels=latent_channels)
         self.grid = tuple(side // self.codec.patch for side in canvas(self.views))
         condition = context * state_dim + action_horizon * (action_dim + 1)
         self.condition = mlp(condition + 32, 256, 256)
         self.dynamics = mlp(condition, 128, 128, action_horizon * state_dim)
-        self.net = LatentUNet((context + action_horizon) * latent_channels, action_horizon * latent_channels, channels, layers, 256)
+        frames, predicted = references + context + action_horizon, action_horizon * latent_channels
+        self.net = LatentUNet(frames * latent_channels, predicted, channels, layers, 256)
         self.state_units, self.action_units = Units(state_dim), Units(action_dim)
 
     @property
@@ -200,7 +206,7 @@ class LatentFlowWorldModel(WorldModel, Encoder):
             raise ValueError(
                 f"a dream starts from {self.context} frames, got {latents.shape[1]}; repeat the first one if there is no more"
             )
-        return LatentState(latents, state)
+        return LatentState(latents, state, latents[:, : self.references])
 
     def step(self, state: LatentState, actions: Float[Tensor, "b ah ad"], noise: Noise):
         horizon, given = self.action_horizon, actions.shape[1]
@@ -221,6 +227,7 @@ class LatentFlowWorldModel(WorldModel, Encoder):
         following = LatentState(
             torch.cat([state.latents, latents], dim=1)[:, -self.context :],
             torch.cat([state.state, states], dim=1)[:, -self.context :],
+            state.reference,
         )
         return following, apart(self.codec.decode(latents), self.views), states
 
@@ -236,7 +243,7 @@ class LatentFlowWorldModel(WorldModel, Encoder):
         context = latents[:, : self.context]
         spread = self.context_noise * torch.rand(b, 1, 1, 1, 1, generator=generator, device=latents.device)
         disturbed = context + spread * torch.randn(context.shape, generator=generator, device=latents.device)
-        state = LatentState(disturbed, batch["state"][:, : self.context])
+        state = LatentState(disturbed, batch["state"][:, : self.context], context[:, : self.references])
         image_loss, state_loss = latents.new_zeros(()), latents.new_zeros(())
         for chunk in range(self.unroll):
             span = slice(chunk * horizon, (chunk + 1) * horizon)
@@ -262,7 +269,8 @@ class LatentFlowWorldModel(WorldModel, Encoder):
                 own = rearrange(predicted.detach(), "b (t c) y x -> b t c y x", t=horizon)[:, -self.context :]
                 real = latents[:, future][:, -self.context :]
                 own_states, real_states = states.detach()[:, -self.context :], batch["state"][:, future][:, -self.context :]
-                state = LatentState(torch.where(whole, own, real), torch.where(whole[..., 0, 0], own_states, real_states))
+                states = torch.where(whole[..., 0, 0], own_states, real_states)
+                state = LatentState(torch.where(whole, own, real), states, state.reference)
         loss = image_loss + self.state_weight * state_loss
         return loss, {"image_loss": image_loss.detach(), "state_loss": state_loss.detach()}
 
@@ -274,7 +282,8 @@ class LatentFlowWorldModel(WorldModel, Encoder):
         return torch.cat([felt.flatten(1), asked.flatten(1), known.float()], dim=1)
 
     def _clean(self, x_t: Tensor, t: Tensor, state: LatentState, condition: Tensor) -> Tensor:
-        inputs = torch.cat([rearrange(state.latents, "b t c y x -> b (t c) y x"), x_t * (1 - expand_time(t, x_t)).sqrt()], dim=1)
+        shown = rearrange(torch.cat([state.reference, state.latents], dim=1), "b t c y x -> b (t c) y x")
+        inputs = torch.cat([shown, x_t * (1 - expand_time(t, x_t)).sqrt()], dim=1)
         change = self.net(inputs, self.condition(torch.cat([condition, time_embedding(t, 32)], dim=1)))
         return state.latents[:, -1].repeat(1, self.action_horizon, 1, 1) + change
 

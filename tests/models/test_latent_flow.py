@@ -1,6 +1,7 @@
 """The latent flow world model: its codec, its gradients, chunks under way, and that it learns."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -115,6 +116,42 @@ def test_wrong_number_of_actions(model, start, count):
         model.step(start[0], torch.zeros(3, count, 2), start[2])
 
 
+def test_a_dream_remembers_its_first_frame_to_the_end():
+    """What differs in the reference alone differs in every chunk; without one nothing but the last frames counts."""
+    torch.manual_seed(0)
+    frames, states, actions = scenes(4, 2).unflatten(0, (2, 2)), torch.randn(2, 2, 4), torch.zeros(2, 4, 2)
+    for references in (0, 1):
+        model = LatentFlowWorldModel(latent_channels=4, channels=(8, 8), layers=(1, 1), references=references).eval()
+        model.fit_statistics({"front": scenes(16, 0)}, toy_spec(torch.randn(50, 4)))
+        torch.nn.init.normal_(model.net.last.weight, std=0.5)
+        torch.nn.init.normal_(model.net.first.weight, std=0.5)
+        first = model.init({"front": frames}, states)
+        assert torch.equal(first.reference, first.latents[:, :references])
+        second, _, _ = model.step(first, actions, Noise.rows(0, 2))
+        assert torch.equal(second.reference, first.reference)
+        shown = model.step(second, actions, Noise.rows(0, 2))[1]["front"]
+        other = model.step(replace(second, reference=-second.reference), actions, Noise.rows(0, 2))[1]["front"]
+        assert torch.equal(shown, other) == (references == 0)
+    with pytest.raises(ValueError, match="references must be 0 or 1, got 2"):
+        LatentFlowWorldModel(references=2)
+
+
+def test_a_reference_is_not_disturbed_while_training():
+    """A network that shows nothing but it: the error where nothing moves is 0, whatever the noise on the context."""
+    frames = scenes(8, 3)[:, None].expand(-1, 10, -1, -1, -1)
+    still = {
+        "images": {"front": frames},
+        "state": torch.zeros(8, 10, 4),
+        "action": torch.zeros(8, 8, 2),
+        "valid": torch.ones(8, 8) > 0,
+    }
+    model = LatentFlowWorldModel(latent_channels=4, references=1)
+    model.fit_statistics({"front": frames[:, 0]}, toy_spec(torch.randn(50, 4)))
+    model._clean = lambda x_t, t, state, condition: state.reference.repeat(1, 4, 1, 1, 1).flatten(1, 2)  # type: ignore[method-assign]
+    _, scalars = model.loss(still, torch.Generator().manual_seed(0))
+    assert scalars["image_loss"] < 1e-10
+
+
 def test_wrong_number_of_frames(model):
     with pytest.raises(ValueError, match="a dream starts from 2 frames, got 3"):
         model.init({"front": torch.zeros(1, 3, 64, 64, 3)}, torch.zeros(1, 3, 4))
@@ -124,7 +161,7 @@ def test_differentiable_in_actions_and_in_the_state(model, start):
     state, actions, noise = start
     actions = actions[:, :2].clone().requires_grad_()
     latents = state.latents.clone().requires_grad_()
-    _, images, _ = model.step(type(state)(latents, state.state), actions, noise)
+    _, images, _ = model.step(replace(state, latents=latents), actions, noise)
     images["front"].square().sum().backward()
     assert (actions.grad.abs() > 0).all(), "every action changes the frames"
     assert latents.grad.abs().sum() > 0
