@@ -26,9 +26,10 @@ from worldsim.core.files import write_json
 from worldsim.core.interfaces import Reflector, WorldModel
 from worldsim.core.noise import Noise
 from worldsim.core.seeds import check_choosing
+from worldsim.core.sight import seen
 from worldsim.measure.collect import PlayActor
 from worldsim.measure.dream_effects import Effects, Held, record_effects, sensitivity
-from worldsim.measure.dream_quality import Recording, dream_along, quality, record
+from worldsim.measure.dream_quality import Recording, dream_along, feature_distances, quality, record
 from worldsim.measure.metrics import paired_difference, success_rate
 from worldsim.report.page import described
 
@@ -44,6 +45,8 @@ FIGURES = {
     "block_error_m_at_20": False,
     "block_error_m_at_40": False,
     "colour_mass_at_40": True,
+    "feature_distance_at_4": False,
+    "feature_distance_at_40": False,
     "action_slope": True,
     "action_correlation": True,
     "auc_imagined": True,
@@ -137,7 +140,9 @@ def measure(cfg: dict[str, Any]) -> None:
     for (cell, seed), file in todo.items():
         model = checkpoint.load(f"{cfg['out']}/{cell}_{seed}", WorldModel)
         reflector = checkpoint.load(f"{cfg['runs'][seed]}/{cfg['reflector']}", Reflector)
-        figures, judged, _ = quality(model, reflector, recording)
+        figures, judged, dreams = quality(model, reflector, recording)
+        real = seen(recording.images, model.views, "the world model")[recording.camera]
+        figures |= feature_distances(dreams[recording.camera], real)
         effect = sensitivity(model, effects, recording.camera)
         kept = {name: value for name, value in figures.items() if not name.endswith("by_step")} | judged
         kept |= {"action_slope": effect.slope, "action_correlation": effect.correlation, "contact_moments": effect.moments}

@@ -18,6 +18,7 @@ from worldsim.core.views import check_cameras
 from worldsim.core.world import ChunkResult, Sight, World
 from worldsim.measure.collect import Actor, play
 from worldsim.measure.metrics import auc, psnr
+from worldsim.nn.perception import feature_distance
 
 if TYPE_CHECKING:
     from worldsim.worlds.genesis.world import GenesisWorld  # importing Genesis takes seconds, and most verbs need none
@@ -131,6 +132,17 @@ def colour_mass(dreamed: Float[Tensor, "n t h w 3"], real: Shaped[Tensor, "n t1 
         likeness(frames.flatten(0, 1), color).sum(dim=(1, 2)).unflatten(0, (n, t)).sum(0) for frames in (dreamed, real[:, 1:])
     )
     return {f"colour_mass_at_{k}": float(kept[k - 1] / there[k - 1].clamp(min=1e-6)) for k in _steps(t)}
+
+
+@torch.no_grad()
+def feature_distances(dreamed: Float[Tensor, "n t h w 3"], real: Shaped[Tensor, "n t1 h w 3"], batch: int = 32) -> dict[str, float]:
+    """How different dreams look to a network that knows photographs, after as many steps as `quality` reports; as bytes, which both
+    are to whoever looks at them."""
+    found, shown = {}, (255 * dreamed).round() / 255
+    for k in _steps(dreamed.shape[1]):
+        pairs = zip(shown[:, k - 1].split(batch), float_image(real[:, k]).split(batch), strict=True)
+        found[f"feature_distance_at_{k}"] = float(torch.cat([feature_distance()(a, b) for a, b in pairs]).mean())
+    return found
 
 
 def _steps(t: int) -> list[int]:
