@@ -163,7 +163,7 @@ def _world_model(model: Config) -> list[str]:
     if model["unmoved"]:
         lines += ["", f"Nothing moves in {', '.join(model['unmoved'])}, which says nothing."]
     if covered := model["coverage"]:
-        worst = "".join(f"; {name} leaves it in {100 * share:.1f} %" for name, share in covered["worst"].items())
+        worst = "".join(f"; {name} leaves it in {100 * share:.2g} %" for name, share in covered["worst"].items())
         lines += ["", f"{100 * covered['share']:.1f} % of the frames lie within what training saw{worst}."]
     return lines
 
