@@ -27,7 +27,9 @@ from worldsim.measure.dream_quality import check_measurable, dream_along, qualit
 from worldsim.measure.evaluate import Outcomes, Player, actor_of, imagine_outcomes
 from worldsim.measure.evaluate import evaluate as play_episodes
 from worldsim.measure.metrics import agreement, calibration, confusion, paired_difference, percent, success_rate
+from worldsim.measure.ranking import FEWEST, NARROW, ranking
 from worldsim.report import video
+from worldsim.report.plots import draw_ranking
 from worldsim.robot.bundle import sha256
 
 Config = dict[str, Any]
@@ -85,6 +87,9 @@ def evaluate(cfg: Config) -> None:
             for key, models in dreams.items():
                 entry[key] = _compared(policies[name], models, outcomes[name], world, cfg)
                 _write(cfg, result, world)
+        if dreams and len(folders) >= FEWEST:
+            result["ranking"] = _ranked(result["policies"], Path(cfg["out"]))
+            _write(cfg, result, world)
         if dreams:
             result |= _quality(dreams["imagination"], world, Path(cfg["out"]) / "media", policies["policy"], cfg)
             _write(cfg, result, world)
@@ -146,8 +151,7 @@ def _earlier(file: Path, cfg: Config) -> Config:
 def _played(entry: Config, other: Outcomes) -> tuple[Outcomes, Outcomes | None]:
     """The outcomes in an earlier evaluation, on the starts that another policy has just shown."""
     first, second = (
-        replace(other, success=torch.tensor([letter == "1" for letter in entry[key]])) if key in entry else None
-        for key in ("outcomes", "outcomes_again")
+        replace(other, success=_succeeded(entry[key])) if key in entry else None for key in ("outcomes", "outcomes_again")
     )
     assert first is not None
     return first, second
@@ -168,6 +172,10 @@ def _measured(where: str, outcome: Outcomes, again: Outcomes | None) -> Config:
 
 def _letters(outcome: Outcomes) -> str:
     return "".join("01"[int(success)] for success in outcome.success)
+
+
+def _succeeded(letters: str) -> torch.Tensor:
+    return torch.tensor([letter == "1" for letter in letters])
 
 
 def _compared(policy: Player, models: Models, played: tuple[Outcomes, Outcomes | None], world: World, cfg: Config) -> Config:
@@ -197,6 +205,20 @@ def _compared(policy: Player, models: Models, played: tuple[Outcomes, Outcomes |
         "outcomes": _letters(imagined),
         "outcomes_again": _letters(second),
     }
+
+
+def _ranked(policies: Config, out: Path) -> Config:
+    """Whether the dream ranks the policies as the world does, printed and drawn."""
+    real = {name: _succeeded(entry["outcomes"]) for name, entry in policies.items()}
+    found = ranking(real, {name: _succeeded(entry["imagination"]["outcomes"]) for name, entry in policies.items()})
+    sets = [(f"{len(real)} policies", found)]
+    if narrow := found.get("narrow"):
+        sets.append((f"the {len(narrow['policies'])} of them within {100 * NARROW:.0f} points", narrow))
+    for which, figures in sets:
+        words = ", ".join("{} {:.2f} [{:.2f}, {:.2f}]".format(key, *figures[key]) for key in ("pearson", "spearman", "mmrv"))
+        print(f"dream and physics rank {which}: {words}", flush=True)
+    draw_ranking(policies, out / "ranking.png")
+    return found
 
 
 def _quality(models: Models, world: World, media: Path, policy: Player, cfg: Config) -> Config:

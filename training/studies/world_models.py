@@ -131,9 +131,10 @@ def evaluation(cfg: dict[str, Any], seed: int) -> Stage:
 
 
 def measure(cfg: dict[str, Any]) -> None:
-    """Cheap figures of every candidate, on play of all seeds' one recording; those that stand on disk already are kept."""
+    """Cheap figures of every candidate, on play of all seeds' one recording; those that stand on disk already are kept, if they are
+    the same figures."""
     files = {(cell, seed): Path(cfg["out"]) / f"figures_{cell}_{seed}.json" for cell in cfg["cells"] for seed in cfg["seeds"]}
-    todo = {key: file for key, file in files.items() if not file.is_file()}
+    todo = {key: file for key, file in files.items() if not file.is_file() or json.loads(file.read_text())["figures"] != [*FIGURES]}
     if not todo:
         return
     recording, effects = recordings(cfg)
@@ -146,7 +147,11 @@ def measure(cfg: dict[str, Any]) -> None:
         effect = sensitivity(model, effects, recording.camera)
         kept = {name: value for name, value in figures.items() if not name.endswith("by_step")} | judged
         kept |= {"action_slope": effect.slope, "action_correlation": effect.correlation, "contact_moments": effect.moments}
-        kept |= {"frames_per_s": frames_per_s(model, recording), "parameters": sum(p.numel() for p in model.parameters())}
+        kept |= {
+            "figures": [*FIGURES],
+            "frames_per_s": frames_per_s(model, recording),
+            "parameters": sum(p.numel() for p in model.parameters()),
+        }
         write_json(file, kept)
     first = {cell: checkpoint.load(f"{cfg['out']}/{cell}_{cfg['seeds'][0]}", WorldModel) for cell in cfg["cells"]}
     shown = {cell: dream_along(model, recording)[recording.camera] for cell, model in first.items()}

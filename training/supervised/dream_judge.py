@@ -170,7 +170,9 @@ class DreamThreshold(Callback):
         for model in (self.policy, self.world_model):
             check_sizes(model, table.spec)
             check_names(model, table.spec, recording)
-        success, unknown = (set(table.episode[rows].tolist()) for rows in (table.success == 1, table.success.isnan()))
+        acted_on = torch.arange(len(table.first)) != table.first  # whoever has next.success alone judged no first frame
+        rows_of = (table.success == 1, table.success.isnan() & acted_on)
+        success, unknown = (set(table.episode[rows].tolist()) for rows in rows_of)
         judged = [number for number in range(len(table.instruction)) if number in success or number not in unknown]
         if not judged:
             raise ValueError(f"nobody judged whether an episode in {recording} succeeded; give one whose frames have a success")

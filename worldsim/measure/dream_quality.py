@@ -16,6 +16,7 @@ from worldsim.core.sight import clips, recent, seen
 from worldsim.core.types import float_image
 from worldsim.core.views import check_cameras
 from worldsim.core.world import ChunkResult, Sight, World
+from worldsim.measure import recorded
 from worldsim.measure.collect import Actor, play
 from worldsim.measure.metrics import auc, psnr
 from worldsim.nn.perception import feature_distance
@@ -153,15 +154,11 @@ def _steps(t: int) -> list[int]:
 @torch.no_grad()
 def dream_along(world_model: WorldModel, recording: Recording, *, seed: int = 0) -> dict[str, Float[Tensor, "n t _ _ 3"]]:
     """The recording's actions dreamed open loop from its first frame, as each camera of the world model sees it."""
-    first = {name: frames[:, :1].repeat(1, world_model.context, 1, 1, 1) for name, frames in recording.images.items()}
-    state = world_model.init(first, recording.state[:, :1].repeat(1, world_model.context, 1), recording.instruction)
-    dreamed: dict[str, list[Tensor]] = {name: [] for name in world_model.views}
-    noise = Noise.rows(seed, len(recording.state))
-    for number, actions in enumerate(recording.action.split(world_model.action_horizon, dim=1)):
-        state, predicted, _ = world_model.step(state, actions, noise.at(number * world_model.action_horizon))
-        for name, frames in predicted.items():
-            dreamed[name].append(frames.float().clamp(0, 1))
-    return {name: torch.cat(frames, dim=1) for name, frames in dreamed.items()}
+    context, n = world_model.context, len(recording.state)
+    first = {name: recent(frames[:, :1], context) for name, frames in recording.images.items()}
+    start = {"images": first, "state": recent(recording.state[:, :1], context), "instruction": recording.instruction}
+    parts = [frames for _, frames, _ in recorded.dreamed(world_model, start, recording.action, Noise.rows(seed, n))]
+    return {name: torch.cat([frames[name] for frames in parts], dim=1) for name in world_model.views}
 
 
 @torch.no_grad()

@@ -5,10 +5,12 @@ at the dream of the same actions. The first two differ by what the reflector get
 Read `training/app/evaluate_models.py` next: it writes what is found here and in `trust.py`.
 """
 
+import itertools
+import math
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from worldsim.core.interfaces import Reflector, WorldModel
@@ -16,11 +18,12 @@ from worldsim.core.noise import Noise
 from worldsim.core.sight import clips, recent
 from worldsim.core.types import float_image
 from worldsim.data.store import FrameStore
-from worldsim.measure.metrics import Confusion, agreement, auc, calibration, confusion, paired_difference, success_rate
-from worldsim.measure.recorded import dreamed
+from worldsim.measure import recorded
+from worldsim.measure.metrics import agreement, auc, calibration, confusion, paired_difference, success_rate
+from worldsim.worlds.dream import check_reflector
 
-FEWEST = 32  # episodes of which one counts no more than the margin
 MARGIN = 3.0  # percentage points within which imagined success is trusted
+FEWEST = math.ceil(100 / MARGIN)  # episodes of which one counts no more than that
 
 
 class Succeeded(NamedTuple):
@@ -39,46 +42,79 @@ class Succeeded(NamedTuple):
 
 @torch.no_grad()
 def frames_judged(reflector: Reflector, table: FrameStore, *, most: int = 4096, batch: int = 256) -> dict[str, Any]:
-    """What a reflector says of single recorded frames against their labels, and of whole episodes.
+    """What a reflector says of single recorded frames against their labels.
+
+    There are no intervals: neighbouring frames are almost equal, and nobody knows how many of them count as one.
 
     Returns:
-        frames, episodes: how many were judged; auc, brier and curve of its probabilities; against_labels: `confusion` and
-        `agreement` of its decisions by frame; always_success: the same of somebody who calls everything a success.
+        frames, episodes: how many were judged; auc, brier and curve (predicted, observed, frames) of its probabilities;
+        against_labels: `confusion` and kappa of its decisions; always_success: the same of somebody who calls all a success.
 
     Raises:
-        ValueError: if no frame was judged when it was recorded.
+        ValueError: if fewer than `recorded.FEWEST` episodes have a frame that was judged when it was recorded.
     """
-    known = (~table.success.isnan()).nonzero().flatten()
-    if not len(known):
+    check_reflector(reflector)
+    rows = recorded.evenly(~table.success.isnan(), most)
+    if (episodes := len(table.episode[rows].unique())) < recorded.FEWEST:
         raise ValueError(
-            "nobody said of these episodes whether they succeeded (next.success), which a reflector is held to; label "
-            "some, or name other data"
+            f"{episodes} of these episodes say whether they succeeded (next.success), which a reflector is held to, "
+            f"{recorded.FEWEST} are the fewest; label some, hold out more, or name other data"
         )
-    rows = known[torch.linspace(0, len(known) - 1, min(most, len(known))).round().long()]
     p = torch.cat([_p_success(reflector, table, part) for part in rows.split(batch)])
     label, said = table.success[rows] == 1, p > float(reflector.threshold)
-    found: dict[str, Any] = {"frames": len(rows), "episodes": len(table.episode[rows].unique()), "auc": auc(p, label)}
-    found |= calibration(p, label) | {"threshold": float(reflector.threshold)}
-    return found | {"against_labels": _against(said, label), "always_success": _against(torch.ones_like(label), label)}
+    found: dict[str, Any] = {
+        "frames": len(rows),
+        "episodes": episodes,
+        "threshold": float(reflector.threshold),
+        "auc": auc(p, label),
+    }
+    measured = calibration(p, label)
+    curve = [
+        {"predicted": part["predicted"], "observed": part["observed"], "frames": part["episodes"]} for part in measured["curve"]
+    ]
+    found |= {"brier": measured["brier"], "curve": curve}
+    for name, decision in (("against_labels", said), ("always_success", torch.ones_like(label))):
+        found[name] = {**confusion(decision, label), "kappa": agreement(decision, label, draws=1)["kappa"]}
+    return found
 
 
-@torch.no_grad()
-def succeeded(
-    model: WorldModel, reflector: Reflector, table: FrameStore, *, steps: int, batch: int = 32, seed: int = 0
-) -> Succeeded:
-    """Dream every labelled episode from its first frame along its actions, and ask the reflector by its own rule.
+def labelled(table: FrameStore, most: int) -> Int[Tensor, " n"]:
+    """The first rows of episodes whose frames are labelled from the first action on, at most so many of them.
 
     Raises:
-        ValueError: if there are fewer than `FEWEST` such episodes: a single one would count for more than `MARGIN`.
+        ValueError: if there are fewer than `FEWEST`: a single one would count for more than `MARGIN`.
     """
-    rows, unknown = table.first.unique(), torch.zeros(len(table.instruction))
-    rows = rows[unknown.index_add(0, table.episode, table.success.isnan().float()) == 0]
+    row = torch.arange(len(table.first))
+    unknown = (table.success.isnan() & (row != table.first)).float()
+    known = torch.zeros(len(table.instruction)).index_add(0, table.episode, unknown) == 0
+    rows = recorded.evenly((row == table.first) & (table.first < table.last) & known[table.episode], most)
     if len(rows) < FEWEST:
         raise ValueError(
             f"{len(rows)} labelled episodes are too few for the horizon up to which imagined success holds within {MARGIN:g} "
             f"points, {FEWEST} are the fewest; hold out more, name more data, or leave the reflector out"
         )
-    parts = [_succeeded(model, reflector, table, part, steps, seed) for part in rows.split(batch)]
+    return rows
+
+
+@torch.no_grad()
+def succeeded(
+    model: WorldModel,
+    reflector: Reflector,
+    table: FrameStore,
+    rows: Int[Tensor, " n"],
+    *,
+    steps: int,
+    batch: int = 32,
+    seed: int = 0,
+) -> Succeeded:
+    """Dream episodes from their first frames, `labelled`, along their actions, and ask the reflector by its own rule.
+
+    What a recording has come to when it ends stays. One that ended with its first success leaves the dream, and a rule that asks
+    for several frames, no time to come to it later.
+    """
+    check_reflector(reflector)
+    noise = Noise.rows(seed, len(rows))
+    parts = [_succeeded(model, reflector, table, rows[part], noise[part], steps) for part in torch.arange(len(rows)).split(batch)]
     return Succeeded(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
@@ -87,66 +123,68 @@ def horizon(found: Succeeded) -> dict[str, Any]:
 
     Returns:
         trusted_steps: the last one up to which the rates of dream and label differ by `MARGIN` points at most; of the whole length
-        the rates of all three, judge_points (judged - label) and world_model_points (dreamed - judged) with paired intervals,
-        agreement of dream and label beside that of judgement and label; rates by step.
+        the rates of all three, judge_points (judged - label), world_model_points (dreamed - judged) and error_points (dreamed -
+        label) with paired intervals, agreement of dream and label beside that of judgement and label; rates by step.
     """
     rates = {name: 100 * values.float().mean(0) for name, values in found._asdict().items()}
     off = ((rates["dreamed"] - rates["label"]).abs() > MARGIN + 1e-4).nonzero().flatten()
     last = {name: values[:, -1] for name, values in found._asdict().items()}
+    pairs = {"judge_points": ("label", "judged"), "world_model_points": ("judged", "dreamed"), "error_points": ("label", "dreamed")}
     return {
         "episodes": len(found.label),
         "trusted_steps": int(off[0]) if len(off) else found.label.shape[1],
         "rates": {name: success_rate(values) for name, values in last.items()},
-        "judge_points": paired_difference(last["label"], last["judged"]),
-        "world_model_points": paired_difference(last["judged"], last["dreamed"]),
-        "against_labels": {name: _against(last[name], last["label"]) for name in ("judged", "dreamed")},
+        **{name: paired_difference(last[before], last[after]) for name, (before, after) in pairs.items()},
+        "against_labels": {
+            name: {**confusion(last[name], last["label"]), **agreement(last[name], last["label"])} for name in ("judged", "dreamed")
+        },
         "percent_by_step": {name: values.tolist() for name, values in rates.items()},
     }
 
 
-def stopped(p: Float[Tensor, "n m"], reflector: Reflector) -> Bool[Tensor, "n m"]:
-    """Whether the reflector's rule, k of the last n judged frames, has ended an episode by each of m frames that it judged."""
-    hits = (p > float(reflector.threshold)).float()
-    recent_hits = torch.nn.functional.pad(hits, (reflector.window - 1, 0)).unfold(1, reflector.window, 1).sum(-1)
-    return (recent_hits >= reflector.consecutive).cummax(dim=1).values
-
-
 def _succeeded(
-    model: WorldModel, reflector: Reflector, table: FrameStore, rows: Int[Tensor, " b"], steps: int, seed: int
+    model: WorldModel, reflector: Reflector, table: FrameStore, rows: Int[Tensor, " b"], noise: Noise, steps: int
 ) -> Succeeded:
     past, sentences = max(model.context, reflector.context), table.sentences(rows)
-    window: dict[str, Any] = table.window(rows, context=past, horizon=steps)
+    window = recorded.filled(model, table.window(rows, context=past, horizon=steps))
     begun = {name: recent(frames[:, :past], model.context) for name, frames in window["images"].items()}
     start = {"images": begun, "state": recent(window["state"][:, :past], model.context), "instruction": sentences}
-    dream: dict[str, list[Tensor]] = {name: [] for name in reflector.views}
-    for _, frames, _ in dreamed(model, start, window["action"], Noise.rows(seed, len(rows))):
+    dream: dict[str, list[Tensor]] = {name: [float_image(window["images"][name][:, :past])] for name in reflector.views}
+    for _, frames, _ in recorded.dreamed(model, start, window["action"], noise):
         for name, shown in dream.items():
             shown.append(frames[name])
-    real = {name: float_image(window["images"][name]) for name in reflector.views}
-    imagined = {name: torch.cat([real[name][:, :past], *dream[name]], dim=1) for name in reflector.views}
+    real = {name: window["images"][name] for name in reflector.views}
+    imagined = {name: torch.cat(shown, dim=1) for name, shown in dream.items()}
     labels = table.success[table.at(rows, torch.arange(1, steps + 1) / table.spec.fps)] == 1
-    last = window["valid"].sum(1).clamp(min=1) - 1  # what an ended episode has come to stays
-    places = torch.arange(steps).minimum(last[:, None])
-    judged, own = (_judged(reflector, videos, sentences, steps).gather(1, places) for videos in (real, imagined))
+    judged, own = (_ended(reflector, videos, sentences, window["valid"]) for videos in (real, imagined))
     return Succeeded(labels.cummax(dim=1).values, judged, own)
 
 
-def _judged(reflector: Reflector, videos: dict[str, Tensor], instruction: tuple[str, ...], steps: int) -> Bool[Tensor, "b t"]:
-    """Whether each of the last `steps` frames comes after success; a slow judge is asked as often as dreams would ask it."""
-    looked = [k for k in range(steps) if (k + 1) % reflector.every == 0 or k == steps - 1]
+def _ended(
+    reflector: Reflector, videos: dict[str, Tensor], instruction: tuple[str, ...], valid: Bool[Tensor, "b t"]
+) -> Bool[Tensor, "b t"]:
+    """Whether k of the last n judged frames counted by each step; the reflector is asked as often as in a `DreamWorld`, and at the
+    end."""
+    b, steps = valid.shape
     shown = {name: clips(frames, reflector.context)[:, -steps:] for name, frames in videos.items()}
-    device = reflector.threshold.device
-    asked = (reflector.judge({name: clip[:, k].to(device) for name, clip in shown.items()}, instruction) for k in looked)
-    ended = stopped(torch.stack([said.p_success.float().cpu() for said in asked], dim=1), reflector)
-    latest = torch.bucketize(torch.arange(steps), torch.tensor(looked), right=True)  # frames judged by then
-    return torch.cat([torch.zeros_like(ended[:, :1]), ended], dim=1)[:, latest]
+    hits, ended, by_step = torch.zeros(b, reflector.window, dtype=torch.bool), torch.zeros(b, dtype=torch.bool), []
+    for k in range(steps):
+        is_last = valid[:, k] & (~valid[:, k + 1] if k + 1 < steps else torch.ones(b, dtype=torch.bool))
+        asked = (valid[:, k] & ((k + 1) % reflector.every == 0)) | is_last
+        if asked.any():
+            clip = {name: frames[asked, k].to(_device(reflector)) for name, frames in shown.items()}
+            p = reflector.judge(clip, tuple(itertools.compress(instruction, asked.tolist()))).p_success
+            hits[asked] = torch.cat([hits[asked, 1:], (p > reflector.threshold).cpu()[:, None]], dim=1)
+        ended = ended | (hits.sum(1) >= reflector.consecutive)
+        by_step.append(ended)
+    return torch.stack(by_step, dim=1)
 
 
-def _p_success(reflector: Reflector, table: FrameStore, rows: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+def _p_success(reflector: Reflector, table: FrameStore, rows: Int[Tensor, " b"]) -> Tensor:
     window = table.window(rows, context=reflector.context, horizon=0)
-    clip = {name: frames.to(reflector.threshold.device) for name, frames in window["images"].items() if name in reflector.views}
+    clip = {name: window["images"][name].to(_device(reflector)) for name in reflector.views}
     return reflector.judge(clip, table.sentences(rows)).p_success.float().cpu().clamp(0, 1)
 
 
-def _against(said: Bool[Tensor, " n"], label: Bool[Tensor, " n"]) -> Confusion:
-    return confusion(said, label) | agreement(said, label)  # type: ignore[return-value]
+def _device(reflector: Reflector) -> torch.device:
+    return next((tensor.device for tensor in (*reflector.parameters(), *reflector.buffers())), torch.device("cpu"))

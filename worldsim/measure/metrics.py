@@ -184,7 +184,7 @@ def ratio_of_sums(above: Float[Tensor, "e *k"], below: Float[Tensor, "e *k"], *,
     drawn = torch.zeros(draws, e, dtype=torch.float64)
     drawn.scatter_add_(1, torch.randint(e, (draws, e), generator=generator), torch.ones_like(drawn))
     over, under = (x.double().reshape(e, -1) for x in (above, below))
-    spread = ((drawn @ over) / (drawn @ under)).nanquantile(_tails(0.95), dim=0)
+    spread = ((drawn @ over) / (drawn @ under)).nanquantile(tails(0.95), dim=0)
     return Ratio(*(x.reshape(above.shape[1:]) for x in (over.sum(0) / under.sum(0), *spread)))
 
 
@@ -208,7 +208,7 @@ def agreement(first: Bool[Tensor, " n"], second: Bool[Tensor, " n"], *, draws: i
         "agreement": agreed / n,
         "ci95": list(wilson_interval(agreed, n)),
         "kappa": float(_kappa(first, second)),
-        "kappa_ci95": known.quantile(_tails(0.95)).tolist() if len(known) else [math.nan, math.nan],
+        "kappa_ci95": known.quantile(tails(0.95)).tolist() if len(known) else [math.nan, math.nan],
     }
 
 
@@ -325,7 +325,8 @@ def _kappa(first: Bool[Tensor, "*b n"], second: Bool[Tensor, "*b n"]) -> Float[T
     return (observed - expected) / (1 - expected)  # 0/0 where both never vary
 
 
-def _tails(confidence: float) -> Tensor:
+def tails(confidence: float) -> Float[Tensor, " 2"]:
+    """Quantiles that bound so much in the middle."""
     return torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
 
 

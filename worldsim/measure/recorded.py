@@ -5,7 +5,7 @@ know nothing: a picture that stays as it was, and the same dream of another epis
 learned what moves, or not what actions do. Read `trust.py` next: it says what these figures mean.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -19,20 +19,21 @@ from worldsim.core.spec import Spec
 from worldsim.core.types import float_image
 from worldsim.data.store import FrameStore
 
+FEWEST = 8  # episodes without which an interval says nothing
 MOVING = 0.08  # change of a pixel since a dream's start, of 1, from which on it counts as moving
-STILL = 1e-5  # mean squared change of a camera's pixels below which it shows nothing to judge by (50 dB)
 STATE = ""  # stands for no camera
-Window = Mapping[str, Any]
+Window = dict[str, Any]
 
 
 class Errors(NamedTuple):
-    """Mean squared errors of n dreams after each of t steps; 0 where a recording has ended.
+    """Mean squares of n dreams after each of t steps; 0 where a recording has ended.
 
     Attributes:
-        own: of the dream.
-        still: of the start, as if nothing moved.
-        other: of the dream of another episode's actions.
-        moved: how far the dream is from its start; right if it is as `still`.
+        own: error of the dream.
+        still: error of the start, as if nothing moved.
+        other: error of the dream of another episode's actions.
+        moved: change of the dream since its first step, so that what its codec cannot show is no motion.
+        real_moved: the same of the recording.
         detail: edges of the dream where the recording moves, the sum of squared differences of neighbouring pixels; 0 of numbers.
         real_detail: the same of the recording.
     """
@@ -41,6 +42,7 @@ class Errors(NamedTuple):
     still: Float[Tensor, "n t"]
     other: Float[Tensor, "n t"]
     moved: Float[Tensor, "n t"]
+    real_moved: Float[Tensor, "n t"]
     detail: Float[Tensor, "n t"]
     real_detail: Float[Tensor, "n t"]
 
@@ -53,27 +55,41 @@ class Held(NamedTuple):
         valid: the recording has this step, [n, t].
         shared: ... and so has the episode whose actions were dreamed instead, [n, t].
         pictures: of each camera of the world model, in squares of 0..1.
-        state: of proprioception, in squared standard deviations of the recording.
+        state: of proprioception, in squared standard deviations of the recording; None if there is none.
+        exchanged: how much the exchanged actions differ where they are shared, in squared standard deviations: 0 if everybody
+            always did the same.
     """
 
     episode: Int[Tensor, " n"]
     valid: Bool[Tensor, "n t"]
     shared: Bool[Tensor, "n t"]
     pictures: dict[str, Errors]
-    state: Errors
+    state: Errors | None
+    exchanged: float
 
 
 def starts(table: FrameStore, steps: int, most: int) -> Int[Tensor, " n"]:
     """Rows at which dreams begin: every episode's first and each `steps` later, at most `most` of them, evenly chosen.
 
     Raises:
-        ValueError: if there are fewer than two episodes, whose actions could be exchanged.
+        ValueError: if a dream has no step, or they are of fewer than `FEWEST` episodes.
     """
-    every = ((torch.arange(len(table.first)) - table.first) % steps == 0) & (torch.arange(len(table.first)) < table.last)
-    rows = every.nonzero().flatten()
-    if len(table.episode[rows].unique()) < 2:
-        raise ValueError("comparing takes two episodes or more, whose actions are exchanged; hold out more, or name more data")
-    return rows[torch.linspace(0, len(rows) - 1, min(most, len(rows))).round().long()]
+    if steps < 1:
+        raise ValueError(f"a dream needs 1 step or more, got horizon={steps}")
+    row = torch.arange(len(table.first))
+    rows = evenly(((row - table.first) % steps == 0) & (row < table.last), most)
+    if (episodes := len(table.episode[rows].unique())) < FEWEST:
+        raise ValueError(
+            f"dreams of {episodes} episodes say little of a world model, {FEWEST} are the fewest; hold out more, or name more data"
+        )
+    return rows
+
+
+def evenly(chosen: Bool[Tensor, " r"], most: int) -> Int[Tensor, " n"]:
+    """The chosen rows, or `most` of them at equal distances."""
+    rows = chosen.nonzero().flatten()
+    places = torch.linspace(0, len(rows) - 1, max(0, min(most, len(rows))), dtype=torch.float64)
+    return rows[places.round().long()]
 
 
 @torch.no_grad()
@@ -88,26 +104,34 @@ def hold(model: WorldModel, table: FrameStore, rows: Int[Tensor, " n"], *, steps
         batch: dreams at a time.
         seed: of the model's noise, the same for both dreams.
     """
-    other, valid, shared, parts = _elsewhere(table, rows), [], [], []
-    scale = table.state.std(0, correction=0)
-    scale = torch.where(scale > 1e-6, scale, torch.inf)  # a motionless channel has no error
+    other, noise, acting = rows[_elsewhere(table, rows)], Noise.rows(seed, len(rows)), table.action[table.acting_rows]
+    felt, asked = (torch.where((s := x.std(0, correction=0)) > 1e-6, s, torch.inf) for x in (table.state, acting))
+    valid, shared, apart, parts = [], [], [], []
     for part in torch.arange(len(rows)).split(batch):
-        window = table.window(rows[part], context=model.context, horizon=steps)
-        swapped = table.actions(rows[other[part]], steps)
+        window = filled(model, table.window(rows[part], context=model.context, horizon=steps))
+        window["instruction"] = table.sentences(rows[part])
+        swapped = filled(model, table.actions(other[part], steps))
         valid.append(window["valid"])
         shared.append(window["valid"] & swapped["valid"])
-        window |= {"instruction": table.sentences(rows[part])}
-        parts.append(_compared(model, window, swapped["action"], scale, Noise.rows(seed, len(part))))
-    valid, shared = torch.cat(valid), torch.cat(shared)
-    errors = {name: _masked(_cat([part[name] for part in parts], dim=0), valid) for name in parts[0]}
-    return Held(table.episode[rows], valid, shared, {name: errors[name] for name in model.views}, errors[STATE])
+        apart.append((((window["action"] - swapped["action"]) / asked).square().mean(-1))[shared[-1]])
+        parts.append(_compared(model, window, swapped["action"], felt, noise[part]))
+    whole = torch.cat(valid)
+    errors = {name: _masked(_cat([part[name] for part in parts], dim=0), whole) for name in parts[0]}
+    state, pictures = errors.get(STATE), {name: errors[name] for name in model.views}
+    return Held(table.episode[rows], whole, torch.cat(shared), pictures, state, float(torch.cat(apart).mean()))
+
+
+def filled(model: WorldModel, window: Window) -> Window:
+    """A window of a `FrameStore` with the model's middle action where the recording has ended: it may see a chunk as a whole."""
+    middle = model.action_units.shift.cpu()
+    return window | {"action": torch.where(window["valid"][..., None], window["action"], middle)}
 
 
 def dreamed(
     model: WorldModel, window: Window, actions: Float[Tensor, "b t ad"], noise: Noise
 ) -> Iterator[tuple[slice, dict[str, Float[Tensor, "b _ _ _ 3"]], Float[Tensor, "b _ s"]]]:
-    """The steps, frames and states of a dream, a chunk at a time, from a `FrameStore.window` and its sentences."""
-    device, context = model.device, model.context
+    """The steps of a dream with frames and states on the CPU, a chunk at a time, from a `FrameStore.window` and its sentences."""
+    device, context, noise = model.device, model.context, noise.to(model.device)
     first = {name: frames[:, :context].to(device) for name, frames in window["images"].items()}
     state = model.init(seen(first, model.views, "the world model"), window["state"][:, :context].to(device), window["instruction"])
     place = 0
@@ -129,15 +153,16 @@ def coverage(table: FrameStore, spec: Spec | None) -> dict[str, Any]:
         return {}
     acting = table.acting_rows
     inside, outside = torch.ones(len(acting), dtype=torch.bool), {}
-    for numbers, channels, seen_of in (
-        (table.state, spec.state, spec.state_statistics),
-        (table.action, spec.action, spec.action_statistics),
+    for feature, numbers, channels, known in (
+        ("state", table.state, spec.state, spec.state_statistics),
+        ("action", table.action, spec.action, spec.action_statistics),
     ):
-        low, high = (torch.tensor(bound) for bound in (seen_of.min, seen_of.max))
+        low, high = (torch.tensor(bound) for bound in (known.min, known.max))
         slack = 1e-5 * (high - low)  # statistics are written in decimals
         within = (numbers[acting] >= low - slack) & (numbers[acting] <= high + slack)
         inside &= within.all(dim=1)
-        outside |= {channel.name: 1 - float(share) for channel, share in zip(channels, within.float().mean(0), strict=True)}
+        shares = zip(channels, within.float().mean(0).tolist(), strict=True)
+        outside |= {f"{feature} {channel.name}": 1 - share for channel, share in shares}
     worst = max(outside, key=lambda name: outside[name])
     return {"share": float(inside.float().mean()), "worst": {worst: outside[worst]} if outside[worst] else {}}
 
@@ -153,33 +178,34 @@ def _elsewhere(table: FrameStore, rows: Tensor) -> Tensor:
 
 def _compared(model: WorldModel, window: Window, swapped: Tensor, scale: Tensor, noise: Noise) -> dict[str, Errors]:
     """Errors by camera, those of proprioception under `STATE`."""
-    begun = model.context - 1
+    begun = slice(model.context - 1, model.context)
     found: dict[str, list[Errors]] = {}
+    firsts: dict[str, tuple[Tensor, Tensor]] = {}  # dreamed and recorded at the first step
     pairs = zip(dreamed(model, window, window["action"], noise), dreamed(model, window, swapped, noise), strict=True)
     for (span, own, own_state), (_, other, other_state) in pairs:
         future = slice(model.context + span.start, model.context + span.stop)
         for name, frames in own.items():
-            real = float_image(window["images"][name])
-            found.setdefault(name, []).append(_pictures(frames, other[name], real[:, future], real[:, begun : begun + 1]))
-        state, start = window["state"][:, future], window["state"][:, begun : begun + 1]
-        own_error, other_error, still, moved = (
-            ((a - b) / scale).square().mean(-1)
-            for a, b in ((own_state, state), (other_state, state), (start, state), (own_state, start))
-        )
-        none = torch.zeros_like(still)
-        found.setdefault(STATE, []).append(Errors(own_error, still, other_error, moved, none, none))
+            real, start = (float_image(window["images"][name][:, part]) for part in (future, begun))
+            first = firsts.setdefault(name, (frames[:, :1], real[:, :1]))
+            found.setdefault(name, []).append(_pictures(frames, other[name], real, start, first))
+        if scale.numel():
+            state, start = window["state"][:, future], window["state"][:, begun]
+            first = firsts.setdefault(STATE, (own_state[:, :1], state[:, :1]))
+            found.setdefault(STATE, []).append(_numbers(*(x / scale for x in (own_state, other_state, state, start, *first))))
     return {name: _cat(parts, dim=1) for name, parts in found.items()}
 
 
-def _pictures(own: Tensor, other: Tensor, real: Tensor, start: Tensor) -> Errors:
+def _pictures(own: Tensor, other: Tensor, real: Tensor, start: Tensor, first: tuple[Tensor, Tensor]) -> Errors:
     changed = (real - start).abs().amax(-1) > MOVING
+    pairs = ((own, real), (start, real), (other, real), (own, first[0]), (real, first[1]))
+    squares = [(a - b).square().mean(dim=(-3, -2, -1)) for a, b in pairs]
+    return Errors(*squares, *(_edges(frames, changed) for frames in (own, real)))
 
-    def error(a: Tensor, b: Tensor) -> Tensor:
-        return (a - b).square().mean(dim=(-3, -2, -1))
 
-    return Errors(
-        error(own, real), error(start, real), error(other, real), error(own, start), _edges(own, changed), _edges(real, changed)
-    )
+def _numbers(own: Tensor, other: Tensor, real: Tensor, start: Tensor, own_first: Tensor, real_first: Tensor) -> Errors:
+    pairs = ((own, real), (start, real), (other, real), (own, own_first), (real, real_first))
+    squares = [(a - b).square().mean(-1) for a, b in pairs]
+    return Errors(*squares, *(torch.zeros_like(squares[0]) for _ in range(2)))
 
 
 def _edges(frames: Shaped[Tensor, "b t h w 3"], where: Bool[Tensor, "b t h w"]) -> Float[Tensor, "b t"]:

@@ -89,6 +89,24 @@ class DreamJudgement(Judgement):
     p_success: Float[Tensor, " b"]
 
 
+def check_reflector(reflector: Reflector) -> None:
+    """A reflector of somebody's can end dreams.
+
+    Raises:
+        ValueError: if it has no threshold, or looks at no frame.
+    """
+    if getattr(reflector, "threshold", None) is None:
+        raise ValueError(
+            f"{type(reflector).__name__} has no threshold, the probability from which a frame counts as a success; give it "
+            "one, best as a buffer"
+        )
+    if reflector.every < 1 or reflector.context < 1:
+        raise ValueError(
+            f"{type(reflector).__name__} must look at 1 frame or more, at every 1st or so, got context={reflector.context} and "
+            f"every={reflector.every}"
+        )
+
+
 class DreamWorld(World, Branchable, Divisible):
     """`num_envs` dreams, paid and ended by what the reflector judges, on the device of both models.
 
@@ -125,16 +143,7 @@ class DreamWorld(World, Branchable, Divisible):
     ):
         if num_envs < 1 or len(starts) < 1:
             raise ValueError(f"a dream needs num_envs >= 1 and at least one start, got {num_envs} and {len(starts)}")
-        if getattr(reflector, "threshold", None) is None:
-            raise ValueError(
-                f"{type(reflector).__name__} has no threshold, the probability from which a frame counts as a success; give it "
-                "one, best as a buffer"
-            )
-        if reflector.every < 1 or reflector.context < 1:
-            raise ValueError(
-                f"{type(reflector).__name__} must look at 1 frame or more, at every 1st or so, got context={reflector.context} and "
-                f"every={reflector.every}"
-            )
+        check_reflector(reflector)
         self.world_model, self.reflector = world_model, reflector
         check_cameras(reflector.views, world_model.views, "the reflector", "the world model dreams")
         starts = starts.with_context(max(world_model.context, reflector.context)).to(world_model.device)

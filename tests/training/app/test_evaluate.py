@@ -65,9 +65,16 @@ def test_dreams_are_compared_with_every_world_of_a_table(
     options = [option.format(field=field, identified=identified) for option in WORLDS[name]]
     models = [f"{key}={folders[key]}" for key in ("policy", "world_model", "reflector")]
     out = tmp_path / "out"
+    if name == "plain":  # three policies are ranked
+        options = [f"baseline={folders['policy']}", f"+others.third={folders['policy']}"]
     assert cli.main(["evaluate", *models, "world.num_envs=4", *options, f"episodes={EPISODES}", f"out={out}"]) == 0
     result = json.loads((out / "evaluation.json").read_text())
     entry = result["policies"]["policy"]
+    assert ("ranking" in result) == (out / "ranking.png").is_file() == (name == "plain")
+    if name == "plain":
+        rates = [entry["rate"], entry["imagination"]["rate"]]
+        assert result["ranking"]["policies"] == dict.fromkeys(("baseline", "policy", "third"), rates)
+        assert result["ranking"]["mmrv"] == [0, 0, 0], "one policy under three names"
     assert len(entry["outcomes"]) == len(entry["outcomes_again"]) == EPISODES
     imagination = entry["imagination"]
     assert set(imagination["self_agreement"]) == {"physics", "dream"}

@@ -91,6 +91,7 @@ def test_episodes_that_nobody_judged_are_no_failures(models: dict[str, Any], tmp
     two, data = (models["policy"], models["world_model"]), recording(tmp_path / "data", [False, True, False, False])
     for number in (0, 2):
         edit_column(Path(data) / f"data/chunk-000/file-{number:03d}.parquet", "success", dict.fromkeys(range(4)))
+    edit_column(Path(data) / "data/chunk-000/file-003.parquet", "success", {0: None})  # who has next.success says nothing of it
     callback = DreamThreshold(*two, data, STEPS)
     assert callback.success.tolist() == [True, False] and len(callback.starts) == 2
     table = FrameStore.read([data], {"front": None})

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,10 +20,13 @@ from worldsim.data.lerobot import DatasetWriter
 from worldsim.data.store import FrameStore
 from worldsim.measure import judging, recorded, trust
 from worldsim.measure.judging import Succeeded
-from worldsim.measure.planted import FAULTS
 from worldsim.worlds.dream import DreamWorld, Starts
 
-SIZE, EPISODES, STEPS = 24, 34, 10
+_SPEC = spec_from_file_location("planted_models", Path(__file__).parents[3] / "benchmarks" / "planted_models.py")
+planted_models = module_from_spec(_SPEC)  # type: ignore[arg-type]
+_SPEC.loader.exec_module(planted_models)  # type: ignore[union-attr]
+
+SIZE, EPISODES, STEPS = 24, 36, 10
 VIEWS = {"front": (SIZE, SIZE), "wall": (8, 8)}
 
 
@@ -112,6 +117,10 @@ def found(model: WorldModel, table: FrameStore) -> dict[str, Any]:
     return trust.figures(recorded.hold(model, table, rows, steps=STEPS, batch=5), model.action_horizon)
 
 
+def succeeded(model: WorldModel, reflector: Reflector, table: FrameStore, steps: int = STEPS, batch: int = 32) -> Succeeded:
+    return judging.succeeded(model, reflector, table, judging.labelled(table, 100), steps=steps, batch=batch)
+
+
 def test_a_right_model_is_believed_to_the_end(table):
     figures = found(Dots(), table)
     front = figures["cameras"]["front"]
@@ -121,14 +130,14 @@ def test_a_right_model_is_believed_to_the_end(table):
     assert front["motion"] == pytest.approx([1, 1, 1], abs=2e-3) and front["detail"] == pytest.approx([1, 1, 1], abs=5e-3)
     assert figures["state"]["skill_by_step"][0] == pytest.approx([1, 1, 1], abs=1e-6)
     assert front["control"][1] > 0.99 and figures["state"]["control"][1] > 0.99
-    assert figures["verdict"] == "Its pictures beat one that stays for 10 of 10 steps, they move and they follow the actions."
+    assert figures["verdict"] == "Its pictures beat one that stays for 10 of 10 steps, they move, and they follow the actions."
     # Every episode but the short one has a second start, of which two steps are left.
     assert figures["episodes"] == EPISODES and figures["dreams"] == 2 * EPISODES - 1 and figures["steps"] == STEPS
 
 
 @pytest.mark.parametrize(
     ("model", "faults"),
-    [(Dots(frozen=True), ["frozen", "action-blind"]), (Dots(blur=9), ["blurred"]), (Dots(gain=0), ["action-blind"])],
+    [(Dots(frozen=True), ["frozen", "action-blind"]), (Dots(blur=5), ["blurred"]), (Dots(gain=0), ["action-blind"])],
 )
 def test_planted_faults_are_named_and_no_others(model, faults, table):
     figures = found(model, table)
@@ -136,12 +145,70 @@ def test_planted_faults_are_named_and_no_others(model, faults, table):
     assert figures["flags"] == named and figures["verdict"] == f"Do not learn in it: it is {', '.join(named)}."
 
 
-@pytest.mark.parametrize(("name", "fault"), FAULTS.items())
+@pytest.mark.parametrize(("name", "fault"), planted_models.FAULTS.items())
 def test_faults_are_found_in_the_model_that_has_them(name, fault, table):
-    flags = found(fault(Dots()), table)["flags"]
-    assert f"{name} (front)" in flags and ("blurred (front)" in flags) == (name == "blurred")
-    with pytest.raises(ValueError, match="train Dots"):
-        fault(Dots()).loss({}, torch.Generator())
+    rows = recorded.starts(table, 20, 100)  # one of each episode, for neighbours are confused
+    flags = trust.figures(recorded.hold(fault(Dots()), table, rows, steps=STEPS), 4)["flags"]
+    assert name == "confused" or f"{name} (front)" in flags
+    assert flags and ("blurred (front)" in flags) == (name == "blurred")
+
+
+def test_a_codec_that_cannot_show_everything_is_no_motion(table):
+    """Grey veils over all pictures of a frozen dream: its error is larger than what really moves, and it is frozen all the same."""
+    model = Dots(frozen=True)
+    step = model.step
+
+    def veiled(*args):
+        state, images, states = step(*args)
+        return state, {name: 0.5 * frames + 0.25 for name, frames in images.items()}, states
+
+    model.step = veiled  # type: ignore[method-assign]
+    figures = found(model, table)
+    assert figures["cameras"]["front"]["motion"] == [0, 0, 0] and "frozen (front)" in figures["flags"]
+
+
+def test_where_all_do_the_same_nobody_knows_whether_actions_count(table):
+    """The same right model on twelve copies of one episode."""
+    one = (table.episode == 3).nonzero().flatten()
+    rows, n = one.repeat(12), len(one)
+    number = torch.arange(12).repeat_interleave(n)
+    copies = replace(
+        table,
+        images={
+            name: type(frames)(tuple((file, range(one[0], one[-1] + 1)) for file, _ in frames.parts) * 12)
+            for name, frames in table.images.items()
+        },
+        state=table.state[rows],
+        action=table.action[rows],
+        success=table.success[rows],
+        progress=table.progress[rows],
+        first=number * n,
+        last=number * n + n - 1,
+        episode=number,
+        instruction=("go right",) * 12,
+        source=("expert",) * 12,
+    )
+    figures = found(Dots(), copies)
+    assert figures["flags"] == [] and figures["verdict"].endswith(
+        "whether they follow actions these episodes do not tell, in which all do the same."
+    )
+
+
+def test_steps_that_few_episodes_reach_are_not_reported(table):
+    """All but two episodes end after four steps: what comes later is of two."""
+    short = (table.episode > 2) & (torch.arange(len(table.first)) - table.first > 4)
+    last = torch.where(table.episode > 2, (table.first + 4).minimum(table.last), table.last)
+    assert short.any()
+    figures = found(Dots(), replace(table, last=last))
+    assert figures["steps"] == figures["useful_steps"] == len(figures["cameras"]["front"]["psnr_by_step"]) == 4
+
+
+def test_an_ended_recording_asks_for_nothing_wild(table):
+    """Beyond its end the middle action stands, which the model knows; the recording has native zeros there."""
+    model = Dots()
+    model.action_units.shift.fill_(7)
+    window = recorded.filled(model, table.window(torch.tensor([0]), context=1, horizon=5))
+    assert torch.equal(window["action"][0, 3:], torch.full((2, 2), 7.0)) and torch.equal(window["action"][0, :3], table.action[:3])
 
 
 def test_a_model_that_does_the_opposite_is_not_believed(table):
@@ -153,17 +220,23 @@ def test_a_model_that_does_the_opposite_is_not_believed(table):
 def test_figures_of_one_dream_by_hand():
     """Two steps each, of which the second dream has one: own 1, 3 and 1; still 2, 4 and 2; exchanged 4, 4 and 2."""
     own, still, other = torch.tensor([[1.0, 3], [1, 0]]), torch.tensor([[2.0, 4], [2, 0]]), torch.tensor([[4.0, 4], [2, 0]])
-    errors = recorded.Errors(own, still, other, still / 2, own, own)
-    valid = torch.tensor([[True, True], [True, False]]).repeat(4, 1)
-    eight = recorded.Errors(*(value.repeat(4, 1) for value in errors))
-    held = recorded.Held(torch.arange(8), valid, valid, {"front": eight}, eight)
-    front = trust.figures(held, 1)["cameras"]["front"]
+    errors = recorded.Errors(own, still, other, still / 4, still, own, own)
+    valid = torch.tensor([[True, True], [True, False]]).repeat(8, 1)
+    eight = recorded.Errors(*(value.repeat(8, 1) for value in errors))
+    held = recorded.Held(torch.arange(16), valid, valid, {"front": eight}, None, 1.0)
+    figures = trust.figures(held, 1)
+    front = figures["cameras"]["front"]
     assert [value for value, _, _ in front["skill_by_step"]] == pytest.approx([1 - 2 / 4, 1 - 3 / 4])
-    assert front["motion"][0] == pytest.approx(0.5)
-    assert front["detail"][0] == pytest.approx(1)
+    assert front["motion"][0] == pytest.approx(0.5) and front["detail"][0] == pytest.approx(1) and figures["state"] == {}
     # Units of the steps: 2 and 4. Own (1 + 1) / 2 + 3 / 4, exchanged (4 + 2) / 2 + 4 / 4.
     assert front["control"][0] == pytest.approx(1 - 1.75 / 4)
     assert front["psnr_by_step"] == pytest.approx([0, -10 * torch.tensor(3.0).log10().item()])
+    # An unsure model: control between -1 and 1 by episode.
+    doubt = eight._replace(other=torch.where(torch.arange(16)[:, None] % 2 == 0, 2 * eight.own, 0.01 * eight.own))
+    flags = trust.figures(held._replace(pictures={"front": doubt}), 1)["flags"]
+    assert flags == ["perhaps action-blind: too few episodes to tell (front)"]
+    nothing = eight._replace(own=eight.own * torch.nan, moved=eight.moved * torch.nan)
+    assert trust.figures(held._replace(pictures={"front": nothing}), 1)["flags"] == ["not a number (front)"]
 
 
 def test_actions_come_from_another_episode(table):
@@ -176,20 +249,29 @@ def test_actions_come_from_another_episode(table):
 
 def test_too_few_episodes_and_pictures_that_stay_are_one_line(table):
     rows = recorded.starts(table, STEPS, 100)
-    few = rows[table.episode[rows] < 7]
-    with pytest.raises(ValueError, match="7 episodes are too few .* 8 are the fewest"):
-        trust.figures(recorded.hold(Dots(), table, few, steps=4), 4)
     held = recorded.hold(Dots(), table, rows, steps=4)
     with pytest.raises(ValueError, match="nothing moves in wall"):
         trust.figures(held._replace(pictures={"wall": held.pictures["wall"]}), 4)
-    with pytest.raises(ValueError, match="two episodes or more"):
-        recorded.starts(replace(table, episode=torch.zeros_like(table.episode)), STEPS, 100)
+    for most in (7, 1, 0, -1):
+        with pytest.raises(ValueError, match=f"dreams of {max(most, 0)} episodes say little .* 8 are the fewest"):
+            recorded.starts(table, 20, most)
+    with pytest.raises(ValueError, match="1 step or more, got horizon=0"):
+        recorded.starts(table, 0, 100)
     some = replace(table, success=table.success.clone().masked_fill(table.episode >= 16, torch.nan))
-    with pytest.raises(ValueError, match="16 labelled episodes are too few"):
-        judging.succeeded(Dots(), RightOf(), some, steps=4)
+    with pytest.raises(ValueError, match="16 labelled episodes are too few .* 34 are the fewest"):
+        judging.labelled(some, 100)
     none = replace(table, success=torch.full_like(table.success, torch.nan))
-    with pytest.raises(ValueError, match="nobody said"):
+    with pytest.raises(ValueError, match="0 of these episodes say whether they succeeded"):
         judging.frames_judged(RightOf(), none)
+    with pytest.raises(ValueError, match="at every 1st or so, got context=1 and every=0"):
+        judging.frames_judged(RightOf(every=0), table)
+
+
+def test_a_first_frame_that_nobody_judged_leaves_an_episode_labelled(table):
+    """Whoever has next.success alone says nothing of the first frame."""
+    first = torch.arange(len(table.first)) == table.first
+    assert len(judging.labelled(replace(table, success=table.success.masked_fill(first, torch.nan)), 99)) == EPISODES
+    assert len(judging.labelled(table, 35)) == 35
 
 
 def test_coverage_names_the_channel_that_leaves_what_was_seen(table):
@@ -200,17 +282,18 @@ def test_coverage_names_the_channel_that_leaves_what_was_seen(table):
     outside = 4 / len(table.acting_rows)
     assert recorded.coverage(table, narrow) == {
         "share": pytest.approx(1 - outside, abs=1e-6),
-        "worst": {"lift": pytest.approx(outside, abs=1e-6)},
+        "worst": {"action lift": pytest.approx(outside, abs=1e-6)},
     }
 
 
 def test_who_errs_is_told_apart(table):
-    right = judging.horizon(judging.succeeded(Dots(), RightOf(), table, steps=STEPS, batch=7))
+    right = judging.horizon(succeeded(Dots(), RightOf(), table, batch=7))
     assert right["trusted_steps"] == STEPS and right["judge_points"]["points"] == right["world_model_points"]["points"] == 0
+    assert right["error_points"]["points"] == 0
     assert right["against_labels"]["dreamed"]["agreement"] == 1 and right["episodes"] == EPISODES
-    lenient = judging.horizon(judging.succeeded(Dots(), RightOf(line=-0.6), table, steps=STEPS))
+    lenient = judging.horizon(succeeded(Dots(), RightOf(line=-0.6), table))
     assert lenient["judge_points"]["points"] > 10 and lenient["world_model_points"]["points"] == 0
-    frozen = judging.horizon(judging.succeeded(Dots(frozen=True), RightOf(), table, steps=STEPS))
+    frozen = judging.horizon(succeeded(Dots(frozen=True), RightOf(), table))
     assert frozen["world_model_points"]["points"] < -10 and frozen["judge_points"]["points"] == 0
     assert frozen["trusted_steps"] < STEPS
 
@@ -226,7 +309,7 @@ def test_horizon_by_hand():
 
 def test_what_comes_after_an_end_is_not_looked_at(table):
     """Episode 0 has three steps; the model moves on beyond them."""
-    for_ever = judging.succeeded(Dots(gain=0), RightOf(line=0.45), table, steps=STEPS)
+    for_ever = succeeded(Dots(gain=0), RightOf(line=0.45), table)
     rows = torch.arange(STEPS)
     assert not (for_ever.dreamed[0] & (rows >= 3)).any() or for_ever.dreamed[0, 2]
     assert for_ever.dreamed[1:, -1].float().mean() > 0.5  # it would have got there
@@ -237,7 +320,7 @@ def test_what_comes_after_an_end_is_not_looked_at(table):
 )
 def test_episodes_end_as_dreams_do(rule, table):
     reflector = RightOf(line=0.1, **rule)
-    mine = judging.succeeded(Dots(gain=0.7), reflector, table, steps=8).dreamed[1:]  # the first one is short
+    mine = succeeded(Dots(gain=0.7), reflector, table, steps=8).dreamed[1:]  # the first one is short
     rows = table.first.unique()[1:]
     starts = Starts.first_frames(table, 2)[1:]
     world = DreamWorld(Dots(gain=0.7), reflector, starts, num_envs=len(rows), max_episode_steps=8)

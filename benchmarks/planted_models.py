@@ -1,8 +1,10 @@
-"""The same world model with a fault, three times: what a check of world models must find, on the very episodes that it looks at.
+"""Are faults found? One world model and the same with a fault, thrice, held to the same recorded episodes.
 
-Where episodes cannot tell a blind model from a seeing one, because all of them do the same, a clean report says nothing.
+`python benchmarks/planted_models.py MODEL DATASET [DATASET ...]` takes the last twentieth of each dataset, as `worldsim evaluate`
+does, and prints the figures of docs/world_models.md.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +14,16 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from worldsim.core import checkpoint
 from worldsim.core.interfaces import WorldModel
 from worldsim.core.noise import Noise
 from worldsim.core.types import TensorBatch, float_image
+from worldsim.data.store import FrameStore
+from worldsim.measure import recorded, trust
 
 
 class Planted(WorldModel):
-    """A world model with a fault; it is never trained nor saved."""
+    """A world model with a fault."""
 
     def __init__(self, model: WorldModel):
         super().__init__()
@@ -33,7 +38,7 @@ class Planted(WorldModel):
         return self.model.step(state, actions, noise)
 
     def loss(self, batch: dict[str, Any], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        raise ValueError(f"a {type(self).__name__} model is there to be found, not to learn; train {type(self.model).__name__}")
+        raise NotImplementedError
 
 
 class ActionBlind(Planted):
@@ -41,6 +46,13 @@ class ActionBlind(Planted):
 
     def step(self, state: TensorBatch, actions: Tensor, noise: Noise):
         return self.model.step(state, self.model.action_units.shift.expand_as(actions), noise)
+
+
+class Confused(Planted):
+    """It takes every robot's actions for those of the next one: it moves, and it does not obey."""
+
+    def step(self, state: TensorBatch, actions: Tensor, noise: Noise):
+        return self.model.step(state, actions.roll(1, 0), noise)
 
 
 class Blurred(Planted):
@@ -80,5 +92,24 @@ class Frozen(Planted):
         return Kept(model, state.images), shown, states
 
 
-FAULTS: dict[str, type[Planted]] = {"frozen": Frozen, "blurred": Blurred, "action-blind": ActionBlind}
-"""By the name under which `trust.figures` must flag each."""
+FAULTS: dict[str, type[Planted]] = {"frozen": Frozen, "blurred": Blurred, "action-blind": ActionBlind, "confused": Confused}
+
+
+def main(folder: str, *roots: str, steps: int = 40) -> None:
+    model = checkpoint.load(folder, WorldModel)
+    table = FrameStore.read_held_out(roots, model.views, held_out=0.05)
+    if table is None or model.spec is None:
+        raise SystemExit("name a world model of worldsim, and datasets of which episodes are held out")
+    table = table.ordered(model.spec, "the world model")
+    rows = recorded.starts(table, steps, 512)
+    print("| | motion | detail | control | skill after 4 | after 20 | after 40 | flagged as |", "| --- " * 8 + "|", sep="\n")
+    for name, tried in {"as it is": model, **{name: fault(model).eval() for name, fault in FAULTS.items()}}.items():
+        found = trust.figures(recorded.hold(tried, table, rows, steps=steps), model.action_horizon)
+        for camera in found["cameras"].values():
+            shown = [camera[key] for key in ("motion", "detail", "control")] + [camera["skill_by_step"][k - 1] for k in (4, 20, 40)]
+            cells = ("{:.2f} [{:.2f}, {:.2f}]".format(*figure) for figure in shown)
+            print(f"| {name} | {' | '.join(cells)} | {', '.join(found['flags']) or 'nothing'} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
