@@ -53,8 +53,8 @@ def test_both_models_are_held_to_episodes_and_found_out(folders: dict[str, str],
 def test_each_of_them_alone(folders: dict[str, str], tmp_path: Path) -> None:
     """The last half of the episodes, each once: 9 of 18, which have no labels."""
     data = write(tmp_path / "data", 18, labels=False)
-    run = ["evaluate", f"world_model={folders['world_model']}", f"data=[{data},{data}]", "held_out=0.5", "horizon=4", f"out={tmp_path}"]
-    assert cli.main(run) == 0
+    model, twice = f"world_model={folders['world_model']}", f"data=[{data},{data}]"
+    assert cli.main(["evaluate", model, twice, "held_out=0.5", "horizon=4", f"out={tmp_path}"]) == 0
     found = json.loads((tmp_path / "models.json").read_text())
     assert found["world_model"]["episodes"] == 9 and found["world_model"]["dreams"] == 18 and "reflector" not in found
     labelled = write(tmp_path / "labelled", 9)
