@@ -179,6 +179,26 @@ class JudgeFalls(Alarm):
         return f"judged success fell from {best.judged:.3f} to {recent[-1].judged:.3f}, imagined success did not" if fell else None
 
 
+class NoLongerRises(Alarm):
+    """None of the last `patience` checks exceeded what had been judged before them: further iterations cost and gain nothing. All
+    checks are of the same episodes, so the lower bound of judged success rises when its rate does."""
+
+    advice = "nothing, if it has learned enough; else world model and reflector trained on fresh data of this policy"
+
+    def __init__(self, patience: int = 3):
+        super().__init__()
+        if patience < 1:
+            raise ValueError(f"patience of NoLongerRises must be 1 check or more, got {patience}; 3 is usual")
+        self.patience = patience
+
+    def check(self, metrics: dict[str, float], history: list[Verdict]) -> str | None:
+        before, recent = history[: -self.patience], history[-self.patience :]
+        if not before:
+            return None
+        best, now = (max(verdict.judged for verdict in verdicts) for verdicts in (before, recent))
+        return f"judged success has not risen above {best:.3f} in {self.patience} checks" if now <= best else None
+
+
 class GapTooWide(Alarm):
     """Imagined success exceeded judged success by more than `max_gap` in each of the last `patience` checks."""
 

@@ -17,6 +17,7 @@ from training.guards.alarms import (
     GapTooWide,
     JudgeFalls,
     KLExplosion,
+    NoLongerRises,
     NotFinite,
     RatioExplosion,
     SpreadCollapse,
@@ -209,6 +210,8 @@ VERDICTS = [
     (JudgeFalls(margin=0.05, patience=2), [(0.5, 0.5), (0.6, 0.7), (0.7, 0.6), (0.8, 0.68), (0.8, 0.6)], None, 2),  # not in a row
     (JudgeFalls(margin=0.05, patience=2), [(0.5, 0.5), (0.6, 0.7), (0.5, 0.6), (0.5, 0.6)], None, 2),  # imagination sees it as well
     (JudgeFalls(margin=0.05, patience=1), [(0.5, 0.5), (0.5, 0.44)], 2, 0),
+    (NoLongerRises(patience=2), [(0.5, 0.5), (0.6, 0.6), (0.7, 0.6), (0.8, 0.58)], 6, 2),
+    (NoLongerRises(patience=2), [(0.5, 0.5), (0.6, 0.6), (0.7, 0.59), (0.8, 0.61)], None, 6),
     (GapTooWide(max_gap=0.1, patience=2), [(0.5, 0.5), (0.7, 0.5), (0.8, 0.6)], 4, 0),  # the best judged so far, but not healthy
     (GapTooWide(max_gap=0.1, patience=2), [(0.5, 0.3), (0.5, 0.45), (0.7, 0.5), (0.5, 0.45), (0.5, 0.52)], None, 8),
     (GapTooWide(max_gap=0.1, patience=1), [(0.7, 0.5), (0.7, 0.5)], 1, 0),  # already the starting policy
@@ -230,6 +233,8 @@ def test_verdict_at_which_an_alarm_fires(models: dict[str, Any], tmp_path: Path,
 
 
 def test_a_patience_of_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match="patience of NoLongerRises must be 1 check or more, got 0"):
+        NoLongerRises(patience=0)
     with pytest.raises(ValueError, match="patience of FewUsable must be at least 1, got 0"):
         FewUsable(patience=0)
     with pytest.raises(ValueError, match="every must be at least 1"):
