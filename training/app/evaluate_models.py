@@ -50,6 +50,7 @@ def evaluate_models(cfg: Config) -> None:
         if cfg[name] and (weights := Path(cfg[name]) / checkpoint.WEIGHTS).is_file():
             found[f"{name}_weights_sha256"] = sha256(weights)
     out = Path(cfg["out"])
+    out.mkdir(parents=True, exist_ok=True)
     with autocast(cfg["precision"]), Console(stderr=True).status("judging and dreaming along the recorded actions"):
         if reflector:  # as it sees recordings, which need not be as large as the world model dreams
             found["reflector"] = judging.frames_judged(reflector, _unseen(cfg, reflector), batch=8 * BATCH)

@@ -54,8 +54,8 @@ def test_each_of_them_alone(folders: dict[str, str], tmp_path: Path) -> None:
     """The last half of the episodes, each once: 9 of 18, which have no labels."""
     data = write(tmp_path / "data", 18, labels=False)
     model, twice = f"world_model={folders['world_model']}", f"data=[{data},{data}]"
-    assert cli.main(["evaluate", model, twice, "held_out=0.5", "horizon=4", f"out={tmp_path}"]) == 0
-    found = json.loads((tmp_path / "models.json").read_text())
+    assert cli.main(["evaluate", model, twice, "held_out=0.5", "horizon=4", f"out={tmp_path / 'new'}"]) == 0
+    found = json.loads((tmp_path / "new" / "models.json").read_text())
     assert found["world_model"]["episodes"] == 9 and found["world_model"]["dreams"] == 18 and "reflector" not in found
     labelled = write(tmp_path / "labelled", 9)
     assert cli.main(["evaluate", f"reflector={folders['reflector']}", f"data={labelled}", "held_out=1", f"out={tmp_path}"]) == 0
