@@ -1,7 +1,7 @@
-"""Are faults found? One world model and the same with a fault, thrice, held to the same recorded episodes.
+"""Are faults found? One world model and the same with each of four faults, held to the same recorded episodes.
 
 `python benchmarks/planted_models.py MODEL DATASET [DATASET ...]` takes the last twentieth of each dataset, as `worldsim evaluate`
-does, and prints the figures of docs/world_models.md.
+does, and prints the figures of docs/results/world_model.md.
 """
 
 import sys
@@ -106,10 +106,13 @@ def main(folder: str, *roots: str, steps: int = 40) -> None:
     for name, tried in {"as it is": model, **{name: fault(model).eval() for name, fault in FAULTS.items()}}.items():
         found = trust.figures(recorded.hold(tried, table, rows, steps=steps), model.action_horizon)
         for camera in found["cameras"].values():
-            shown = [camera[key] for key in ("motion", "detail", "control")] + [camera["skill_by_step"][k - 1] for k in (4, 20, 40)]
+            skill = [camera["skill_by_step"][min(k, found["steps"]) - 1] for k in (4, 20, 40)]
+            shown = [camera[key] for key in ("motion", "detail", "control")] + skill
             cells = ("{:.2f} [{:.2f}, {:.2f}]".format(*figure) for figure in shown)
             print(f"| {name} | {' | '.join(cells)} | {', '.join(found['flags']) or 'nothing'} |", flush=True)
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        raise SystemExit(__doc__)
     main(*sys.argv[1:])

@@ -264,7 +264,8 @@ class LatentFlowWorldModel(WorldModel, Encoder):
             predicted = self._clean(interpolate(clean, noise, t), t, state, condition).float()
             error = rearrange((predicted - clean).square(), "b (t c) y x -> b t c y x", t=horizon)
             moved = (latents[:, future] - latents[:, future.start - 1 : future.start]).abs().mean(2, keepdim=True)
-            counted = (1 + self.motion_weight * moved / moved.mean().clamp(min=1e-6)) / (1 + self.motion_weight)
+            size = (moved.mean(dim=(2, 3, 4)) * weight).sum() / weight.sum().clamp(min=1)
+            counted = (1 + self.motion_weight * moved / size.clamp(min=1e-6)) / (1 + self.motion_weight)
             error = (error * counted).flatten(2).mean(-1)
             image_loss = image_loss + (error * weight).sum() / weight.sum().clamp(min=1) / self.unroll
             states = self._next_states(state, condition)

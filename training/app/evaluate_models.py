@@ -52,31 +52,32 @@ def evaluate_models(cfg: Config) -> None:
     out = Path(cfg["out"])
     out.mkdir(parents=True, exist_ok=True)
     with autocast(cfg["precision"]), Console(stderr=True).status("judging and dreaming along the recorded actions"):
+        # What cannot be said is refused before anything takes long.
+        table, rows, episodes = _to_dream(cfg, model, reflector) if model else (None, None, None)
         if reflector:  # as it sees recordings, which need not be as large as the world model dreams
             found["reflector"] = judging.frames_judged(reflector, _unseen(cfg, reflector), batch=8 * BATCH)
             _write(found, out)
-        if model:
-            found |= _dreamed(cfg, model, reflector, out)
-    _write(found, out)
+        if model and table and rows is not None:
+            held = recorded.hold(model, table, rows, steps=cfg["horizon"], batch=BATCH, seed=cfg["seed"])
+            found["world_model"] = trust.figures(held, model.action_horizon) | {"coverage": recorded.coverage(table, model.spec)}
+            show(model, table, rows, held, out / "dreams.png", seed=cfg["seed"])
+            _write(found, out)
+            if reflector and episodes is not None:
+                settings = {"steps": cfg["horizon"], "batch": BATCH, "seed": cfg["seed"]}
+                found["imagined_success"] = judging.horizon(judging.succeeded(model, reflector, table, episodes, **settings))
+                _write(found, out)
     for line in verdicts(found):
         print(line)
     print(f"Read {out / 'models.md'}")
 
 
-def _dreamed(cfg: Config, model: WorldModel, reflector: Reflector | None, out: Path) -> Config:
-    """What the world model's dreams come to, and the reflector's verdicts on them; what cannot be said is refused first."""
+def _to_dream(cfg: Config, model: WorldModel, reflector: Reflector | None) -> tuple[FrameStore, torch.Tensor, torch.Tensor | None]:
+    """The episodes, where dreams begin, and those of which a reflector says whether they succeed."""
     if reflector:
         check_cameras(reflector.views, model.views, "the reflector", "the world model dreams")
-    table, steps = _unseen(cfg, model), cfg["horizon"]
-    rows = recorded.starts(table, steps, cfg["dreams"])
+    table = _unseen(cfg, model)
     episodes = judging.labelled(table, cfg["dreams"]) if reflector else None
-    held = recorded.hold(model, table, rows, steps=steps, batch=BATCH, seed=cfg["seed"])
-    found = {"world_model": trust.figures(held, model.action_horizon) | {"coverage": recorded.coverage(table, model.spec)}}
-    show(model, table, rows, held, out / "dreams.png", seed=cfg["seed"])
-    if reflector and episodes is not None:
-        played = judging.succeeded(model, reflector, table, episodes, steps=steps, batch=BATCH, seed=cfg["seed"])
-        found["imagined_success"] = judging.horizon(played)
-    return found
+    return table, recorded.starts(table, cfg["horizon"], cfg["dreams"]), episodes
 
 
 def _write(found: Config, out: Path) -> None:
@@ -161,8 +162,8 @@ def _world_model(model: Config) -> list[str]:
         "## World model",
         "",
         f"{model['dreams']} dreams of up to {model['steps']} steps in {model['episodes']} episodes; 95 % intervals over episodes. "
-        "Skill is 1 - error / error of the picture at the start; control 1 - error / error with another episode's actions, every "
-        "step weighing as much; motion and detail are shares of what was recorded.",
+        "Skill is 1 - error / error of the picture at the start; control 1 - error / error with another episode's actions, in "
+        "units of each step's error of that picture; motion and detail are shares of what was recorded.",
         "",
         f"| camera | motion | detail | control | {skills} | PSNR after {steps[-1]} (still) |",
         "| --- " * (5 + len(steps)) + "|",

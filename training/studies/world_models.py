@@ -134,7 +134,9 @@ def measure(cfg: dict[str, Any]) -> None:
     """Cheap figures of every candidate, on play of all seeds' one recording; those that stand on disk already are kept, if they are
     the same figures."""
     files = {(cell, seed): Path(cfg["out"]) / f"figures_{cell}_{seed}.json" for cell in cfg["cells"] for seed in cfg["seeds"]}
-    todo = {key: file for key, file in files.items() if not file.is_file() or json.loads(file.read_text())["figures"] != [*FIGURES]}
+    todo = {
+        key: file for key, file in files.items() if not file.is_file() or json.loads(file.read_text()).get("figures") != [*FIGURES]
+    }
     if not todo:
         return
     recording, effects = recordings(cfg)

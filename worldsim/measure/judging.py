@@ -91,7 +91,7 @@ def labelled(table: FrameStore, most: int) -> Int[Tensor, " n"]:
     if len(rows) < FEWEST:
         raise ValueError(
             f"{len(rows)} labelled episodes are too few for the horizon up to which imagined success holds within {MARGIN:g} "
-            f"points, {FEWEST} are the fewest; hold out more, name more data, or leave the reflector out"
+            f"points, {FEWEST} are the fewest; raise dreams=, hold out more, name more data, or leave the reflector out"
         )
     return rows
 
@@ -173,7 +173,7 @@ def _ended(
         asked = (valid[:, k] & ((k + 1) % reflector.every == 0)) | is_last
         if asked.any():
             clip = {name: frames[asked, k].to(_device(reflector)) for name, frames in shown.items()}
-            p = reflector.judge(clip, tuple(itertools.compress(instruction, asked.tolist()))).p_success
+            p = reflector.judge(clip, tuple(itertools.compress(instruction, asked.tolist()))).p_success.float()
             hits[asked] = torch.cat([hits[asked, 1:], (p > reflector.threshold).cpu()[:, None]], dim=1)
         ended = ended | (hits.sum(1) >= reflector.consecutive)
         by_step.append(ended)

@@ -64,8 +64,9 @@ def mmrv(real: Float[Tensor, "*b p"], dreamed: Float[Tensor, "*b p"]) -> Float[T
 
 
 def _pearson(a: Float[Tensor, "*b p"], b: Float[Tensor, "*b p"]) -> Float[Tensor, "*b"]:
+    alike = (a.amax(-1) == a.amin(-1)) | (b.amax(-1) == b.amin(-1))
     a, b = (x - x.mean(-1, keepdim=True) for x in (a, b))
-    return (a * b).sum(-1) / (a.square().sum(-1) * b.square().sum(-1)).sqrt()  # 0/0 where all are alike
+    return torch.where(alike, torch.nan, (a * b).sum(-1) / (a.square().sum(-1) * b.square().sum(-1)).sqrt())
 
 
 def _ranks(x: Float[Tensor, "*b p"]) -> Float[Tensor, "*b p"]:

@@ -56,8 +56,8 @@ class Held(NamedTuple):
         shared: ... and so has the episode whose actions were dreamed instead, [n, t].
         pictures: of each camera of the world model, in squares of 0..1.
         state: of proprioception, in squared standard deviations of the recording; None if there is none.
-        exchanged: how much the exchanged actions differ where they are shared, in squared standard deviations: 0 if everybody
-            always did the same.
+        exchanged: how much the exchanged actions differ where they are shared, in squared standard deviations, the median: 0 if
+            everybody did the same.
     """
 
     episode: Int[Tensor, " n"]
@@ -80,7 +80,8 @@ def starts(table: FrameStore, steps: int, most: int) -> Int[Tensor, " n"]:
     rows = evenly(((row - table.first) % steps == 0) & (row < table.last), most)
     if (episodes := len(table.episode[rows].unique())) < FEWEST:
         raise ValueError(
-            f"dreams of {episodes} episodes say little of a world model, {FEWEST} are the fewest; hold out more, or name more data"
+            f"dreams of {episodes} episodes say little of a world model, {FEWEST} are the fewest; raise dreams=, hold out more, or "
+            "name more data"
         )
     return rows
 
@@ -104,7 +105,7 @@ def hold(model: WorldModel, table: FrameStore, rows: Int[Tensor, " n"], *, steps
         batch: dreams at a time.
         seed: of the model's noise, the same for both dreams.
     """
-    other, noise, acting = rows[_elsewhere(table, rows)], Noise.rows(seed, len(rows)), table.action[table.acting_rows]
+    other, noise, acting = rows[_elsewhere(table, rows, steps)], Noise.rows(seed, len(rows)), table.action[table.acting_rows]
     felt, asked = (torch.where((s := x.std(0, correction=0)) > 1e-6, s, torch.inf) for x in (table.state, acting))
     valid, shared, apart, parts = [], [], [], []
     for part in torch.arange(len(rows)).split(batch):
@@ -118,7 +119,7 @@ def hold(model: WorldModel, table: FrameStore, rows: Int[Tensor, " n"], *, steps
     whole = torch.cat(valid)
     errors = {name: _masked(_cat([part[name] for part in parts], dim=0), whole) for name in parts[0]}
     state, pictures = errors.get(STATE), {name: errors[name] for name in model.views}
-    return Held(table.episode[rows], whole, torch.cat(shared), pictures, state, float(torch.cat(apart).mean()))
+    return Held(table.episode[rows], whole, torch.cat(shared), pictures, state, float(torch.cat(apart).median()))
 
 
 def filled(model: WorldModel, window: Window) -> Window:
@@ -167,13 +168,14 @@ def coverage(table: FrameStore, spec: Spec | None) -> dict[str, Any]:
     return {"share": float(inside.float().mean()), "worst": {worst: outside[worst]} if outside[worst] else {}}
 
 
-def _elsewhere(table: FrameStore, rows: Tensor) -> Tensor:
-    """For each dream the number of one of another episode: half of the way round, or further if that is the same one."""
-    n, episode = len(rows), table.episode[rows]
-    place = (torch.arange(n) + n // 2) % n
+def _elsewhere(table: FrameStore, rows: Tensor, steps: int) -> Tensor:
+    """For each dream the number of one of another episode that lasts about as long: the next by length, or a later one."""
+    by_length = (table.last[rows] - rows).clamp(max=steps).argsort(stable=True)
+    n, episode = len(rows), table.episode[rows[by_length]]
+    place = (torch.arange(n) + 1) % n
     while (same := episode[place] == episode).any():
         place = torch.where(same, (place + 1) % n, place)
-    return place
+    return by_length[place][by_length.argsort()]
 
 
 def _compared(model: WorldModel, window: Window, swapped: Tensor, scale: Tensor, noise: Noise) -> dict[str, Errors]:
@@ -218,4 +220,4 @@ def _cat(parts: list[Errors], dim: int) -> Errors:
 
 
 def _masked(errors: Errors, valid: Tensor) -> Errors:
-    return Errors(*(value * valid for value in errors))
+    return Errors(*(torch.where(valid, value, 0) for value in errors))

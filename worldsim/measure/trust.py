@@ -31,12 +31,12 @@ def figures(held: Held, chunk: int) -> dict[str, Any]:
 
     Args:
         held: from `recorded.hold`; steps that fewer than `FEWEST` episodes reach are left out.
-        chunk: steps of one call of the model, after which it is asked first.
+        chunk: steps of one call of the model, after which it is asked first: as soon as something has moved then.
 
     Returns:
         cameras: by name psnr_by_step and still_psnr_by_step [dB], skill_by_step, motion, detail, control; state: skill_by_step and
-        control; dreams, episodes, steps; useful_steps: for how long from the first chunk on every camera beats a picture that
-        stays, with 97.5 % confidence at each step; unmoved: cameras that show nothing to judge by; flags: what is wrong; verdict:
+        control; dreams, episodes, steps; useful_steps: for how long from then on every camera beats a picture that stays, with
+        97.5 % confidence at each step; unmoved: cameras that show nothing to judge by; flags: what is wrong; verdict:
         one sentence. Ratios are [value, low, high].
 
     Raises:
@@ -52,9 +52,9 @@ def figures(held: Held, chunk: int) -> dict[str, Any]:
     cameras = {name: _of_camera(held, errors) for name, errors in moving.items()}
     moves = held.state is not None and bool((held.state.still > 0).any())
     state = {"skill_by_step": _skill(held, held.state), "control": _control(held, held.state, AT_REST)} if moves else {}  # type: ignore[arg-type]
-    told, first = held.exchanged > ALIKE, min(chunk, steps) - 1
-    flags = [f"{fault} ({name})" for name, camera in cameras.items() for fault in _faults(camera, first, told)]
-    useful = min(_lasting(camera["skill_by_step"], first) for camera in cameras.values())
+    told, first = held.exchanged > ALIKE, {name: _first(held, errors, chunk) for name, errors in moving.items()}
+    flags = [f"{fault} ({name})" for name, camera in cameras.items() for fault in _faults(camera, first[name], told)]
+    useful = min(_lasting(camera["skill_by_step"], first[name]) for name, camera in cameras.items())
     found: dict[str, Any] = {"cameras": cameras, "state": state, "unmoved": [name for name in held.pictures if name not in moving]}
     found |= {"dreams": len(held.valid), "episodes": reached[0], "steps": steps, "useful_steps": useful, "flags": flags}
     return found | {"verdict": verdict(flags, useful, steps, told)}
@@ -77,10 +77,17 @@ def _cut(held: Held, steps: int) -> Held:
     return held._replace(valid=held.valid[:, :steps], shared=held.shared[:, :steps], pictures=pictures, state=state)
 
 
+def _first(held: Held, errors: Errors, chunk: int) -> int:
+    """The step at which a camera is asked first: from the end of a chunk on, once it shows something."""
+    size = errors.still.sum(0) / held.valid.sum(0)
+    return next((k for k in range(min(chunk, len(size)) - 1, len(size)) if size[k] > STILL), len(size) - 1)
+
+
 def _of_camera(held: Held, errors: Errors) -> dict[str, Any]:
     def psnr(values: Tensor) -> list[float]:
         """Mean over dreams, as `metrics.psnr` counts each picture."""
-        return ((-10 * values.clamp(min=1e-10).log10() * held.valid).sum(0) / held.valid.sum(0)).tolist()
+        decibels = torch.where(held.valid, -10 * values.clamp(min=1e-10).log10(), 0)
+        return (decibels.sum(0) / held.valid.sum(0)).tolist()
 
     def root(above: Tensor, below: Tensor) -> list[float]:
         ratio = ratio_of_sums(*(_by_episode(values, held.episode).sum(1) for values in (above, below)))
@@ -98,9 +105,9 @@ def _of_camera(held: Held, errors: Errors) -> dict[str, Any]:
 
 def _faults(camera: dict[str, Any], first: int, told: bool) -> list[str]:
     """What is wrong with a camera's dreams, by the bounds of their figures."""
-    (motion, _, most_motion), (_, _, most_detail), (_, least, most) = (camera[key] for key in ("motion", "detail", "control"))
+    (_, _, most_motion), (_, _, most_detail), (_, least, most) = (camera[key] for key in ("motion", "detail", "control"))
     _, skill, _ = camera["skill_by_step"][first]
-    if motion != motion:
+    if any(value != value for value in camera["psnr_by_step"]):
         return ["not a number"]
     found = {"frozen": most_motion < FROZEN, "blurred": most_detail < BLURRED}
     if told and not least > 0:
@@ -117,7 +124,8 @@ def _skill(held: Held, errors: Errors) -> list[list[float]]:
 def _control(held: Held, errors: Errors, least: float) -> list[float]:
     size = errors.still.sum(0) / held.valid.sum(0)
     units = torch.where(size > least, size, torch.inf)
-    own, other = (_by_episode(e * held.shared / units, held.episode).sum(1) for e in (errors.own, errors.other))
+    counted = (torch.where(held.shared, e, 0) / units for e in (errors.own, errors.other))
+    own, other = (_by_episode(values, held.episode).sum(1) for values in counted)
     value, low, high = _plain(ratio_of_sums(own, other))
     return [1 - value, 1 - high, 1 - low]
 

@@ -58,7 +58,7 @@ def test_intervals_come_from_starts():
 
 
 def test_what_cannot_be_ranked():
-    same = {name: outcomes(0.5) for name in "abc"}
+    same = {name: outcomes(0.1) for name in "abc"}  # whose mean is not .1 to the last digit
     assert math.isnan(ranking(same, same)["pearson"][0]) and ranking(same, same)["mmrv"][0] == 0
     with pytest.raises(ValueError, match="3 policies or more"):
         ranking({"a": outcomes(0.5), "b": outcomes(0.5)}, {"a": outcomes(0.5), "b": outcomes(0.5)})
