@@ -141,8 +141,6 @@ class LatentFlowWorldModel(WorldModel, Encoder):
         state_weight: weight of the proprioception loss.
         context_noise: while training, noise of a standard deviation drawn from [0, context_noise] is added to the context latents,
             so that a long dream is not thrown off by its own small errors (GameNGen, arXiv:2408.14837).
-        motion_weight: how much more an error counts where the recording changes: its weight is 1 + motion_weight * change / mean
-            change, scaled so that weights are 1 on average.
         references: 1 keeps the oldest real frame of a dream's start as further, undisturbed conditioning for all of it; 0 none. In
             training it is at most a window old, in a dream as old as the dream.
         views: the cameras that it predicts and the sizes at which it sees them, multiples of 8. They are one picture to it, side
@@ -164,7 +162,6 @@ class LatentFlowWorldModel(WorldModel, Encoder):
         unroll: int = 2,
         state_weight: float = 0.1,
         context_noise: float = 0.3,
-        motion_weight: float = 0.0,
         references: int = 0,
         views: Mapping[str, tuple[int, int]] = FRONT,
     ):
@@ -174,7 +171,7 @@ class LatentFlowWorldModel(WorldModel, Encoder):
         self.views = views_of(views, 8)
         self.context, self.action_horizon, self.action_dim = context, action_horizon, action_dim
         self.sampling_steps, self.unroll, self.state_weight = sampling_steps, unroll, state_weight
-        self.context_noise, self.motion_weight, self.references = context_noise, motion_weight, references
+        self.context_noise, self.references = context_noise, references
         self.codec = PatchCodec(channels=latent_channels)
         self.grid = tuple(side // self.codec.patch for side in canvas(self.views))
         condition = context * state_dim + action_horizon * (action_dim + 1)
@@ -262,11 +259,7 @@ class LatentFlowWorldModel(WorldModel, Encoder):
             condition = self._condition(state, actions, known)
             noise = torch.randn(clean.shape, generator=generator, device=clean.device)
             predicted = self._clean(interpolate(clean, noise, t), t, state, condition).float()
-            error = rearrange((predicted - clean).square(), "b (t c) y x -> b t c y x", t=horizon)
-            moved = (latents[:, future] - latents[:, future.start - 1 : future.start]).abs().mean(2, keepdim=True)
-            size = (moved.mean(dim=(2, 3, 4)) * weight).sum() / weight.sum().clamp(min=1)
-            counted = (1 + self.motion_weight * moved / size.clamp(min=1e-6)) / (1 + self.motion_weight)
-            error = (error * counted).flatten(2).mean(-1)
+            error = rearrange((predicted - clean).square(), "b (t c) y x -> b t (c y x)", t=horizon).mean(-1)
             image_loss = image_loss + (error * weight).sum() / weight.sum().clamp(min=1) / self.unroll
             states = self._next_states(state, condition)
             error = ((states - batch["state"][:, future]) / self.state_units.scale).square().mean(-1)
