@@ -77,9 +77,14 @@ def _cut(held: Held, steps: int) -> Held:
     return held._replace(valid=held.valid[:, :steps], shared=held.shared[:, :steps], pictures=pictures, state=state)
 
 
+def _size(held: Held, errors: Errors) -> Float[Tensor, " t"]:
+    """Error of the picture that stays, of each step."""
+    return errors.still.sum(0) / held.valid.sum(0)
+
+
 def _first(held: Held, errors: Errors, chunk: int) -> int:
     """The step at which a camera is asked first: from the end of a chunk on, once it shows something."""
-    size = errors.still.sum(0) / held.valid.sum(0)
+    size = _size(held, errors)
     return next((k for k in range(min(chunk, len(size)) - 1, len(size)) if size[k] > STILL), len(size) - 1)
 
 
@@ -122,7 +127,7 @@ def _skill(held: Held, errors: Errors) -> list[list[float]]:
 
 
 def _control(held: Held, errors: Errors, least: float) -> list[float]:
-    size = errors.still.sum(0) / held.valid.sum(0)
+    size = _size(held, errors)
     units = torch.where(size > least, size, torch.inf)
     counted = (torch.where(held.shared, e, 0) / units for e in (errors.own, errors.other))
     own, other = (_by_episode(values, held.episode).sum(1) for values in counted)
