@@ -218,7 +218,8 @@ def test_a_single_step_is_no_fault(table):
         return state, images, torch.where(beyond & (torch.arange(states.shape[1]) >= 3)[:, None], late, states)
 
     model.step = diverging  # type: ignore[method-assign]
-    assert not math.isnan(trust.figures(recorded.hold(model, table, rows, steps=4), 4)["state"]["control"][0])
+    state = trust.figures(recorded.hold(model, table, rows, steps=4), 4)["state"]
+    assert not any(math.isnan(value) for figure in (state["control"], *state["skill_by_step"]) for value in figure)
 
 
 def test_an_ended_recording_asks_for_nothing_wild(table):
