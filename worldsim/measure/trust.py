@@ -61,7 +61,8 @@ def figures(held: Held, chunk: int) -> dict[str, Any]:
 
 
 def verdict(flags: list[str], useful: int, steps: int, told: bool) -> str:
-    """One sentence."""
+    """One sentence: what is wrong, or for how many of so many steps its pictures are useful, and whether these episodes tell if
+    actions count."""
     if flags:
         return f"Do not learn in it: it is {', '.join(flags)}."
     follow = (
