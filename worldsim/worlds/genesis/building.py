@@ -4,6 +4,7 @@ It exists so that a world (`world.py`) and a photographer (`capture.py`) show th
 """
 
 import os
+import weakref
 from typing import Any
 
 import torch
@@ -24,6 +25,16 @@ def init_genesis() -> None:
                 precision="32",
             )
         torch.set_num_threads(threads)
+
+
+def new_scene(owner: object, **options: Any) -> Any:
+    """An empty `gs.Scene` that is destroyed with its owner, whoever forgets to close it.
+
+    Left to the garbage collector, its renderer may go before it, and then its finalizer raises in whatever runs at that moment.
+    """
+    scene = gs.Scene(show_viewer=False, **options)
+    weakref.finalize(owner, scene.destroy).atexit = False  # at the exit Genesis destroys what is left itself
+    return scene
 
 
 def vis_options(data: dict[str, Any], **more: Any) -> Any:

@@ -42,14 +42,16 @@ def photograph(
     init_genesis()
     data = Scene(scene).data
     copies = gs.Scene(vis_options=vis_options(data), show_viewer=False)  # one environment per pose
-    add_static(copies, data)
-    camera = copies.add_camera(res=(lens.width, lens.height), fov=fov, far=FAR, GUI=False)  # type: ignore[arg-type]
-    copies.build(n_envs=len(poses), env_spacing=(0, 0))
-    camera.set_pose(transform=np.asarray(poses, dtype=np.float32))
-    size = (len(poses), lens.height, lens.width)  # Genesis drops the axis of a single environment
-    frames, depth = (np.asarray(values).reshape(*size, -1) for values in camera.render(depth=True, force_render=True)[:2])
-    depth = depth[..., 0]
-    copies.destroy()
+    try:
+        add_static(copies, data)
+        camera = copies.add_camera(res=(lens.width, lens.height), fov=fov, far=FAR, GUI=False)  # type: ignore[arg-type]
+        copies.build(n_envs=len(poses), env_spacing=(0, 0))
+        camera.set_pose(transform=np.asarray(poses, dtype=np.float32))
+        size = (len(poses), lens.height, lens.width)  # Genesis drops the axis of a single environment
+        frames, depth = (np.asarray(values).reshape(*size, -1) for values in camera.render(depth=True, force_render=True)[:2])
+        depth = depth[..., 0]
+    finally:
+        copies.destroy()
     return frames, np.where(depth < 0.99 * FAR, depth, np.inf)
 
 

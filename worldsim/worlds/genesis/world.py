@@ -24,7 +24,7 @@ from worldsim.core.world import Branchable, ChunkResult, Reward, Scripted, Sight
 from worldsim.geometry.cameras import look_at
 from worldsim.tasks.push import expert_action
 from worldsim.tasks.reward import ProgressReward
-from worldsim.worlds.genesis.building import add_static, init_genesis, vis_options
+from worldsim.worlds.genesis.building import add_static, init_genesis, new_scene, vis_options
 from worldsim.worlds.genesis.quick_import import gs
 from worldsim.worlds.genesis.scene import ASSETS, Scene
 
@@ -117,11 +117,11 @@ class GenesisWorld(World, Branchable, Scripted):
         init_genesis()
         data = self.scene.data
         physics, robot, camera = data["physics"], data["robot"], data["camera"]
-        self._scene = gs.Scene(
+        self._scene = new_scene(
+            self,
             sim_options=gs.options.SimOptions(dt=physics["dt"], substeps=physics["substeps"]),
             rigid_options=gs.options.RigidOptions(batch_links_info=True, batch_dofs_info=True),  # `set_dynamics`
             vis_options=self._looks(),
-            show_viewer=False,
         )
         self._add_static()
         self._goal_entities = [
