@@ -1,9 +1,11 @@
 """Stages of a demo or a benchmark: `worldsim` commands in processes of their own, side by side when cores allow.
 
 Importing torch, Lightning and Genesis takes a process several seconds, so a server imports them once and is copied for every stage
-(`multiprocessing`'s forkserver). A finished stage leaves `done.json` and is skipped when its run is started again.
+(`multiprocessing`'s forkserver). A finished stage leaves `done.json` and is skipped when its run is started again,
+unless its command is another one now.
 """
 
+import json
 import multiprocessing
 import os
 import resource
@@ -84,7 +86,7 @@ def _check(todo: list[Stage], jobs: int) -> None:
 
 
 def _execute(todo: list[Stage], run: Path, jobs: int) -> Iterator[str]:
-    finished = {stage.name for stage in todo if done_file(run, stage.name).is_file()}
+    finished = _finished(todo, run)
     running: dict[str, BaseProcess] = {}
     usable, last_status = cores(), time.monotonic()
     try:
@@ -112,13 +114,28 @@ def _execute(todo: list[Stage], run: Path, jobs: int) -> Iterator[str]:
             process.join()
 
 
+def _finished(todo: list[Stage], run: Path) -> set[str]:
+    """Stages that are done. What other arguments made, and whatever was made from that, is made again."""
+    stages, stale = {stage.name: stage for stage in todo}, set()
+    for name in TopologicalSorter({stage.name: stage.needs for stage in todo}).static_order():
+        file = done_file(run, name)
+        if not stale.isdisjoint(stages[name].needs) or (file.is_file() and not _made(stages[name], file)):
+            file.unlink(missing_ok=True)
+            stale.add(name)
+    return {name for name in stages if done_file(run, name).is_file()}
+
+
+def _made(stage: Stage, done: Path) -> bool:
+    return json.loads(done.read_text()).get("arguments") == [*stage.arguments]
+
+
 def folder(run: Path, name: str) -> Path:
     """Where a stage keeps its command, log, metrics and `done.json`."""
     return run / "stages" / name
 
 
 def done_file(run: Path, name: str) -> Path:
-    """Of a stage: `wall_s` and `peak_rss_mb`, written when it has succeeded."""
+    """Of a stage: `arguments`, `wall_s` and `peak_rss_mb`, written when it has succeeded."""
     return folder(run, name) / "done.json"
 
 
@@ -169,7 +186,8 @@ def _work(stage: Stage, run: Path, threads: int, environment: dict[str, str], be
         sys.exit(code)
     _keep_metrics(run, stage.name)
     peak_rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    write_json(done_file(run, stage.name), {"wall_s": time.monotonic() - began, "peak_rss_mb": peak_rss_mb})
+    figures = {"wall_s": time.monotonic() - began, "peak_rss_mb": peak_rss_mb}
+    write_json(done_file(run, stage.name), {"arguments": [*stage.arguments], **figures})
 
 
 def _keep_metrics(run: Path, name: str) -> None:

@@ -38,8 +38,8 @@ def run_algorithms(cfg: dict[str, Any]) -> None:
     run_stages([stage for stages in bases for stage in stages], out, jobs)
     run_stages([calibration(cfg, cell) for cell in cfg["cells"]], out, jobs)
     iterations = {cell: max(4, fitting(Path(cfg["out"]) / "pace" / cell, cfg["seconds"])) for cell in cfg["cells"]}
-    run_stages([training(cfg, cell, seed, iterations[cell]) for seed in cfg["seeds"] for cell in cfg["cells"]], out, jobs)
-    run_stages([evaluation(cfg, seed) for seed in cfg["seeds"]], out, jobs)
+    todo = [training(cfg, cell, seed, iterations[cell]) for seed in cfg["seeds"] for cell in cfg["cells"]]
+    run_stages([*todo, *(evaluation(cfg, seed) for seed in cfg["seeds"])], out, jobs)
     rows = summarise(cfg)
     about = {"circumstances": _evaluation(cfg, cfg["seeds"][0])["circumstances"]}
     write_json(out / "algorithms.json", {"seconds": cfg["seconds"], "seeds": cfg["seeds"], **about, "rows": rows})
@@ -94,7 +94,7 @@ def training(cfg: dict[str, Any], cell: str, seed: int, iterations: int) -> Stag
 
 
 def evaluation(cfg: dict[str, Any], seed: int) -> Stage:
-    """All policies of a seed on the same held-out starts."""
+    """All policies of a seed on the same held-out starts, once nothing trains."""
     others = [f"+others.{cell}={cfg['out']}/{cell}_{seed}" for cell in cfg["cells"]]
     return Stage(
         f"evaluate_{seed}",
@@ -108,6 +108,7 @@ def evaluation(cfg: dict[str, Any], seed: int) -> Stage:
                 f"out={cfg['out']}/evaluation_{seed}",
             ),
         ),
+        tuple(f"{cell}_{every}" for every in cfg["seeds"] for cell in cfg["cells"]),
     )
 
 

@@ -71,8 +71,7 @@ def run_world_models(cfg: dict[str, Any]) -> None:
     steps = {cell: max(2, fitting(out / "pace" / cell, cfg["seconds"])) for cell in cfg["cells"]}
     cells = [(cell, seed) for seed in cfg["seeds"] for cell in cfg["cells"]]
     todo = [[training(cfg, cell, seed, steps[cell]), learning(cfg, cell, seed)] for cell, seed in cells]
-    run_stages([stage for two in todo for stage in two], out, jobs)
-    run_stages([evaluation(cfg, seed) for seed in cfg["seeds"]], out, 1)
+    run_stages([*(stage for two in todo for stage in two), *(evaluation(cfg, seed) for seed in cfg["seeds"])], out, jobs)
     measure(cfg)
     rows = summarise(cfg)
     ranks = correlations(rows)
@@ -121,22 +120,21 @@ def learning(cfg: dict[str, Any], cell: str, seed: int) -> Stage:
 
 
 def evaluation(cfg: dict[str, Any], seed: int) -> Stage:
-    """All learned policies of a seed and the cloned one on the same held-out starts."""
+    """All learned policies of a seed and the cloned one on the same held-out starts, once nothing trains."""
     first, *rest = cfg["cells"]
     others = [f"+others.{cell}={cfg['out']}/learned_in_{cell}_{seed}" for cell in rest]
     starts = (f"episodes={cfg['episodes']}", f"seed={cfg['evaluation_seed']}", f"world.num_envs={cfg['envs']}")
     where = (*starts, "world.phrasings=eval", f"out={cfg['out']}/evaluation_{seed}")
     policies = (f"policy={cfg['out']}/learned_in_{first}_{seed}", f"baseline={cfg['runs'][seed]}/policy", *others)
-    return Stage(f"evaluate_{seed}", ("evaluate", *policies, *where), alone=True)
+    learned = tuple(f"learned_in_{cell}_{every}" for every in cfg["seeds"] for cell in cfg["cells"])
+    return Stage(f"evaluate_{seed}", ("evaluate", *policies, *where), learned, alone=True)
 
 
 def measure(cfg: dict[str, Any]) -> None:
     """Cheap figures of every candidate, on play of all seeds' one recording; those that stand on disk already are kept, if they are
-    the same figures."""
+    the same figures of the same model."""
     files = {(cell, seed): Path(cfg["out"]) / f"figures_{cell}_{seed}.json" for cell in cfg["cells"] for seed in cfg["seeds"]}
-    todo = {
-        key: file for key, file in files.items() if not file.is_file() or json.loads(file.read_text()).get("figures") != [*FIGURES]
-    }
+    todo = {(cell, seed): file for (cell, seed), file in files.items() if not _measured(file, Path(cfg["out"]) / f"{cell}_{seed}")}
     if not todo:
         return
     recording, effects = recordings(cfg)
@@ -158,6 +156,13 @@ def measure(cfg: dict[str, Any]) -> None:
     first = {cell: checkpoint.load(f"{cfg['out']}/{cell}_{cfg['seeds'][0]}", WorldModel) for cell in cfg["cells"]}
     shown = {cell: dream_along(model, recording)[recording.camera] for cell, model in first.items()}
     picture(shown, recording, Path(cfg["out"]) / "dreams.png")
+
+
+def _measured(figures: Path, model: Path) -> bool:
+    """Whether all figures stand on disk, taken after the model was trained."""
+    if not figures.is_file() or figures.stat().st_mtime < (model / checkpoint.WEIGHTS).stat().st_mtime:
+        return False
+    return json.loads(figures.read_text()).get("figures") == [*FIGURES]
 
 
 def recordings(cfg: dict[str, Any]) -> tuple[Recording, Effects]:

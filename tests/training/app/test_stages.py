@@ -25,6 +25,9 @@ def test_stages_run_in_order_with_their_threads_and_this_environment(tmp_path: P
         assert 0 < done["wall_s"] < 120 and 100 < done["peak_rss_mb"] < 10_000
         assert (run / "stages" / "second" / "command.txt").read_text() == "worldsim doctor --help\n"
     assert list(execute(stages, tmp_path / "1", jobs=2)) == [], "finished stages are skipped"
+    other = [stages[0], Stage("first", ("doctor", "--help")), Stage("third", DOCTOR)]
+    assert list(execute(other, tmp_path / "1", jobs=1)) == ["first", "second", "third"], "another command, then who needs it"
+    assert list(execute(other, tmp_path / "1", jobs=1)) == []
 
 
 def test_what_a_stage_warns_of_is_in_its_log(tmp_path: Path, recorded: str) -> None:
