@@ -32,7 +32,8 @@ def new_scene(owner: object, **options: Any) -> Any:
 
     Left to the garbage collector, its renderer may go before it, and then its finalizer raises in whatever runs at that moment.
     """
-    scene = gs.Scene(show_viewer=False, **options)
+    with quick_frames():  # the first scene imports sensors and more
+        scene = gs.Scene(show_viewer=False, **options)
     weakref.finalize(owner, scene.destroy).atexit = False  # at the exit Genesis destroys what is left itself
     return scene
 
