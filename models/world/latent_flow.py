@@ -156,7 +156,7 @@ class LatentFlowWorldModel(WorldModel, Encoder):
         context: int = 2,
         action_horizon: int = 4,
         latent_channels: int = 12,
-        channels: tuple[int, int] = (64, 160),
+        channels: tuple[int, int] = (32, 96),
         layers: tuple[int, int] = (1, 4),
         sampling_steps: int = 1,
         unroll: int = 2,
