@@ -47,6 +47,8 @@ def test_summary_holds_everything(run: Path) -> None:
     assert SIZE["demos"] * 4 < summary["physics_steps"]["collect_demos"] <= SIZE["demos"] * 40
     # Two policies on 8 starts, twice with other noise, and two recordings of 40 steps in 8 environments.
     assert 2 * 8 * 40 < summary["physics_steps"]["evaluate"] <= 6 * 8 * 40
+    for evaluation in (run / "evaluation.json", run / "baseline" / "evaluation.json"):
+        assert json.loads(evaluation.read_text())["n_action_steps"] == 2, "both policies look again after two actions"
     imagination = summary["imagination"]
     assert set(imagination) >= {"rate", "error_points", "self_agreement", "always_success", "calibration"}
     assert set(imagination["against_physics"]) >= {"agreement", "kappa", "false_success"}

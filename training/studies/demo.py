@@ -7,14 +7,17 @@ import json
 import shlex
 import sys
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 import yaml
 
 from training.app.stages import Stage, done_file, execute
+from training.studies.estimate import minutes, probe
 from worldsim.core.cores import cores
 from worldsim.core.files import write_json
 from worldsim.core.seeds import check_training
@@ -44,6 +47,11 @@ def fit_command(cfg: dict[str, Any], experiment: str, name: str, *more: str, str
     return ("fit", "augmentation=push_block", *where, f"seed_everything={seed}", f"data.seed={seed}", "resume=true", *more)
 
 
+def looks(cfg: dict[str, Any]) -> str:
+    """Override that says how much of a chunk is executed, wherever the policy acts outside of its learner's dreams."""
+    return f"n_action_steps={'null' if cfg['n_action_steps'] is None else cfg['n_action_steps']}"
+
+
 def learner_inputs(run: str, policy: str, world_model: str, reflector: str) -> tuple[str, ...]:
     """Overrides that tell the best learner of docs/results/algorithms.md which models of the run it starts from."""
     return (
@@ -71,7 +79,7 @@ def evolve_round(cfg: dict[str, Any], number: int) -> list[Stage]:
     every = roots(cfg, number)
     refit_on = roots(cfg, number, f"policy_{number}")  # what the policy does now counts twice
     names = {key: f"{key}_{number}" for key in ("collect", "world_model", "reflector", "post_train")}
-    actor = (f"actor.folder={run}/{before['policy']}", "+world.success_steps=4")
+    actor = (f"actor.folder={run}/{before['policy']}", looks(cfg), "+world.success_steps=4")
 
     def refit(experiment: str, weights: str, steps: int) -> Stage:
         settings = (refit_on, f"model.weights={run}/{weights}", f"trainer.max_steps={steps}")
@@ -130,7 +138,7 @@ def stages(cfg: dict[str, Any]) -> list[Stage]:
         loop.append(Stage("post_train", learn, ("world_model", "policy", "reflector"), alone=True))
     loop.insert(-1, judge(cfg))
     last = final_names(cfg)
-    starts = (f"episodes={size['episodes']}", f"world.num_envs={size['evaluation_envs']}", "world.phrasings=eval")
+    starts = (f"episodes={size['episodes']}", f"world.num_envs={size['evaluation_envs']}", looks(cfg), "world.phrasings=eval")
     evaluation = (
         f"policy={run}/{last['policy']}",
         f"baseline={run}/baseline/evaluation.json",
@@ -154,6 +162,7 @@ def judge(cfg: dict[str, Any]) -> Stage:
     recorded = (
         f"{threshold}.policy.folder={run}/{before['policy']}",
         f"{threshold}.recording={run}/data/policy_{rounds}",
+        f"{threshold}.{looks(cfg)}",
     )
     settings = (
         roots(cfg, rounds),
@@ -195,6 +204,12 @@ def run_demo(cfg: dict[str, Any]) -> None:
     print(f"worldsim demo, seed {cfg['seed']}, in {run}: Ctrl-C is safe, finished stages are kept.", flush=True)
     began, clock = time.monotonic(), run / "loop.json"
     earlier = json.loads(clock.read_text())["loop_s"] if clock.is_file() else 0.0
+    todo = [stage for stage in stages(cfg) if not done_file(run, stage.name).is_file()]
+    if todo and not torch.cuda.is_available():
+        names = {stage.name for stage in todo}
+        left = [replace(stage, needs=tuple(names.intersection(stage.needs))) for stage in todo]
+        took = minutes(left, jobs=cfg["jobs"], cores=cores(), probed_s=probe())
+        print(f"About {took:.0f} min on this machine, if it has nothing else to do.", flush=True)
     for name in execute(stages(cfg), run, jobs=cfg["jobs"]):
         write_json(clock, {"loop_s": earlier + time.monotonic() - began})
         print(f"  {name} done in {_done(run, name)['wall_s']:.0f} s", flush=True)

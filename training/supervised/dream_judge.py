@@ -160,9 +160,17 @@ class DreamThreshold(Callback):
         recording: dataset of its episodes in physics, of which those count that somebody judged; a little noise on their actions
             does no harm.
         max_episode_steps: as in physics.
+        n_action_steps: of each chunk, how many actions were executed before the policy looked again; null: all.
     """
 
-    def __init__(self, policy: Policy, world_model: WorldModel, recording: str, max_episode_steps: int = 40):
+    def __init__(
+        self,
+        policy: Policy,
+        world_model: WorldModel,
+        recording: str,
+        max_episode_steps: int = 40,
+        n_action_steps: int | None = None,
+    ):
         self.policy, self.world_model = policy.eval(), world_model.eval()
         table = FrameStore.read([recording], {**self.policy.views, **self.world_model.views})
         if self.world_model.spec is not None:
@@ -178,14 +186,14 @@ class DreamThreshold(Callback):
             raise ValueError(f"nobody judged whether an episode in {recording} succeeded; give one whose frames have a success")
         self.starts = Starts.first_frames(table, self.world_model.context)[judged]
         self.success = torch.tensor([number in success for number in judged])
-        self.max_episode_steps = max_episode_steps
+        self.settings = {"max_episode_steps": max_episode_steps, "n_action_steps": n_action_steps}
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Dream, set the threshold and export the reflector again."""
         assert isinstance(pl_module, ReflectorTraining)
         reflector = pl_module.reflector.cpu().eval()
         with torch.no_grad():  # in single precision, as evaluations are
-            highest = highest_success(self.policy, self.world_model, reflector, self.starts, self.max_episode_steps)
+            highest = highest_success(self.policy, self.world_model, reflector, self.starts, **self.settings)
         threshold = matching_threshold(highest, self.success)
         if threshold is None:
             warnings.warn("all or none of the recorded episodes succeeded: the threshold stays as frames suggest", stacklevel=2)
@@ -199,13 +207,13 @@ class DreamThreshold(Callback):
 
 
 def highest_success(
-    policy: Policy, world_model: WorldModel, reflector: Reflector, starts: Starts, max_episode_steps: int
+    policy: Policy, world_model: WorldModel, reflector: Reflector, starts: Starts, **settings: Any
 ) -> Float[Tensor, " n"]:
-    """The highest success probability in each of n dreams, one from every start, of a policy that acts until time is up."""
+    """The highest success probability in each of n dreams, one from every start, of a policy that acts until time is up; `settings`
+    are `max_episode_steps` and `n_action_steps`."""
     endless = copy.deepcopy(reflector)
     endless.threshold.fill_(torch.inf)
-    dreams = {"max_episode_steps": max_episode_steps, "batch": min(128, len(starts)), "seed": 0}
-    return imagine_outcomes(policy, world_model, endless, starts, **dreams).p_success
+    return imagine_outcomes(policy, world_model, endless, starts, batch=min(128, len(starts)), seed=0, **settings).p_success
 
 
 def matching_threshold(highest: Float[Tensor, " n"], success: Bool[Tensor, " n"]) -> float | None:

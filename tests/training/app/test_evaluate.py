@@ -226,7 +226,8 @@ def test_no_verb_steps_a_dream(folders: dict[str, str], recorded: str, tmp_path:
     reflector = checkpoint.load(folders["reflector"], InstantReflector)
     policy, model = (checkpoint.load(folders[name], kind) for name, kind in (("policy", Policy), ("world_model", WorldModel)))
     starts = Starts.first_frames(FrameStore.read([recorded], model.views), model.context)
-    reflector.threshold.fill_(float(highest_success(policy, model, reflector, starts, 8).median()))  # content now and then
+    highest = highest_success(policy, model, reflector, starts, max_episode_steps=8)
+    reflector.threshold.fill_(float(highest.median()))  # content now and then
     checkpoint.save(reflector, folders["reflector"])
     models = [f"world.world_model={folders['world_model']}", f"world.reflector={folders['reflector']}", f"world.data=[{recorded}]"]
     dream = ["world=dream", *models, "world.num_envs=3", "episodes=12"]

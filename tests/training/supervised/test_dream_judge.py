@@ -61,14 +61,14 @@ def recording(folder: Path, successes: list[bool]) -> str:
 def test_dreams_of_the_recorded_policy_succeed_as_often_as_its_episodes(
     models: dict[str, Any], tmp_path: Path, successes: list[bool]
 ) -> None:
-    callback = DreamThreshold(models["policy"], models["world_model"], recording(tmp_path / "data", successes), STEPS)
+    callback = DreamThreshold(models["policy"], models["world_model"], recording(tmp_path / "data", successes), STEPS, 3)
     assert callback.success.tolist() == successes
     module = ReflectorTraining(models["reflector"])
     (tmp_path / "calibration.json").write_text('{"auc": 0.5, "f1": 0.5, "threshold": 0.25}')
     trainer = SimpleNamespace(default_root_dir=tmp_path, precision_plugin=SimpleNamespace(forward_context=nullcontext))
     callback.on_fit_end(trainer, module)  # type: ignore[arg-type]
     judge = checkpoint.load(tmp_path, InstantReflector)
-    size = {"max_episode_steps": STEPS, "batch": len(successes), "seed": 0}
+    size = {"max_episode_steps": STEPS, "n_action_steps": 3, "batch": len(successes), "seed": 0}
     imagined = imagine_outcomes(callback.policy, callback.world_model, judge, callback.starts, **size)
     assert int(imagined.success.sum()) == sum(successes)
     scores = json.loads((tmp_path / "calibration.json").read_text())
@@ -121,6 +121,8 @@ def test_the_highest_probability_is_that_of_dreams_that_go_on_until_time_is_up(m
     policy, world_model = models["policy"], models["world_model"]
     table = FrameStore.read([recording(tmp_path / "data", [True, False, False])], {"front": None})
     starts = Starts.first_frames(table, world_model.context)
-    first = highest_success(policy, world_model, Surer(), starts, 4)
-    later = highest_success(policy, world_model, Surer(), starts, 12)
+    first = highest_success(policy, world_model, Surer(), starts, max_episode_steps=4)
+    later = highest_success(policy, world_model, Surer(), starts, max_episode_steps=12)
+    often = highest_success(policy, world_model, Surer(), starts, max_episode_steps=12, n_action_steps=2)
     torch.testing.assert_close(later - first, torch.full((3,), 0.02), msg="two chunks, hence calls, more")
+    torch.testing.assert_close(often - later, torch.full((3,), 0.03), msg="six calls instead of three")
