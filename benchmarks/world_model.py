@@ -62,7 +62,7 @@ def imagine() -> None:
 
     took = seconds(*(dream(model) for model in models.values()), denoise)
     for name, network, one in zip((*models, "as in DIAMOND"), (*models.values(), diamond), took, strict=True):
-        print(f"{name:24s} {millions(network)}  {4 * BATCH / one:6,.0f} frames/s  {took[1] / one:.2f} of before")
+        print(f"{name:24s} {millions(network)}  {4 * BATCH / one:6,.0f} frames/s  {took[1] / one:.3f} of before")
 
 
 def train() -> None:

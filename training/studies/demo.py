@@ -21,6 +21,7 @@ from training.studies.estimate import minutes, probe
 from worldsim.core.cores import cores
 from worldsim.core.files import write_json
 from worldsim.core.seeds import check_training
+from worldsim.measure.collect import check_n_action_steps
 from worldsim.report.page import write_report
 
 STARTS_PER_SEED = 1_000_000
@@ -47,8 +48,8 @@ def fit_command(cfg: dict[str, Any], experiment: str, name: str, *more: str, str
     return ("fit", "augmentation=push_block", *where, f"seed_everything={seed}", f"data.seed={seed}", "resume=true", *more)
 
 
-def looks(cfg: dict[str, Any]) -> str:
-    """Override that says how much of a chunk is executed, wherever the policy acts outside of its learner's dreams."""
+def n_action_steps(cfg: dict[str, Any]) -> str:
+    """Override that says how many actions of a chunk are executed, wherever the policy acts outside of its learner's dreams."""
     return f"n_action_steps={'null' if cfg['n_action_steps'] is None else cfg['n_action_steps']}"
 
 
@@ -79,7 +80,7 @@ def evolve_round(cfg: dict[str, Any], number: int) -> list[Stage]:
     every = roots(cfg, number)
     refit_on = roots(cfg, number, f"policy_{number}")  # what the policy does now counts twice
     names = {key: f"{key}_{number}" for key in ("collect", "world_model", "reflector", "post_train")}
-    actor = (f"actor.folder={run}/{before['policy']}", looks(cfg), "+world.success_steps=4")
+    actor = (f"actor.folder={run}/{before['policy']}", n_action_steps(cfg), "+world.success_steps=4")
 
     def refit(experiment: str, weights: str, steps: int) -> Stage:
         settings = (refit_on, f"model.weights={run}/{weights}", f"trainer.max_steps={steps}")
@@ -138,7 +139,12 @@ def stages(cfg: dict[str, Any]) -> list[Stage]:
         loop.append(Stage("post_train", learn, ("world_model", "policy", "reflector"), alone=True))
     loop.insert(-1, judge(cfg))
     last = final_names(cfg)
-    starts = (f"episodes={size['episodes']}", f"world.num_envs={size['evaluation_envs']}", looks(cfg), "world.phrasings=eval")
+    starts = (
+        f"episodes={size['episodes']}",
+        f"world.num_envs={size['evaluation_envs']}",
+        "world.phrasings=eval",
+        n_action_steps(cfg),
+    )
     evaluation = (
         f"policy={run}/{last['policy']}",
         f"baseline={run}/baseline/evaluation.json",
@@ -162,7 +168,7 @@ def judge(cfg: dict[str, Any]) -> Stage:
     recorded = (
         f"{threshold}.policy.folder={run}/{before['policy']}",
         f"{threshold}.recording={run}/data/policy_{rounds}",
-        f"{threshold}.{looks(cfg)}",
+        f"{threshold}.{n_action_steps(cfg)}",
     )
     settings = (
         roots(cfg, rounds),
@@ -192,9 +198,11 @@ def run_demo(cfg: dict[str, Any]) -> None:
     """Run what has not run yet, then write `summary.json` and `report.html`.
 
     Raises:
-        ValueError: if a stage failed, the run was made with another configuration, or the seed's starts belong to evaluations.
+        ValueError: if a stage failed, `n_action_steps` is not a positive integer, the run was made with another configuration, or
+            the seed's starts belong to evaluations.
     """
     check_training(cfg["seed"] * STARTS_PER_SEED, STARTS_PER_SEED)
+    check_n_action_steps(cfg["n_action_steps"])
     run = Path(cfg["run"])
     run.mkdir(parents=True, exist_ok=True)
     saved = run / "config.yaml"
@@ -204,13 +212,9 @@ def run_demo(cfg: dict[str, Any]) -> None:
     print(f"worldsim demo, seed {cfg['seed']}, in {run}: Ctrl-C is safe, finished stages are kept.", flush=True)
     began, clock = time.monotonic(), run / "loop.json"
     earlier = json.loads(clock.read_text())["loop_s"] if clock.is_file() else 0.0
-    todo = [stage for stage in stages(cfg) if not done_file(run, stage.name).is_file()]
-    if todo and not torch.cuda.is_available():
-        names = {stage.name for stage in todo}
-        left = [replace(stage, needs=tuple(names.intersection(stage.needs))) for stage in todo]
-        took = minutes(left, jobs=cfg["jobs"], cores=cores(), probed_s=probe())
-        print(f"About {took:.0f} min on this machine, if it has nothing else to do.", flush=True)
-    for name in execute(stages(cfg), run, jobs=cfg["jobs"]):
+    done = execute(stages(cfg), run, jobs=cfg["jobs"])  # refuses at once what could never run
+    say_how_long(cfg)
+    for name in done:
         write_json(clock, {"loop_s": earlier + time.monotonic() - began})
         print(f"  {name} done in {_done(run, name)['wall_s']:.0f} s", flush=True)
     summary = summarise(cfg)
@@ -225,6 +229,17 @@ def run_demo(cfg: dict[str, Any]) -> None:
         f"recording fresh data {_total(summary, 'collect_policy')}"
     )
     print(f"Read {page}")
+
+
+def say_how_long(cfg: dict[str, Any]) -> None:
+    """Of the stages that are not done yet, on a machine without a GPU: what one brings is not known."""
+    todo = [stage for stage in stages(cfg) if not done_file(Path(cfg["run"]), stage.name).is_file()]
+    if not todo or torch.cuda.is_available():
+        return
+    names = {stage.name for stage in todo}
+    left = [replace(stage, needs=tuple(names.intersection(stage.needs))) for stage in todo]
+    took = minutes(left, jobs=cfg["jobs"], cores=cores(), probed_s=probe())
+    print(f"About {took:.0f} min on this machine, if it has nothing else to do.", flush=True)
 
 
 def summarise(cfg: dict[str, Any]) -> dict[str, Any]:

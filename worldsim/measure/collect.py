@@ -148,9 +148,18 @@ def executed(chunk: Float[Tensor, "b ah ad"], n_action_steps: int | None) -> Flo
     Raises:
         ValueError: if it is not a positive integer.
     """
+    check_n_action_steps(n_action_steps)
+    return chunk[:, :n_action_steps]
+
+
+def check_n_action_steps(n_action_steps: int | None) -> None:
+    """How many actions of a chunk are executed, or None for all.
+
+    Raises:
+        ValueError: if it is not a positive integer.
+    """
     if n_action_steps is not None and (type(n_action_steps) is not int or n_action_steps < 1):
         raise ValueError(f"n_action_steps must be an integer from 1 on, got {n_action_steps!r}; null executes whole chunks")
-    return chunk[:, :n_action_steps]
 
 
 class Turn(NamedTuple):

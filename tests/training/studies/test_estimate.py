@@ -1,12 +1,13 @@
 """How long a demo takes: stages are foretold in the order in which they run, and every one of a demo has its price."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
-from training.app.cli import compose_config
+from training.app.cli import compose_config, main
 from training.app.stages import Stage
 from training.studies.demo import stages
 from training.studies.estimate import ALL_CORES, EPISODE_S, PROBE_S, START_S, minutes, probe
@@ -37,3 +38,14 @@ def test_the_probe_leaves_the_threads_as_they_were() -> None:
     before = torch.get_num_threads()
     assert 0.01 < probe(1) < 60
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [("n_action_steps=0", "n_action_steps must be an integer from 1 on, got 0"), ("jobs=0", "jobs must be at least 1, got 0")],
+)
+def test_what_could_never_run_is_refused_before_the_first_stage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: str, words: str
+) -> None:
+    assert main(["demo", "size=tiny", f"run={tmp_path / 'run'}", wrong]) == 2
+    assert words in capsys.readouterr().err and not (tmp_path / "run" / "stages").exists()
