@@ -15,7 +15,7 @@ import torch
 from worldsim.core.types import Episode
 from worldsim.data import lerobot_format as fmt
 from worldsim.data.lerobot import Dataset, DatasetWriter
-from worldsim.data.video import encode_png
+from worldsim.data.video import as_scheduled, encode_png
 
 SETTINGS: dict[str, Any] = {
     "fps": 10,
@@ -134,6 +134,8 @@ def encode(path: Path, times: Sequence[float], *, rate: int) -> None:
         stream = container.add_stream("libsvtav1", rate=rate, options={"g": "2", "crf": "30", "preset": "12"})
         stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
         stream.codec_context.time_base = Fraction(1, 1000)
+        with as_scheduled():
+            stream.codec_context.open()
         for i, time in enumerate(times):
             frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 20 * i, np.uint8), format="rgb24")
             frame.pts, frame.time_base = round(1000 * time), Fraction(1, 1000)

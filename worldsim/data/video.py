@@ -6,6 +6,7 @@ sees only uint8 RGB arrays. Read `lerobot.py` next: it decides which frames go w
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import av
@@ -62,9 +63,25 @@ def write_video(path: Path, frames: Iterable[UInt8[np.ndarray, "h w 3"]], *, fps
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream(CODEC, rate=fps, options=OPTIONS)
         stream.width, stream.height, stream.pix_fmt = width, height, PIXEL_FORMAT
+        with as_scheduled():
+            stream.codec_context.open()
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         container.mux(stream.encode(None))
+
+
+@contextmanager
+def as_scheduled() -> Iterator[None]:
+    """This thread, and those that are started meanwhile, are scheduled as this one was: for root SVT-AV1 makes real-time threads of
+    whoever opens it and of its own, and they would go before everything else on the machine, as would all that they start."""
+    if not hasattr(os, "sched_setscheduler"):
+        yield
+        return
+    before, there = (os.sched_getscheduler(0), os.sched_getparam(0)), {*os.listdir("/proc/self/task")}
+    yield
+    for thread in {"0", *os.listdir("/proc/self/task")} - there:  # 0 is this one
+        with suppress(ProcessLookupError):
+            os.sched_setscheduler(int(thread), *before)
 
 
 def video_frames(path: Path, *, start_s: float, num_frames: int, fps: float) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
