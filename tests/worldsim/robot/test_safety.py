@@ -262,5 +262,5 @@ def test_interventions_are_logged_bounded_and_counted():
     assert safety.counts["not finite"] == 1500 == len(told)
     assert len(safety.interventions) == 1000
     last = safety.interventions[-1]
-    assert (last.mode, last.reason, last.detail) == ("hold", "not finite", "[nan  0.]")
+    assert (last.mode, last.reason, last.detail) == ("hold", "not finite", "[nan 0]")
     assert last.time == pytest.approx(1.499)
