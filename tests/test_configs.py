@@ -24,6 +24,11 @@ ALGORITHMS = [
 ]
 LEARNERS = sorted(path.stem for path in (CONFIG_DIR / "learner").glob("*.yaml"))
 MODELS = sorted(path.relative_to(CONFIG_DIR) for path in (CONFIG_DIR / "model").rglob("*.yaml"))
+CELLS = [
+    pytest.param(experiment, overrides, id=f"{study}-{cell}")
+    for study, experiment in (("algorithms", "post_train"), ("world_model", "world_model"))
+    for cell, overrides in compose_config("bench", [f"study={study}"]).cells.items()
+]
 CHOICES = [
     f"{group}={path.stem}"
     for group in ("world", "renderer", "randomization")
@@ -68,6 +73,11 @@ def test_verbs(verb: str) -> None:
 @pytest.mark.parametrize("study", sorted(path.stem for path in (CONFIG_DIR / "study").glob("*.yaml")))
 def test_studies(study: str) -> None:
     check(compose_config("bench", [f"study={study}"]))
+
+
+@pytest.mark.parametrize(("experiment", "overrides"), CELLS)
+def test_cells_of_studies(experiment: str, overrides: list[str]) -> None:
+    check(compose_config("fit", [f"experiment={experiment}", *overrides]))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
