@@ -68,8 +68,7 @@ class GenesisWorld(World, Branchable, Scripted):
         num_envs: batch size.
         phrasings: "train" or "eval" sentences.
         seed: start of the random stream; environment i uses seed + i.
-        success_steps: consecutive control steps on the disc that end an episode. Recording play uses more than one, so that a
-            reflector and a world model also see what lies beyond the first success.
+        success_steps: control steps in a row on the disc that end an episode; recorded play takes more, to show what follows them.
         reward: null is `ProgressReward`. It is told of success when that ends the episode, and of the task's true progress.
 
     Raises:
@@ -98,9 +97,8 @@ class GenesisWorld(World, Branchable, Scripted):
         self.num_envs, self.fps, self.max_episode_steps = num_envs, data["fps"], data["max_episode_steps"]
         self.camera, self.robot_type = data["camera"]["name"], Path(data["robot"]["file"]).stem
         self.fov, self.success_steps, self.reward = data["camera"]["fov"], success_steps, reward or ProgressReward()
-        height, width = data["camera"]["size"]
         self.single_observation_space = gym.spaces.Dict(
-            images=gym.spaces.Dict({self.camera: gym.spaces.Box(0, 255, (height, width, 3), np.uint8)}),
+            images=gym.spaces.Dict({self.camera: gym.spaces.Box(0, 255, (*data["camera"]["size"], 3), np.uint8)}),
             state=gym.spaces.Box(-np.inf, np.inf, (len(self.state_names),), np.float32),
             instruction=gym.spaces.Text(200, charset=alphanumeric | set(" .,:;!?'-")),
         )
@@ -394,8 +392,8 @@ class GenesisWorld(World, Branchable, Scripted):
     def _pixels(self) -> Tensor:
         # A placed body moves on screen only once the visual geometry is updated, which `scene.step` would do.
         self._aim()
-        rgb = self._camera.render(force_render=True)[0]
-        return torch.from_numpy(np.ascontiguousarray(np.asarray(rgb))).reshape(self.num_envs, *self.scene.data["camera"]["size"], 3)
+        rgb = np.ascontiguousarray(self._camera.render(force_render=True)[0])
+        return torch.from_numpy(rgb).reshape(self.num_envs, *self.scene.data["camera"]["size"], 3)
 
     def _observe(self) -> Observation:
         sentences = tuple(self.scene.sentence(*task) for task in self._task.tolist())
