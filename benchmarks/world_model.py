@@ -1,6 +1,6 @@
 """World models side by side in one process: imagined frames per second, and training steps of networks of about the same size.
 
-.venv/bin/python benchmarks/world_model.py
+.venv/bin/python benchmarks/world_model.py       on a GPU if there is one, and there with a large batch as well
 
 `as in DIAMOND` is a network of that kind and cost in the parts of diffusers, untrained: a U-Net on pixels of four levels with 64
 channels and two blocks each, which denoises every frame of 64x64 in three steps (arXiv:2405.12399). How *useful* a dream is, a
@@ -17,7 +17,9 @@ from models.world.latent_flow import LatentFlowWorldModel, LatentUNet
 from worldsim.core.noise import Noise
 from worldsim.core.precision import precision
 
-BATCH, REPEATS = 48, 5
+REPEATS = 5
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+BATCHES = (48, 1024) if DEVICE.type == "cuda" else (48,)
 TODAY, BEFORE = (32, 96), (64, 160)  # channels of the demo's world model
 
 
@@ -27,8 +29,10 @@ def seconds(*steps: Callable[[], object]) -> list[float]:
     for _ in range(1 + REPEATS):
         for i, step in enumerate(steps):
             began = time.monotonic()
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision() == "bf16-mixed"):
+            with torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision() == "bf16-mixed"):
                 step()
+            if DEVICE.type == "cuda":
+                torch.cuda.synchronize()
             best[i] = min(best[i], time.monotonic() - began)
     return best
 
@@ -44,13 +48,13 @@ def millions(network: torch.nn.Module) -> str:
 
 
 @torch.no_grad()
-def imagine() -> None:
-    """Four frames of 48 dreams."""
+def imagine(batch: int) -> None:
+    """Four frames of each dream."""
     models = {name: LatentFlowWorldModel(channels=size).eval() for name, size in (("today", TODAY), ("before", BEFORE))}
-    clip, state, actions = torch.rand(BATCH, 2, 64, 64, 3), torch.randn(BATCH, 2, 4), torch.rand(BATCH, 4, 2)
-    noise = Noise.rows(0, BATCH, torch.device("cpu"))
+    clip, state, actions = torch.rand(batch, 2, 64, 64, 3), torch.randn(batch, 2, 4), torch.rand(batch, 4, 2)
+    noise = Noise.rows(0, batch, DEVICE)
     diamond = unet(3 * 5, 3, (64,) * 4, 2).eval()
-    pixels, condition, t = torch.rand(BATCH, 15, 64, 64), torch.randn(BATCH, 256), torch.full((BATCH,), 500.0)
+    pixels, condition, t = torch.rand(batch, 15, 64, 64), torch.randn(batch, 256), torch.full((batch,), 500.0)
 
     def dream(model: LatentFlowWorldModel) -> Callable[[], object]:
         begun = model.init({"front": clip}, state)
@@ -62,12 +66,12 @@ def imagine() -> None:
 
     took = seconds(*(dream(model) for model in models.values()), denoise)
     for name, network, one in zip((*models, "as in DIAMOND"), (*models.values(), diamond), took, strict=True):
-        print(f"{name:24s} {millions(network)}  {4 * BATCH / one:6,.0f} frames/s  {took[1] / one:.3f} of before")
+        print(f"{name:24s} {millions(network)}  {4 * batch / one:9,.0f} frames/s  {took[1] / one:.3f} of before")
 
 
-def train() -> None:
+def train(batch: int) -> None:
     """One step of the network before, and of diffusers' of its size."""
-    x, condition, t = torch.randn(BATCH, 72, 16, 16), torch.randn(BATCH, 256), torch.full((BATCH,), 1000.0)
+    x, condition, t = torch.randn(batch, 72, 16, 16), torch.randn(batch, 256), torch.full((batch,), 1000.0)
     today, before = (LatentUNet(72, 48, size, (1, 4), 256) for size in (TODAY, BEFORE))
     theirs = unet(72, 48, (64, 128), 1)
     took = seconds(
@@ -76,11 +80,15 @@ def train() -> None:
         lambda: theirs(x, t, class_labels=condition).sample.float().square().mean().backward(),
     )
     for name, network, one in zip(("today", "before", "diffusers.UNet2DModel"), (today, before, theirs), took, strict=True):
-        print(f"{name:24s} {millions(network)}  {1000 * one:.0f} ms per training step of {BATCH}")
+        print(f"{name:24s} {millions(network)}  {1000 * one:.1f} ms per training step of {batch}")
 
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    imagine()
-    train()
-    print(f"with {torch.get_num_threads()} threads, {precision()}")
+    with DEVICE:  # where networks and numbers are made
+        for size in BATCHES:
+            print(f"{size} dreams at a time")
+            imagine(size)
+            train(size)
+    hardware = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"{torch.get_num_threads()} threads"
+    print(f"on {hardware}, {precision()}")
