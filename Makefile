@@ -52,7 +52,7 @@ demo: setup  ## the whole pipeline on the embedded default; options in ARGS
 
 test: $(VENV)/.nerf  ## run the tests that need no GPU, with two workers; options in ARGS, then with one
 ifeq ($(ARGS),)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not gpu and not alone"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --no-loadscope-reorder -m "not gpu and not alone"
 	$(BIN)/python -m pytest -m alone $$(grep -rl "mark.alone" tests --include="test_*.py")
 else
 	$(BIN)/python -m pytest $(ARGS)

@@ -1,5 +1,7 @@
 """Tiny models and a tiny dataset, on which every learner runs within seconds."""
 
+import gc
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +19,40 @@ from worldsim.core import checkpoint, torchvision_remedy  # noqa: F401 - the lat
 from worldsim.core.types import Episode
 from worldsim.data.lerobot import DatasetWriter
 
+MARKS = ("mark.genesis", "mark.studies", "mark.slow")
+
+
+def first_mark(file: Path) -> int:
+    """The place among `MARKS` of the first that stands in a file; their number, if none does."""
+    text = file.read_text()
+    return next((i for i, mark in enumerate(MARKS) if mark in text), len(MARKS))
+
 
 class WholeFiles(LoadScopeScheduling):
-    """Gives files to workers as a whole, for their fixtures, and all that use Genesis to one: two of them slow one another down."""
+    """Gives files to workers as a whole, for their fixtures; to one all that use Genesis, which starts once then, and to another
+    all that look at one run of the demo."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "genesis" if "mark.genesis" in (self.config.rootpath / file).read_text() else file
+        return ("genesis", "studies", file, file)[first_mark(self.config.rootpath / file)]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest goes first, or one worker would be left alone with it at the end."""
-    text = {item.path: item.path.read_text() for item in items}
-    items.sort(key=lambda item: next((i for i, mark in enumerate(("mark.genesis", "mark.slow")) if mark in text[item.path]), 2))
+    order = {item.path: first_mark(item.path) for item in items}
+    items.sort(key=lambda item: order[item.path])
+
+
+def pytest_collection_finish() -> None:
+    """What is there for good is not looked through whenever garbage is collected."""
+    gc.freeze()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Each of several workers has a core of its own, so that what it starts leaves the others alone."""
+    if name := os.environ.get("PYTEST_XDIST_WORKER"):
+        usable = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {usable[int(name.removeprefix("gw")) % len(usable)]})
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> WholeFiles:

@@ -21,7 +21,7 @@ from worldsim.core import checkpoint
 from worldsim.core.interfaces import Policy
 from worldsim.data.lerobot import Dataset
 
-pytestmark = [pytest.mark.slow, pytest.mark.genesis, pytest.mark.alone]
+pytestmark = [pytest.mark.slow, pytest.mark.studies]
 
 
 SIZE = yaml.safe_load((ROOT / "configs" / "size" / "tiny.yaml").read_text())["size"]
@@ -143,7 +143,7 @@ def study(name: str, **values: object) -> dict:
 
 
 def test_bench_of_algorithms_gives_each_cell_its_time_and_its_own_start(run: Path, tmp_path: Path) -> None:
-    config = study("algorithms", runs={3: str(run)}, seeds=[3], seconds=2, calibration_seconds=8, episodes=8, policy_steps=2)
+    config = study("algorithms", runs={3: str(run)}, seeds=[3], seconds=2, calibration_seconds=3, episodes=8, policy_steps=2)
     names = ("grpo_diffusion", "physics_ppo_flow_sde")
     config |= {"out": str(tmp_path), "envs": 8, "cells": {name: config["cells"][name] for name in names}}
     for name in names:
@@ -162,7 +162,7 @@ def test_bench_of_algorithms_gives_each_cell_its_time_and_its_own_start(run: Pat
 
 
 def test_bench_of_world_models_measures_what_a_policy_gains_in_each(run: Path, tmp_path: Path) -> None:
-    config = study("world_model", runs={3: str(run)}, seeds=[3], seconds=1, calibration_seconds=8, iterations=2, episodes=8)
+    config = study("world_model", runs={3: str(run)}, seeds=[3], seconds=1, calibration_seconds=3, iterations=2, episodes=8)
     cells = {"landed": [], "one_chunk": ["model.world_model.unroll=1"]}
     config |= {"out": str(tmp_path), "envs": 8, "measured": 8, "cells": cells}
     bench.bench(config)

@@ -10,11 +10,11 @@ from toy_datasets import edit_column
 
 from training.app.stages import Stage, execute
 
-DOCTOR = ("doctor",)
+DOCTOR, HELP = ("doctor",), ("doctor", "--help")
 
 
 def test_stages_run_in_order_with_their_threads_and_this_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stages = [Stage("second", ("doctor", "--help"), needs=("first",)), Stage("first", DOCTOR)]
+    stages = [Stage("second", HELP, needs=("first",)), Stage("first", DOCTOR)]
     monkeypatch.setattr("training.app.stages.cores", lambda: 2)
     for threads in (1, 2):  # of each stage, by how many may run side by side; the second time the server is there already
         run = tmp_path / str(threads)
@@ -25,7 +25,7 @@ def test_stages_run_in_order_with_their_threads_and_this_environment(tmp_path: P
         assert 0 < done["wall_s"] < 120 and 100 < done["peak_rss_mb"] < 10_000
         assert (run / "stages" / "second" / "command.txt").read_text() == "worldsim doctor --help\n"
     assert list(execute(stages, tmp_path / "1", jobs=2)) == [], "finished stages are skipped"
-    other = [stages[0], Stage("first", ("doctor", "--help")), Stage("third", DOCTOR)]
+    other = [stages[0], Stage("first", HELP), Stage("third", HELP)]
     assert list(execute(other, tmp_path / "1", jobs=1)) == ["first", "second", "third"], "another command, then who needs it"
     assert list(execute(other, tmp_path / "1", jobs=1)) == []
 

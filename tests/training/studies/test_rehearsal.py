@@ -29,8 +29,7 @@ def test_share_of_the_gap_and_its_interval():
 
 
 @pytest.mark.slow
-@pytest.mark.genesis
-@pytest.mark.alone
+@pytest.mark.studies
 def test_rehearsal_ends_with_a_table_of_three_trainings(tmp_path: Path) -> None:
     sizes = [f"{name}={value}" for name, value in SIZES.items()]
     assert cli.main(["bench", "rehearsal", f"out={tmp_path}", "seed=3", *sizes]) == 0
