@@ -42,8 +42,9 @@ def evaluate(cfg: Config) -> None:
     if cfg["policy"] is None:
         evaluate_models(cfg)
         return
-    if cfg["data"] is not None:
-        raise ValueError("data= holds models to recorded episodes, which no policy plays; leave out policy= or data=")
+    for name in ("data", "rivals"):
+        if cfg[name]:
+            raise ValueError(f"{name}= holds models to recorded episodes, which no policy plays; leave out policy= or {name}=")
     earlier = _earlier(Path(cfg["baseline"]), cfg) if str(cfg["baseline"]).endswith(".json") else None
     baseline = earlier["folder"] if earlier else cfg["baseline"]
     folders = {**({"baseline": baseline} if baseline else {}), "policy": cfg["policy"], **cfg["others"]}

@@ -19,7 +19,7 @@ from worldsim.core.precision import autocast, circumstances
 from worldsim.core.sizes import check_sizes
 from worldsim.core.views import check_cameras
 from worldsim.data.store import FrameStore
-from worldsim.measure import judging, recorded, trust
+from worldsim.measure import doubt, judging, recorded, trust
 from worldsim.report.page import described
 from worldsim.robot.bundle import sha256
 
@@ -39,11 +39,17 @@ def evaluate_models(cfg: Config) -> None:
         raise ValueError("nothing to evaluate: name a policy=, or a world_model= or reflector= with data=")
     if beside := [name for name in ("baseline", "others", "judge") if cfg[name]]:
         raise ValueError(f"{beside[0]}= goes with a policy=, which is not given")
+    if cfg["rivals"] and not cfg["world_model"]:
+        raise ValueError("rivals= says where a world_model= is not to be believed, which is not given")
     if cfg["data"] is None:
         raise ValueError("without a policy, models are held to recorded episodes: name some with data=, or give policy=")
     model = checkpoint.load(cfg["world_model"], WorldModel) if cfg["world_model"] else None
     reflector = checkpoint.load(cfg["reflector"], Reflector) if cfg["reflector"] else None
-    about = ("data", "held_out", "horizon", "dreams", "seed")
+    named = cfg["rivals"] if isinstance(cfg["rivals"], list) else [cfg["rivals"]]
+    rivals = [checkpoint.load(folder, WorldModel) for folder in named]
+    if model:
+        doubt.check_rivals(model, rivals)
+    about = ("data", "held_out", "rivals", "horizon", "dreams", "seed")
     found: Config = {**{name: cfg[name] for name in about}, "circumstances": circumstances(cfg["precision"], BATCH)}
     for name in ("world_model", "reflector"):
         found[f"{name}_folder"] = cfg[name]
@@ -62,6 +68,10 @@ def evaluate_models(cfg: Config) -> None:
             found["world_model"] = trust.figures(held, model.action_horizon) | {"coverage": recorded.coverage(table, model.spec)}
             show(model, table, rows, held, out / "dreams.png", seed=cfg["seed"])
             _write(found, out)
+            if rivals:
+                settings = {"steps": cfg["horizon"], "batch": BATCH, "seed": cfg["seed"]}
+                found["doubt"] = doubt.trusted(doubt.doubted(model, rivals, table, rows, **settings))
+                _write(found, out)
             if reflector and episodes is not None:
                 settings = {"steps": cfg["horizon"], "batch": BATCH, "seed": cfg["seed"]}
                 found["imagined_success"] = judging.horizon(judging.succeeded(model, reflector, table, episodes, **settings))
@@ -127,6 +137,13 @@ def verdicts(found: Config) -> list[str]:
             f"imagined success holds within {judging.MARGIN:g} points for {steps}; at the end the reflector errs by {of_judge}, "
             f"the world model by {of_model}."
         )
+    if doubted := found.get("doubt"):
+        right, believed, fixed = (100 * doubted[key][0] for key in ("right", "believed", "believed_fixed"))
+        limit = "no doubt is small enough" if doubted["threshold"] is None else f"doubt up to {doubted['threshold']:.3g}"
+        lines.append(
+            f"{limit}: {believed:.0f} % of the steps are believed, and {right:.0f} % of those are right; the best horizon for all, "
+            f"{doubted['fixed_steps']} steps, believes {fixed:.0f} %."
+        )
     return lines
 
 
@@ -134,13 +151,16 @@ def page(found: Config) -> str:
     """The results as Markdown."""
     lines = ["# World model and reflector against recorded episodes", ""]
     about = {
-        name: found[name] for name in ("world_model_folder", "reflector_folder", "data", "held_out", "horizon", "dreams", "seed")
+        name: found[name]
+        for name in ("world_model_folder", "rivals", "reflector_folder", "data", "held_out", "horizon", "dreams", "seed")
     }
-    shown = ", ".join(f"{name.removesuffix('_folder')}={value}" for name, value in about.items() if value is not None)
+    shown = ", ".join(f"{name.removesuffix('_folder')}={value}" for name, value in about.items() if value not in (None, []))
     lines += [f"{shown}; {described(found['circumstances'])}.", ""]
     lines += [f"- {line[0].upper()}{line[1:]}" for line in verdicts(found)]
     if model := found.get("world_model"):
         lines += ["", *_world_model(model)]
+    if doubted := found.get("doubt"):
+        lines += ["", *_doubt(doubted)]
     if judge := found.get("reflector"):
         lines += ["", "## Reflector", "", "| predicted | observed | frames |", "| --- | --- | --- |"]
         for part in judge["curve"]:
@@ -181,6 +201,31 @@ def _world_model(model: Config) -> list[str]:
         worst = "".join(f"; {name} leaves it in {100 * share:.2g} %" for name, share in covered["worst"].items())
         lines += ["", f"{100 * covered['share']:.1f} % of the frames lie within what training saw{worst}."]
     return lines
+
+
+def _doubt(doubted: Config) -> list[str]:
+    """How much disagreement is too much, tried on every second episode."""
+    steps, ranks = len(doubted["rank_by_step"]), doubted["rank_by_step"]
+    ranked = ", ".join(f"{ranks[k - 1]:.2f} after {k}" for k in sorted({min(4, steps), max(1, steps // 2), steps}))
+    rows = (
+        ("doubt", "", f"median of {doubted['believed_steps']:g}"),
+        ("one horizon for all", "_fixed", f"{doubted['fixed_steps']}"),
+    )
+    return [
+        "## Doubt",
+        "",
+        f"Right is an error of at most {doubted['tolerated']:g} of how far pictures get from where they began; the largest "
+        f"threshold with which {100 * doubted['sure']:g} % of the believed steps are right on one half of "
+        f"{doubted['episodes']} episodes, tried on the other. Rank correlation of doubt and error: {ranked} steps.",
+        "",
+        "| by | steps of a dream | believed, share of steps | right, of those |",
+        "| --- | --- | --- | --- |",
+        *(
+            f"| {name} | {last} | {_interval(doubted[f'believed{key}'])} | {_interval(doubted[f'right{key}'])} |"
+            for name, key, last in rows
+        ),
+        f"| doubted | | | {_interval(doubted['right_doubted'])} |",
+    ]
 
 
 def curves(found: Config, path: Path) -> None:

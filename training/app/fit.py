@@ -117,10 +117,12 @@ def explain(message: str) -> str:
     """One line out of jsonargparse's account of every alternative that it tried, with a suggestion for a misspelt name."""
     key = re.search(r'Parser key "([^"]+)"', message)
     problem = re.search(r"(?s).*Problem with given class_path '([^']+)':\s*(.+)", message)  # greedy: the innermost
+    refused = re.search(r"(?s).*Errors:\s*- (.+)", message)  # by a constructor whose argument may also be null
     if problem:
         class_path, rest = problem.groups()
-        detail = " ".join(re.split(r"\n\s*(?:- |Given value|Subtypes)", rest)[0].split())
-        text = f"{key.group(1) + ': ' if key else ''}{class_path}: {detail}"
+        text = f"{key.group(1) + ': ' if key else ''}{class_path}: {_first(rest)}"
+    elif refused:
+        class_path, text = None, _first(refused.group(1))
     else:
         class_path = "lightning.Trainer" if "Group 'trainer'" in message else None
         text = " ".join(message.split())
@@ -129,6 +131,11 @@ def explain(message: str) -> str:
         return text
     close = get_close_matches(option.group(1), parameters(get_object(class_path)), n=1)
     return text + (f". Did you mean '{close[0]}'?" if close else "")
+
+
+def _first(errors: str) -> str:
+    """The first of jsonargparse's list, in one line."""
+    return " ".join(re.split(r"\n\s*(?:- |Given value|Subtypes)", errors)[0].split())
 
 
 def parameters(target: Callable[..., Any]) -> list[str]:

@@ -22,6 +22,7 @@ from training.supervised.optim import decayed_adamw
 from worldsim.core.interfaces import Policy, Reflector, WorldModel
 from worldsim.core.noise import Noise
 from worldsim.core.world import Reward
+from worldsim.measure.doubt import check_rivals
 from worldsim.tasks.reward import ProgressReward
 
 
@@ -84,6 +85,12 @@ class AnalyticPostTraining(PostTraining):
                     f"{type(self).__name__} differentiates through the {what}, {type(model).__name__} is not differentiable; "
                     f"learner=ppo learns from rollouts (or say `differentiable = True` in its class, if gradients do pass)"
                 )
+        check_rivals(world_model, rivals)
+        if continuation is not None and continuation.doubt is not None and not rivals:
+            raise ValueError(
+                f"continuation.doubt={continuation.doubt:g} ends dreams about which world models disagree, and there is one; name "
+                "others with model.rivals"
+            )
         self.save_hyperparameters(ignore=["policy", "world_model", "reflector", "rivals", "continuation", "chain", "reward"])
         self.continuation, self.chain = continuation, Deterministic() if chain is None else chain
         self.reward = ProgressReward(progress=2.0) if reward is None else reward
@@ -125,6 +132,8 @@ class AnalyticPostTraining(PostTraining):
         scalars = {"objective": objective.mean(), "reward": dream.reward.sum(1).mean(), "p_success": dream.p_success.amax(1).mean()}
         self.tell(scalars, prog_bar=True)
         self.tell({"anchor_gap": gap, "critic_loss": critic_loss, "value": value.mean()})
+        if len(self.rivals):
+            self.tell({"doubt": dream.doubt.sum(1).mean()})
         self.log_spread(dream.obs[0], noise)
 
     def _dream(self, batch: Batch, noise: Noise) -> Dream:

@@ -18,6 +18,7 @@ from worldsim.core.sight import clips, recent, seen
 from worldsim.core.sizes import join
 from worldsim.core.types import Judgement, Observation, TensorBatch, cat_rows, float_image, where_rows
 from worldsim.core.world import Reward
+from worldsim.measure.doubt import disagreement, opinions
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Dream:
         noise: x_1 of each chunk, [b, h, ah, ad].
         reward: of each chunk, [b, h].
         p_success: largest success probability within each chunk, [b, h].
+        doubt: disagreement of world model and rivals about each chunk, summed over its steps, [b, h]; 0 without rivals.
         end: where the dreams are after the last chunk, without gradient.
     """
 
@@ -61,6 +63,7 @@ class Dream:
     noise: Tensor
     reward: Tensor
     p_success: Tensor
+    doubt: Tensor
     end: Moment
 
 
@@ -115,7 +118,7 @@ def imagine(
         p_success, reached = (x.unflatten(0, (b, len(judged))) for x in (reflection.p_success, reflection.progress))
         return Judgement(success=p_success.amax(dim=1), progress=reached[:, -1])
 
-    state, actions, views, observations, noises, rewards, successes = start.model, [], [now_seen], [], [], [], []
+    state, actions, views, observations, noises, rewards, successes, doubts = start.model, [], [now_seen], [], [], [], [], []
     for number in range(chunks):
         now = noise.at(number)
         images = {name: frame.detach() for name, frame in now_seen.items()}
@@ -125,12 +128,12 @@ def imagine(
         action = path[:, -1]
         jitter = now.normal("action", *action.shape[1:]) if exploration.any() else torch.zeros_like(action)
         executed = joined.done(policy.action_units.native(action + exploration * jitter))
-        begun = [_begun(rival, past, felt, instruction) for rival in rivals]
-        others = [rival.step(begun[i], executed, replace(now, stream=i + 1))[1] for i, rival in enumerate(rivals)]
+        others = opinions(rivals, past, felt, instruction, executed, now)
         state, predicted, proprioceptions = world_model.step(state, executed, now)
         verdicts = [judge(frames_of_one) for frames_of_one in (predicted, *others)]
         least = Judgement(**{name: torch.stack([vars(v)[name] for v in verdicts]).amin(dim=0) for name in vars(before)})
         rewards.append(reward(before, least))
+        doubts.append(disagreement([predicted, *others]).sum(dim=1) if others else felt.new_zeros(b))
         context = felt.shape[1]
         past = {name: torch.cat([frames, predicted[name]], dim=1)[:, -context:] for name, frames in past.items()}
         felt = torch.cat([felt, proprioceptions], dim=1)[:, -context:]
@@ -147,6 +150,7 @@ def imagine(
         noise=torch.stack(noises, dim=1),
         reward=torch.stack(rewards, dim=1),
         p_success=torch.stack(successes, dim=1),
+        doubt=torch.stack(doubts, dim=1),
         end=Moment(state, past, felt.float(), instruction).detach(),
     )
 
@@ -171,28 +175,31 @@ class Continuation(nn.Module):
     """Goes on with some dreams where the last iteration left them, so that the policy also learns where it gets to itself.
 
     Starts recorded by others show states that others reach; a policy that pushes past its goal must learn to come back. SHAC
-    (arXiv:2204.07137) goes on in its simulator the same way. A dream ends by success, drawn with the reflector's probability, or
-    after `max_chunks`, before the world model has drifted too far.
+    (arXiv:2204.07137) goes on in its simulator the same way. A dream ends by success, drawn with the reflector's probability, after
+    `max_chunks`, before the world model has drifted too far, or once rivals have disagreed too much; what would have come is the
+    critic's to say.
 
     Args:
         share: share of each batch that goes on.
         max_chunks: longest dream.
+        doubt: most doubt of a dream that goes on, the threshold of `worldsim.measure.doubt`; needs rivals. Null never doubts.
     """
 
-    def __init__(self, share: float = 0.5, max_chunks: int = 10):
+    def __init__(self, share: float = 0.5, max_chunks: int = 10, doubt: float | None = None):
         super().__init__()
         if not 0 < share <= 1:
             raise ValueError(f"share must be in (0, 1], got {share}; null starts every dream from data")
-        self.share, self.max_chunks = share, max_chunks
+        self.share, self.max_chunks, self.doubt = share, max_chunks, doubt
         self.moment: Moment | None = None
         self._restored: dict[str, Any] | None = None  # `moment` from a checkpoint, until a fresh one tells its types
         self.chunks = torch.zeros(0, dtype=torch.long)  # length of each dream so far; 0 where it has ended
+        self.doubts = torch.zeros(0)  # of each dream so far
 
     def begin(self, fresh: Moment) -> Moment:
         """`fresh` with its first rows replaced by dreams that go on."""
         if self._restored is not None:
             self.moment, self._restored = _rebuilt(fresh, self._restored), None
-            self.chunks = self.chunks.to(fresh.states.device)
+            self.chunks, self.doubts = (x.to(fresh.states.device) for x in (self.chunks, self.doubts))
         if self.moment is None:
             return fresh
         rows = len(self.moment.instruction)
@@ -202,18 +209,25 @@ class Continuation(nn.Module):
         """Remember where the first rows are now; `noise` is that of the dream."""
         rows = round(self.share * len(dream.reward))
         p_stay = (1 - dream.p_success[:rows].detach()).prod(dim=1).clamp(0, 1)
-        old = self.chunks if self.moment is not None else torch.zeros(rows, dtype=torch.long)
-        length = old.to(p_stay.device) + dream.reward.shape[1]
+        begun = (torch.zeros(rows, dtype=torch.long), torch.zeros(rows)) if self.moment is None else (self.chunks, self.doubts)
+        length, doubt = (x.to(p_stay.device) for x in begun)
+        length, doubt = length + dream.reward.shape[1], doubt + dream.doubt[:rows].sum(dim=1)
         stays = (noise.uniform("continuation")[:rows] < p_stay) & (length < self.max_chunks)
-        self.moment, self.chunks = dream.end[:rows], torch.where(stays, length, 0)
+        if self.doubt is not None:
+            stays &= doubt <= self.doubt
+        self.moment, self.chunks, self.doubts = dream.end[:rows], torch.where(stays, length, 0), torch.where(stays, doubt, 0)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Where the dreams are, as plain values, for exact resumption."""
-        return {"moment": self._restored if self.moment is None else _plain(self.moment), "chunks": self.chunks}
+        return {
+            "moment": self._restored if self.moment is None else _plain(self.moment),
+            "chunks": self.chunks,
+            "doubts": self.doubts,
+        }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Go on with the dreams of an interrupted run."""
-        self.moment, self._restored, self.chunks = None, state["moment"], state["chunks"]
+        self.moment, self._restored, self.chunks, self.doubts = None, state["moment"], state["chunks"], state["doubts"]
 
 
 def _plain(value: Any) -> Any:

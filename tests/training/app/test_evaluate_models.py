@@ -38,14 +38,18 @@ def write(
 def test_both_models_are_held_to_episodes_and_found_out(folders: dict[str, str], tmp_path: Path, capsys) -> None:
     """An untrained world model: nothing good may be said of it."""
     data, out = write(tmp_path / "data", 34), tmp_path / "out"
-    models = (f"world_model={folders['world_model']}", f"reflector={folders['reflector']}")
+    models = [f"{name}={folders[name]}" for name in ("world_model", "reflector")] + [f"rivals={folders['world_model']}"]
     assert cli.main(["evaluate", *models, f"data={data}", "held_out=1", "horizon=6", f"out={out}"]) == 0
     said, found = capsys.readouterr().out, json.loads((out / "models.json").read_text())
     assert "world model: Do not learn in it: it is" in said and found["world_model"]["verdict"].startswith("Do not learn")
     assert found["world_model"]["episodes"] == found["imagined_success"]["episodes"] == 34 and found["world_model"]["steps"] == T
     assert found["reflector"]["frames"] == 34 * (T + 1) and found["reflector"]["episodes"] == 34
     assert found["imagined_success"]["rates"]["label"]["rate"] == 0.5 and len(found["world_model_weights_sha256"]) == 64
+    assert found["doubt"]["episodes"] == 34 and "no doubt is small enough: 0 % of the steps" in said, (
+        "it agrees with itself, wrongly"
+    )
     page = (out / "models.md").read_text()
+    assert "| one horizon for all | 0 | 0.00 [0.00, 0.00] |" in page
     assert "| front | " in page and "| always success | 7.1 % |" in page and "| labels | 50.0 [" in page
     assert {file.name for file in out.iterdir()} == {"models.json", "models.md", "curves.png", "dreams.png"}
 
@@ -70,6 +74,10 @@ def test_each_of_them_alone(folders: dict[str, str], tmp_path: Path) -> None:
         (["world_model={world_model}"], "name some with data="),
         (["policy={policy}", "data=x"], "leave out policy= or data="),
         (["world_model={world_model}", "data=x", "baseline=x"], "baseline= goes with a policy="),
+        (["policy={policy}", "rivals=[x]"], "leave out policy= or rivals="),
+        (["reflector={reflector}", "data={data}", "rivals=[x]"], "rivals= says where a world_model= is not to be believed"),
+        (["world_model={world_model}", "data={data}", "rivals=[{policy}]"], "expected a WorldModel"),
+        (["world_model={world_model}", "data={data}", "held_out=1", "rivals=[{world_model}]"], "16 are the fewest, got 9"),
         (["world_model={world_model}", "data={data}", "held_out=0"], "held_out must be in (0, 1]"),
         (["world_model={world_model}", "data={data}"], "dreams of 1 episodes say little"),
         (["world_model={world_model}", "data={still}", "held_out=1"], "nothing moves in front"),

@@ -236,6 +236,26 @@ def test_a_wrong_constructor_argument_is_one_line(tiny, override, expected):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.continuation.share=2", "share must be in (0, 1], got 2.0; null starts every dream from data"),
+        (
+            "model.continuation.doubt=0.5",
+            "continuation.doubt=0.5 ends dreams about which world models disagree, and there is one; name others with model.rivals",
+        ),
+    ],
+)
+def test_what_a_constructor_refuses_is_said_alone(
+    override: str, words: str, folders: dict[str, str], recorded: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Although its argument might have been null, of which the parser would tell as well."""
+    models = [f"model.{name}.folder={folder}" for name, folder in folders.items()]
+    run = ["fit", "experiment=post_train", *models, f"data.roots=[{recorded}]", f"run_dir={tmp_path / 'run'}", override]
+    assert cli.main(run) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"worldsim: {words}"
+
+
 def test_an_unfamiliar_message_is_folded_into_one_line():
     assert explain("a\n  b") == "a b"
 

@@ -1,6 +1,7 @@
 """A differentiable dream: where the gradient goes, where it must not, and that it is right."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from models.world.latent_flow import LatentFlowWorldModel
 from reflectors.instant import InstantReflector
 from training.rl.chains import Deterministic
 from training.rl.critics import Critic
-from training.rl.imagine import Dream, Moment, imagine
+from training.rl.imagine import Continuation, Dream, Moment, imagine
 from worldsim.core.interfaces import FlowPolicy
 from worldsim.core.noise import Noise
 from worldsim.core.types import Features
@@ -206,6 +207,24 @@ def test_a_rival_bounds_the_reward_from_below(nets: tuple[Any, Any]):
     assert (bounded.reward <= alone.reward + 1e-6).all()
     assert (bounded.reward < alone.reward - 1e-3).any()
     assert (bounded.p_success <= alone.p_success + 1e-6).all()
+    assert not alone.doubt.any() and same.doubt.max() < 1e-6 < bounded.doubt.min()
+    assert bounded.doubt.shape == (B, CHUNKS) and not bounded.doubt.requires_grad
+
+
+def test_a_dream_that_is_doubted_does_not_go_on(nets: tuple[Any, Any]):
+    """Nobody believes that the two have succeeded; with each end the first gathers a doubt of .5, the second of .6."""
+    noise, ended = Noise.rows(0, B), dream(policy(), nets)
+    doubt = torch.tensor([[0.2, 0.3], [0.2, 0.4]])
+    whole = replace(ended, p_success=torch.zeros(B, CHUNKS), doubt=doubt)
+    for limit, first, second in ((None, [2, 2], [4, 4]), (1.0, [2, 2], [4, 0]), (0.5, [2, 0], [0, 0])):
+        continuation = Continuation(1.0, 10, limit)
+        for expected in (first, second):
+            continuation.end(whole, noise)
+            assert continuation.chunks.tolist() == expected, limit
+    continuation.end(whole, noise)
+    again = Continuation(1.0, 10, 0.5)
+    again.set_extra_state(continuation.get_extra_state())
+    assert again.doubts.tolist() == continuation.doubts.tolist() == pytest.approx([0.5, 0])
 
 
 def test_critic_judges_frames():
