@@ -9,6 +9,7 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
@@ -214,19 +216,29 @@ def compose_config(verb: str, overrides: Sequence[str] = (), search_dir: str | N
                 raise
             key = match.group(1)
             others = [override for override in overrides if key not in override.partition("=")[0]]
-            known = _known_keys(verb, [*others, *extra])
-            raise UsageError(f"no key '{key}' in the configuration of {verb}{_suggest(key, known)}") from error
+            raise UsageError(f"no key '{key}' in the configuration of {verb}{_remedy(verb, key, [*others, *extra])}") from error
 
 
-def _known_keys(verb: str, overrides: list[str]) -> list[str]:
+def _remedy(verb: str, key: str, overrides: list[str]) -> str:
+    """How to name what was meant: with a plus, if only the constructor knows this argument, or the nearest key there is."""
     try:
         config = compose(verb, overrides=overrides, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException):  # a second mistake; suggest from the first one's file alone
-        return _top_level(verb)
+        return _suggest(key, _top_level(verb))
     groups = [key for key in config.hydra.runtime.choices if not str(key).startswith("hydra/")]
     with_hydra = OmegaConf.to_container(config, resolve=False)
     assert isinstance(with_hydra, dict)
-    return groups + [key for key in _dotted(with_hydra) if not key.startswith("hydra")]
+    known = groups + [key for key in _dotted(with_hydra) if not key.startswith("hydra")]
+    parent, _, name = key.rpartition(".")
+    node: Any = with_hydra
+    for part in filter(None, parent.split(".")):
+        node = node.get(part) if isinstance(node, dict) else None
+    target, takes = str(node.get("_target_", "") if isinstance(node, dict) else ""), []
+    with suppress(ImportError):  # there is no such class, which is another mistake
+        takes = import_module("training.app.fit").parameters(get_object(target)) if target else []
+    if name in takes:
+        return f"; {target.rpartition('.')[2]} takes it all the same: write +{key}=..."
+    return _suggest(key, [*known, *(f"+{parent}.{one}" for one in takes if f"{parent}.{one}" not in known)])
 
 
 def _dotted(node: dict[Any, Any], prefix: str = "") -> Iterator[str]:

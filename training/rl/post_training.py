@@ -89,7 +89,7 @@ class PostTraining(LightningModule):
         if (planned := self.trainer.estimated_stepping_batches) <= self.warmup:
             warnings.warn(
                 f"only the critic will learn: the policy waits for {self.warmup} iterations, and {planned} are planned; raise "
-                "trainer.limit_train_batches, or lower the learner's warm-up",
+                "trainer.limit_train_batches, or lower +model.critic_warmup=... (analytic) or model.advantage.warmup=...",
                 stacklevel=2,
             )
 

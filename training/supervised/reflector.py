@@ -85,7 +85,7 @@ class ReflectorTraining(LightningModule):
         if not data.calibrates_unseen or fitted.all():
             warnings.warn(
                 "fewer than two held-out episodes: the reflector is calibrated on what there is, and calibration.json has no "
-                "figures, which would be of frames that something was fitted to; record more episodes, or raise data.held_out",
+                "figures, which would be of frames that something was fitted to; record more episodes, or raise +data.held_out=...",
                 stacklevel=2,
             )
             fitted = torch.ones_like(fitted)
@@ -120,7 +120,7 @@ class ReflectorTraining(LightningModule):
         if success.all() or not success.any():
             warnings.warn(
                 "the held-out episodes that did not calibrate show no success or nothing else: calibration.json has neither auc, "
-                "f1 nor ece; record more episodes, or raise data.held_out",
+                "f1 nor ece; record more episodes, or raise +data.held_out=...",
                 stacklevel=2,
             )
             return {}

@@ -43,11 +43,12 @@ def join(policy: Policy, spec: Spec | None, there: str = "the world") -> Joined:
     """By the names of the channels, or in the order in which they stand where policy or world has none.
 
     Raises:
-        ValueError: if a name is missing, or stands for another unit or kind.
+        ValueError: if a name is missing, or stands for another unit or kind, or if a step there takes another time.
     """
     own = policy.spec
     if own is None or spec is None:
         return Joined(slice(None), slice(None))
+    _check_rate(policy, spec, there)
     who = f"the {type(policy).__name__}"
     felt = match(own.state, spec.state, what="state", who=who, where=there, exact=True)
     asked = match(spec.action, own.action, what="action", who=there, where=who, exact=True)
@@ -55,9 +56,10 @@ def join(policy: Policy, spec: Spec | None, there: str = "the world") -> Joined:
 
 
 def check_names(module: nn.Module, spec: Spec, there: str = "the world") -> None:
-    """ValueError if a model inside `module` learned other channels than there are, in another unit or of another kind, or if one
-    that is no policy learned another order: whoever plays a policy joins it by name."""
+    """ValueError if a model inside `module` learned other channels than there are, in another unit, of another kind or at another
+    rate, or if one that is no policy learned another order: whoever plays a policy joins it by name."""
     for model in (part for part in module.modules() if isinstance(part, Configured) and part.spec is not None):
+        _check_rate(model, spec, there)
         for feature in ("state", "action"):
             wanted, found = (getattr(one, feature) for one in (model.spec, spec))
             who = f"the {type(model).__name__}"
@@ -67,6 +69,12 @@ def check_names(module: nn.Module, spec: Spec, there: str = "the world") -> None
                 raise ValueError(
                     f"{who} has {feature} channels in the order {names[0]}, {there} in the order {names[1]}; list them alike"
                 )
+
+
+def _check_rate(model: Configured, spec: Spec, there: str) -> None:
+    if model.spec is not None and model.spec.fps != spec.fps:
+        rates = f"{model.spec.fps:g} steps a second, {there} has {spec.fps:g}"
+        raise ValueError(f"the {type(model).__name__} learned at {rates}; use a model, data and a world of one rate")
 
 
 def check_sizes(module: nn.Module, spec: Spec, there: str = "the data have") -> None:

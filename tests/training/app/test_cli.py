@@ -106,6 +106,19 @@ def test_a_wrong_argument_is_one_line_and_exit_code_2(verbs, monkeypatch, capsys
     assert expected in one_line(capsys)
 
 
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("model.critic_warmup=0", "; AnalyticPostTraining takes it all the same: write +model.critic_warmup=..."),
+        ("data.held_out=.2", "; StartData takes it all the same: write +data.held_out=..."),
+        ("model.critic_warmpu=0", "no key 'model.critic_warmpu' in the configuration of fit. Did you mean"),
+    ],
+)
+def test_what_only_a_constructor_knows_takes_a_plus(override: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["fit", "experiment=post_train", override]) == 2
+    assert expected in one_line(capsys)
+
+
 def test_a_missing_experiment_is_one_line(capsys):
     assert cli.main(["fit"]) == 2
     assert "experiment" in one_line(capsys)

@@ -22,6 +22,7 @@ from training.rl.sampling import SuccessBuffer
 from worldsim.core.channels import Channel
 from worldsim.core.interfaces import FlowPolicy
 from worldsim.core.noise import Noise
+from worldsim.core.sizes import check_names
 from worldsim.core.types import Features, Observation
 from worldsim.core.units import Units
 from worldsim.data.windows import Mirror
@@ -66,6 +67,21 @@ def test_whoever_acts_is_joined_by_name() -> None:
     nobody = Homing()
     nobody.spec = None
     assert not torch.equal(PolicyActor(nobody).act(dream, obs, noise), actions), "without names, places count"
+
+
+def test_a_policy_of_another_rate_is_refused_wherever_it_acts_or_learns() -> None:
+    """Its chunk would last three times as long as it meant."""
+    fast, dream = Homing(), world()
+    assert fast.spec is not None
+    fast.spec = replace(fast.spec, fps=3 * fast.spec.fps)
+    obs, words = (
+        dream.restore(dream.snapshot()),
+        r"the Homing learned at 30 steps a second, the world has 10; use a model, data and",
+    )
+    with pytest.raises(ValueError, match=words):
+        PolicyActor(fast).act(dream, obs, Noise.rows(0, 2))
+    with pytest.raises(ValueError, match=words):
+        check_names(fast, dream.spec)
 
 
 def test_rollouts_keep_what_the_policy_saw_and_the_world_does_what_it_meant() -> None:
