@@ -192,21 +192,25 @@ def match(wanted: Sequence[Channel], there: Sequence[Channel], *, what: str, who
     """
     names, differences = [channel.name for channel in there], []
     places = {name: i for i, name in enumerate(names)}
-    for channel in wanted:
-        if channel.name not in places:
-            differences.append(f"{who}'s {what} {channel.name} is missing in {where}, which has {', '.join(names) or 'none'}")
-            continue
+    for channel in (channel for channel in wanted if channel.name in places):
         other = there[places[channel.name]]
         if channel.unit != other.unit and UNKNOWN not in (channel.unit, other.unit):
             differences.append(f"{who}'s {what} {channel.name} is in {channel.unit}, {where}'s in {other.unit}")
         if channel.kind != other.kind and UNKNOWN not in (channel.kind, other.kind):
             differences.append(f"{who}'s {what} {channel.name} is {channel.kind}, {where}'s {other.kind}")
+    if missing := [channel.name for channel in wanted if channel.name not in places]:
+        differences.append(f"{who}'s {what} {_listed(missing)} missing in {where}, which has {', '.join(names) or 'none'}")
     needed = {channel.name for channel in wanted}
     differences += [f"{where} has {what} {name} twice" for name in places if names.count(name) > 1]
-    differences += [f"{where}'s {what} {name} is nothing that {who} has" for name in places if exact and name not in needed]
+    if more := [name for name in places if exact and name not in needed]:
+        differences.append(f"{where}'s {what} {_listed(more)} nothing that {who} has")
     if differences:
         raise ValueError(f"{'; '.join(differences)}; correct meta/spec.yaml, or names, units and kinds of {where}")
     return tuple(places[channel.name] for channel in wanted)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
 
 
 def check(what: str, value: str, among: Collection[str]) -> None:

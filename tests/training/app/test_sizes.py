@@ -75,7 +75,7 @@ def test_pictures_are_read_at_the_size_at_which_a_model_sees_them(size: tuple[in
 def test_datasets_that_are_not_alike(tmp_path: Path, recorded: str) -> None:
     episode = replace(random_episode(0), images={"front": torch.zeros(6, 64, 64, 3, dtype=torch.uint8)})
     write(tmp_path, [episode], cameras={"front": (64, 64)})
-    with pytest.raises(ValueError, match=r"state vx is missing in .*, which has x, y, z; .*state z is nothing that"):
+    with pytest.raises(ValueError, match=r"state vx, vy are missing in .*, which has x, y, z; .*state z is nothing that"):
         FrameStore.read([recorded, tmp_path], {"front": None})
 
 

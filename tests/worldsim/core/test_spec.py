@@ -108,7 +108,7 @@ def test_channels_are_joined_by_name():
     words: dict[str, Any] = {"what": "action", "who": "the policy", "where": "the robot"}
     assert match(wanted, there, **words, exact=True) == (1, 2, 0)
     assert match(wanted[:1], there, **words, exact=False) == (1,)
-    with pytest.raises(ValueError, match="^the robot's action c is nothing that the policy has; the robot's action b is"):
+    with pytest.raises(ValueError, match="^the robot's action c, b are nothing that the policy has; correct"):
         match(wanted[:1], there, **words, exact=True)
     odd = (Channel("c", "percent", "delta"), Channel("d"))
     differences = [
