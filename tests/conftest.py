@@ -50,7 +50,7 @@ def pytest_collection_finish() -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Each of several workers has a core of its own, so that what it starts leaves the others alone."""
-    if name := os.environ.get("PYTEST_XDIST_WORKER"):
+    if (name := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
         usable = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {usable[int(name.removeprefix("gw")) % len(usable)]})
 

@@ -139,11 +139,12 @@ def verdicts(found: Config) -> list[str]:
         )
     if doubted := found.get("doubt"):
         right, believed, fixed = (100 * doubted[key][0] for key in ("right", "believed", "believed_fixed"))
-        limit = "no doubt is small enough" if doubted["threshold"] is None else f"doubt up to {doubted['threshold']:.3g}"
-        lines.append(
-            f"{limit}: {believed:.0f} % of the steps are believed, and {right:.0f} % of those are right; the best horizon for all, "
-            f"{doubted['fixed_steps']} steps, believes {fixed:.0f} %."
-        )
+        common = f"the best horizon for all, {doubted['fixed_steps']} steps, believes {fixed:.0f} %."
+        if doubted["threshold"] is None:
+            lines.append(f"no doubt is so small that {100 * doubted['sure']:g} % of the steps are right; {common}")
+        else:
+            how_sure = f"{believed:.0f} % of the steps are believed, and {right:.0f} % of those are right"
+            lines.append(f"doubt up to {doubted['threshold']:.3g}: {how_sure}; {common}")
     return lines
 
 
