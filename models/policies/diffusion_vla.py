@@ -5,6 +5,7 @@ and offers a flow velocity computed from it, so that every sampler, learner and 
 `training/rl/math/diffusion.py` next.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from models.policies.flow_vla import FlowVLA
 from worldsim.core.flow import expand_time
 from worldsim.core.types import Features
+from worldsim.core.views import FRONT
 
 
 class DiffusionVLA(FlowVLA):
@@ -22,13 +24,25 @@ class DiffusionVLA(FlowVLA):
 
     Args:
         train_timesteps: T, number of noise levels.
-        others: as `FlowVLA`.
+        others: as `FlowVLA`; repeated, because a saved model records them with their defaults.
     """
 
     flow_times: Tensor
 
-    def __init__(self, *, train_timesteps: int = 100, **others: Any):
-        super().__init__(**others)
+    def __init__(
+        self,
+        state_dim: int = 4,
+        action_dim: int = 2,
+        action_horizon: int = 4,
+        num_steps: int = 4,
+        width: int = 256,
+        channels: int = 64,
+        blocks: int = 2,
+        state_used: tuple[int, ...] | None = None,
+        train_timesteps: int = 100,
+        views: Mapping[str, tuple[int, int]] = FRONT,
+    ):
+        super().__init__(state_dim, action_dim, action_horizon, num_steps, width, channels, blocks, state_used, views)
         self.scheduler: Any = DDPMScheduler(train_timesteps, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
         alphas = self.scheduler.alphas_cumprod
         self.register_buffer("flow_times", (1 - alphas).sqrt() / (alphas.sqrt() + (1 - alphas).sqrt()), persistent=False)

@@ -54,28 +54,18 @@ class Configured(nn.Module):
 
     def __new__(cls, *args: Any, **kwargs: Any):
         instance = super().__new__(cls)
-        arguments = _bound(list(cls.__mro__), instance, *args, **kwargs)
-        object.__setattr__(instance, "arguments", {name: _as_written(value) for name, value in arguments.items()})
+        bound = inspect.signature(cls.__init__).bind(instance, *args, **kwargs)
+        bound.apply_defaults()
+        values = {name: value for name, value in bound.arguments.items() if name != "self"}
+        for parameter in bound.signature.parameters.values():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                values |= values.pop(parameter.name)
+        object.__setattr__(instance, "arguments", {name: _as_written(value) for name, value in values.items()})
         return instance
 
     def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, Any]]:
         """What `copy.deepcopy` gives to `__new__`, which binds it to the constructor's signature."""
         return (), self.arguments
-
-
-def _bound(classes: list[type], instance: Configured, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """Arguments of the first constructor of some classes by name, with its defaults and those of whom its ``**kwargs`` go on to."""
-    while "__init__" not in vars(classes[0]):
-        classes = classes[1:]
-    if classes[0] is nn.Module:  # nobody below takes them
-        return kwargs
-    bound = inspect.signature(vars(classes[0])["__init__"]).bind(instance, *args, **kwargs)
-    bound.apply_defaults()
-    known = dict(list(bound.arguments.items())[1:])  # without self
-    for parameter in bound.signature.parameters.values():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            return _bound(classes[1:], instance, **known.pop(parameter.name)) | known
-    return known
 
 
 def save(model: Configured, folder: str | Path, base: str | Path | None = None) -> Path:

@@ -78,10 +78,12 @@ def as_scheduled() -> Iterator[None]:
         yield
         return
     before, there = (os.sched_getscheduler(0), os.sched_getparam(0)), {*os.listdir("/proc/self/task")}
-    yield
-    for thread in {"0", *os.listdir("/proc/self/task")} - there:  # 0 is this one
-        with suppress(ProcessLookupError):
-            os.sched_setscheduler(int(thread), *before)
+    try:
+        yield
+    finally:
+        for thread in {"0", *os.listdir("/proc/self/task")} - there:  # 0 is this one
+            with suppress(ProcessLookupError):
+                os.sched_setscheduler(int(thread), *before)
 
 
 def video_frames(path: Path, *, start_s: float, num_frames: int, fps: float) -> Iterator[UInt8[np.ndarray, "h w 3"]]:

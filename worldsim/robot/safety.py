@@ -306,7 +306,7 @@ def _numbers(value: object) -> np.ndarray | None:
 
 
 def _listed(values: np.ndarray) -> str:
-    """Numbers in brackets; numpy's own text takes a control loop a hundred times as long."""
+    """Numbers in brackets; numpy's own text would keep a control loop waiting."""
     return f"[{' '.join(f'{value:.8g}' for value in values.tolist())}]"
 
 

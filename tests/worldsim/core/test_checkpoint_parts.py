@@ -46,17 +46,6 @@ def pairs(monkeypatch):
     monkeypatch.setattr(layers, "Pair", Pair, raising=False)
 
 
-def test_what_keywords_pass_on_is_described_with_the_parents_defaults() -> None:
-    """So that a default which changes later changes no saved model."""
-
-    class Named(Pair):
-        def __init__(self, name: str = "a", **others: Any):
-            super().__init__(**others)
-
-    first = trunk()
-    assert Named(trunk=first, other=None, size=3).arguments == {"name": "a", **Pair(trunk=first, other=None, size=3).arguments}
-
-
 def test_models_within_models_are_described_in_their_place(tmp_path, pairs):
     model = Pair(trunk(), Pair(trunk(), scale=2), more={"a": [trunk(), trunk()]}, size=3).eval()
     save(model, tmp_path)
