@@ -177,6 +177,22 @@ def test_bench_of_world_models_measures_what_a_policy_gains_in_each(run: Path, t
     assert min((tmp_path / name).stat().st_size for name in ("world_model.png", "dreams.png")) > 1000
 
 
+def test_bench_of_coevolution_goes_back_to_where_dreams_part(run: Path, tmp_path: Path) -> None:
+    config = study(
+        "coevolution", runs={3: str(run)}, seeds=[3], first=8, more=2, iterations=2, episodes=8, envs=4, out=str(tmp_path)
+    )
+    bench.bench(config | {"world_model_steps": 2, "reflector_steps": 2, "data": ["demos", "play_a"]})
+    rows = {row["arm"]: row for row in json.loads((tmp_path / "coevolution.json").read_text())["rows"]}
+    assert {arm: row["episodes"] for arm, row in rows.items()} == {"revisited": 10, "uniform": 10, "twice": 14}
+    policies = json.loads((tmp_path / "evaluation_3" / "evaluation.json").read_text())["policies"]
+    for arm, name in (("revisited", "policy"), ("uniform", "uniform"), ("twice", "twice")):
+        assert rows[arm]["after"]["mean"] == policies[name]["rate"] and rows[arm]["physics_steps"] > 0
+    assert rows["uniform"]["over_baseline"]["mean"] == 0 and "| revisited | 10 |" in (tmp_path / "coevolution.md").read_text()
+    files = (tmp_path / "data_3" / name / "meta" / "starts.json" for name in ("first", "revisited"))
+    first, revisited = (set(json.loads(file.read_text())["seeds"]) for file in files)
+    assert first == set(range(3_500_000, 3_500_008)) and len(revisited) == 2 and revisited < first
+
+
 def test_bench_of_exploitation_follows_both_runs(run: Path, tmp_path: Path) -> None:
     config = study("exploitation", run=str(run), seed=3, iterations=4, every=2, episodes=8, out=str(tmp_path), envs=8)
     judge = "trainer.callbacks.guard.judge"

@@ -19,7 +19,7 @@ from worldsim.core.precision import autocast, circumstances
 from worldsim.core.sizes import check_sizes
 from worldsim.core.views import check_cameras
 from worldsim.data.store import FrameStore
-from worldsim.measure import doubt, judging, recorded, trust
+from worldsim.measure import doubt, judging, parting, recorded, trust
 from worldsim.report.page import described
 from worldsim.robot.bundle import sha256
 
@@ -68,6 +68,8 @@ def evaluate_models(cfg: Config) -> None:
             found["world_model"] = trust.figures(held, model.action_horizon) | {"coverage": recorded.coverage(table, model.spec)}
             show(model, table, rows, held, out / "dreams.png", seed=cfg["seed"])
             _write(found, out)
+            _parted(found, held, table, rows, model, cfg)
+            _write(found, out)
             if rivals:
                 settings = {"steps": cfg["horizon"], "batch": BATCH, "seed": cfg["seed"]}
                 found["doubt"] = doubt.trusted(doubt.doubted(model, rivals, table, rows, **settings))
@@ -90,6 +92,17 @@ def _to_dream(cfg: Config, model: WorldModel, reflector: Reflector | None) -> tu
     return table, recorded.starts(table, cfg["horizon"], cfg["dreams"]), episodes
 
 
+def _parted(found: Config, held: recorded.Held, table: FrameStore, rows: torch.Tensor, model: WorldModel, cfg: Config) -> None:
+    """Where dreams leave the recordings: a file for `collect actor=revisit`, a picture, and how soon that is."""
+    out, names = Path(cfg["out"]), parting.named(_roots(cfg), cfg["held_out"])
+    apart = parting.partings(held, table, rows, names)
+    parting.write(apart, out / "partings.json")
+    steps = torch.tensor([one.step for one in apart]).float()
+    found["partings"] = {"episodes": len(apart), "step": float(steps.quantile(0.5)) if apart else None}
+    if apart:
+        parting.show(model, table, apart, names, out / "partings.png", seed=cfg["seed"])
+
+
 def _write(found: Config, out: Path) -> None:
     write_json(out / "models.json", found)
     (out / "models.md").write_text(page(found))
@@ -100,10 +113,7 @@ def _unseen(cfg: Config, model: WorldModel | Reflector) -> FrameStore:
     """The episodes that are held out, each once, as the model knows its channels."""
     if not 0 < cfg["held_out"] <= 1:
         raise ValueError(f"held_out must be in (0, 1], got {cfg['held_out']}; 1 takes all episodes, as none was learned from")
-    named = cfg["data"] if isinstance(cfg["data"], list) else [cfg["data"]]
-    roots = list(dict.fromkeys(str(Path(str(root)).resolve()) for root in named))
-    if not roots:
-        raise ValueError("data names no dataset; name recorded episodes")
+    roots = _roots(cfg)
     if cfg["held_out"] == 1:
         table = FrameStore.read(roots, model.views)
     else:
@@ -121,6 +131,14 @@ def _unseen(cfg: Config, model: WorldModel | Reflector) -> FrameStore:
     return table.ordered(model.spec, f"the {type(model).__name__}")
 
 
+def _roots(cfg: Config) -> list[str]:
+    """The datasets, each once."""
+    named = cfg["data"] if isinstance(cfg["data"], list) else [cfg["data"]]
+    if not named:
+        raise ValueError("data names no dataset; name recorded episodes")
+    return list(dict.fromkeys(str(Path(str(root)).resolve()) for root in named))
+
+
 def verdicts(found: Config) -> list[str]:
     """What the figures say, a sentence each."""
     lines = []
@@ -136,6 +154,11 @@ def verdicts(found: Config) -> list[str]:
         lines.append(
             f"imagined success holds within {judging.MARGIN:g} points for {steps}; at the end the reflector errs by {of_judge}, "
             f"the world model by {of_model}."
+        )
+    if (apart := found.get("partings")) and apart["episodes"]:
+        lines.append(
+            f"dream and recording part in {apart['episodes']} episodes, after {apart['step']:g} steps in the median; partings.json "
+            "names the frames, from which collect actor=revisit records."
         )
     if doubted := found.get("doubt"):
         right, believed, fixed = (100 * doubted[key][0] for key in ("right", "believed", "believed_fixed"))

@@ -31,6 +31,7 @@ from worldsim.deploy.serving import TorchPolicy
 from worldsim.measure.collect import PolicyActor
 from worldsim.measure.collect import collect as record_episodes
 from worldsim.measure.metrics import percent, success_rate
+from worldsim.measure.parting import STARTS
 from worldsim.report import video
 from worldsim.report.page import described, write_report
 from worldsim.robot.bundle import sha256
@@ -69,7 +70,7 @@ def _store(
     n_action_steps: int | None = None,
 ) -> None:
     """Record the starts seed, ..., seed + episodes - 1; what an interrupted recording has already is not played again."""
-    check_training(seed, episodes)
+    actor.check_starts(seed, episodes)
     if isinstance(actor, PolicyActor):
         check_sizes(actor.policy, world.spec, "the world has")
         check_names(actor.policy, world.spec)
@@ -93,6 +94,7 @@ def _store(
             stream = track(record_episodes(world, actor, **settings), total=episodes - had, description=f"collect {root.name}")
             while batch := list(islice(stream, world.num_envs)):
                 writer.add(batch)
+                write_json(root / STARTS, {"seeds": actor.seeds(seed, torch.arange(writer.num_episodes)).tolist()})
                 write_json(counter, {"physics_steps": before + world.physics_steps})
                 successes += [bool(episode.success[-1] == 1) for episode in batch]
     steps = before + world.physics_steps

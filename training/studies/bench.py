@@ -3,12 +3,14 @@
 from typing import Any
 
 from training.studies.algorithms import run_algorithms
+from training.studies.coevolution import run_coevolution
 from training.studies.exploitation import run_exploitation
 from training.studies.rehearsal import run_rehearsal
 from training.studies.world_models import run_world_models
 
 STUDIES = {
     "algorithms": run_algorithms,
+    "coevolution": run_coevolution,
     "exploitation": run_exploitation,
     "rehearsal": run_rehearsal,
     "world_model": run_world_models,

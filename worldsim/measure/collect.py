@@ -17,6 +17,7 @@ from torch import Tensor
 from worldsim.core import checkpoint
 from worldsim.core.interfaces import Policy
 from worldsim.core.noise import Noise
+from worldsim.core.seeds import check_training
 from worldsim.core.sizes import join
 from worldsim.core.types import Episode, Observation
 from worldsim.core.world import ChunkResult, Scripted, Sight, World
@@ -44,6 +45,14 @@ class Actor(ABC):
             noise: start, episode and step of each environment, the only source of chance. Step 0 begins an episode, so forget the
                 one before.
         """
+
+    def seeds(self, seed: int, start: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
+        """Of these starts of a recording that begins at `seed`; numbers beyond its last are of no account."""
+        return seed + start
+
+    def check_starts(self, seed: int, episodes: int) -> None:
+        """Whether so many episodes can be recorded from `seed` on; ValueError if not."""
+        check_training(seed, episodes)
 
 
 class ExpertActor(Actor):
@@ -195,7 +204,7 @@ def play(
     stream: int = 0,
     place: Callable[[Tensor], dict[str, Any]] = lambda start: {},
 ) -> Iterator[Turn]:
-    """Play the starts seed, seed + 1, ..., each exactly once, in chunks as the actor proposes them.
+    """Play the starts seed, seed + 1, ..., or those that the actor names, each exactly once, in chunks as it proposes them.
 
     An environment that ends an episode takes the next start that nobody has. The world is reset to that seed, so that start and
     noise are the same whichever environment takes it; what still differs is arithmetic (docs/results/starts.md).
@@ -218,9 +227,9 @@ def play(
     b = world.num_envs
     start, taken = torch.arange(b, device=world.device), b
     elapsed = torch.zeros_like(start)
-    obs, _ = world.reset(seed=(seed + start).tolist(), options={"stream": stream, **place(start)})
+    obs, _ = world.reset(seed=actor.seeds(seed, start).tolist(), options={"stream": stream, **place(start)})
     while (start < episodes).any():
-        noise, before = Noise(seed + start, torch.zeros_like(start), elapsed, stream), (obs, world.judge())
+        noise, before = Noise(actor.seeds(seed, start), torch.zeros_like(start), elapsed, stream), (obs, world.judge())
         actions = executed(actor.act(world, obs, noise), n_action_steps)
         result, seen = advance(actions)
         yield Turn(start, elapsed == 0, before, actions, result, seen)
@@ -229,7 +238,7 @@ def play(
             start = start.masked_scatter(result.done, taken + torch.arange(int(result.done.sum()), device=world.device))
             taken = int(start.max()) + 1
             if (start[result.done] < episodes).any():
-                obs, _ = world.reset(seed=(seed + start).tolist(), options={"mask": result.done, **place(start)})
+                obs, _ = world.reset(seed=actor.seeds(seed, start).tolist(), options={"mask": result.done, **place(start)})
 
 
 def unwatched(world: World) -> Callable[[Tensor], tuple[ChunkResult, list[Sight]]]:

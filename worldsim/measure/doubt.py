@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.stats import spearmanr
 from torch import Tensor
 
@@ -104,17 +104,30 @@ def doubted(
     check_rivals(model, rivals)
     parts = [_dreamed(model, rivals, table, part, steps, Noise.rows(seed, len(rows))[i]) for i, part in _batches(rows, batch)]
     valid, doubt = (torch.cat(column) for column in list(zip(*parts, strict=True))[:2])
-    errors = []
-    for name in model.views:
-        own, still = (torch.cat([part[2][name][i] for part in parts]) for i in (0, 1))
-        reached = torch.where(valid, still, 0).sum(0)[valid.sum(0) >= FEWEST] / valid.sum(0)[valid.sum(0) >= FEWEST]
+    errors = {name: tuple(torch.cat([part[2][name][i] for part in parts]) for i in (0, 1)) for name in model.views}
+    return Doubted(table.episode[rows], valid, relative(errors, valid), doubt.cumsum(dim=1))
+
+
+def relative(errors: Mapping[str, Sequence[Float[Tensor, "n t"]]], valid: Bool[Tensor, "n t"]) -> Float[Tensor, "n t"]:
+    """Errors of dreams in units of how far recordings get from where they began, of the camera that is worst.
+
+    Args:
+        errors: by camera mean squares of the dream and of a picture that stays.
+        valid: the recordings have this step.
+
+    Raises:
+        ValueError: if nothing moves.
+    """
+    told, found = valid.sum(0) >= FEWEST, []
+    for own, still in errors.values():
+        reached = torch.where(valid, still, 0).sum(0)[told] / valid.sum(0)[told]
         if len(reached) and (unit := float(reached.max())) > STILL:
-            errors.append(own / unit)
-    if not errors:
+            found.append(own / unit)
+    if not found:
         raise ValueError(
-            f"nothing moves in {', '.join(model.views)} of the recordings, so nothing can be doubted; record what moves"
+            f"nothing moves in {', '.join(errors)} of the recordings, so no dream is right or wrong; record what moves"
         )
-    return Doubted(table.episode[rows], valid, torch.stack(errors).amax(dim=0), doubt.cumsum(dim=1))
+    return torch.stack(found).amax(dim=0)
 
 
 def trusted(found: Doubted) -> dict[str, Any]:

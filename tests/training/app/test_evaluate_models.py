@@ -49,7 +49,11 @@ def test_both_models_are_held_to_episodes_and_found_out(folders: dict[str, str],
     page = (out / "models.md").read_text()
     assert "| one horizon for all | 0 | 0.00 [0.00, 0.00] |" in page
     assert "| front | " in page and "| always success | 7.1 % |" in page and "| labels | 50.0 [" in page
-    assert {file.name for file in out.iterdir()} == {"models.json", "models.md", "curves.png", "dreams.png"}
+    written = {"models.json", "models.md", "curves.png", "dreams.png", "partings.json", "partings.png"}
+    assert {file.name for file in out.iterdir()} == written
+    apart = json.loads((out / "partings.json").read_text())["partings"]
+    assert found["partings"]["episodes"] == len(apart) and 1 <= found["partings"]["step"] <= T
+    assert {one["root"] for one in apart} == {data} and f"dream and recording part in {len(apart)} episodes, after" in said
 
 
 def test_each_of_them_alone(folders: dict[str, str], tmp_path: Path) -> None:
