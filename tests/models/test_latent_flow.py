@@ -2,6 +2,8 @@
 
 import copy
 from dataclasses import replace
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,9 @@ from worldsim.core.views import resize
 from worldsim.measure.metrics import psnr
 
 SIZE = 8  # side of the toy's square
+_SPEC = spec_from_file_location("chance", Path(__file__).parents[2] / "benchmarks" / "chance.py")
+chance = module_from_spec(_SPEC)  # type: ignore[arg-type]
+_SPEC.loader.exec_module(chance)  # type: ignore[union-attr]
 
 
 def scenes(n: int, seed: int) -> torch.Tensor:
@@ -287,3 +292,14 @@ def test_cameras_of_different_sizes_are_predicted_together():
 def test_one_camera_of_its_views_size_is_the_picture_that_the_codec_sees(model):
     frames = scenes(6, 2).unflatten(0, (3, 2))
     assert torch.equal(model.init({"front": frames}, torch.zeros(3, 2, 4)).latents, model.codec.encode(frames))
+
+
+def test_dreams_throw_dice_where_the_world_does_and_only_there():
+    """One sampling step is the mean of what may come; many are one of it, about as often as it comes. What is sure stays sure."""
+    model = chance.trained(600)
+    mean, thrown = chance.dreamt(model, 1), chance.dreamt(model, 32)
+    assert mean["right"] == [0, 1] and mean["bright"] == pytest.approx(0.75, abs=0.05)
+    assert mean["dark"] == pytest.approx(0.25, abs=0.05), "both sides are lit by how often the square comes there"
+    assert thrown["right"] == pytest.approx([0.25, 0.75], abs=0.15)
+    assert thrown["bright"] > 0.9 and thrown["dark"] < 0.05
+    assert mean["error"] < 1e-3 and thrown["error"] < 1e-3
