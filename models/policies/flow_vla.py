@@ -12,6 +12,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from worldsim.core.interfaces import FlowPolicy
+from worldsim.core.precision import exact
 from worldsim.core.types import Features, Observation
 from worldsim.core.units import Units
 from worldsim.core.views import FRONT
@@ -79,6 +80,7 @@ class FlowVLA(FlowPolicy):
     def velocity(self, features: Features, x_t: Float[Tensor, "b ah ad"], t: Float[Tensor, " b"]) -> Float[Tensor, "b ah ad"]:
         return self.predict(features, x_t, t)
 
+    @exact
     def predict(self, features: Features, x_t: Float[Tensor, "b ah ad"], t: Float[Tensor, " b"]) -> Float[Tensor, "b ah ad"]:
         """The network's output at a noisy chunk and a time in (0, 1]: here the velocity."""
         hidden = self.expert_in(torch.cat([features.vector, x_t.flatten(1), time_embedding(t, 32)], dim=-1))

@@ -18,6 +18,7 @@ from training.app.worlds import build_world
 from worldsim.core import checkpoint
 from worldsim.core.files import write_json
 from worldsim.core.interfaces import Policy, Reflector, WorldModel
+from worldsim.core.memory import keep_memory
 from worldsim.core.precision import autocast, circumstances
 from worldsim.core.sight import seen
 from worldsim.core.sizes import check_names, check_sizes
@@ -39,6 +40,7 @@ URLS = ("ws://", "wss://")
 
 def evaluate(cfg: Config) -> None:
     """The verb, of whatever it is given: policies in physics, how far dreams agree with it, or models against recorded episodes."""
+    keep_memory()
     if cfg["policy"] is None:
         evaluate_models(cfg)
         return

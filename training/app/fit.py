@@ -32,6 +32,7 @@ from training.app.resume import CONFIG_FILE, check_same_run, find_checkpoint
 from training.rl.post_training import PostTraining
 from worldsim.core import checkpoint, loading
 from worldsim.core.files import write_json
+from worldsim.core.memory import keep_memory
 from worldsim.core.precision import precision
 from worldsim.core.world import World
 
@@ -65,6 +66,7 @@ def run_fit(config: dict[str, Any]) -> None:
             resumed as another one.
         FileNotFoundError: if `ckpt_path` names no file.
     """
+    keep_memory()
     trainer = {**config["trainer"]}
     for key in ("callbacks", "logger"):
         if isinstance(trainer.get(key), dict) and "_target_" not in trainer[key]:

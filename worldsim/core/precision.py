@@ -15,13 +15,15 @@ R = TypeVar("R")
 
 
 def precision() -> Literal["bf16-mixed", "32-true"]:
-    """Lightning's `precision`: "bf16-mixed" on a GPU with bfloat16 or a CPU with AMX, else "32-true"."""
-    fast = torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else has_amx()
+    """Lightning's `precision`: "bf16-mixed" on a GPU with bfloat16, or a CPU with AMX or AVX512_BF16, else "32-true"."""
+    cpu = has_amx() or has_avx512_bf16()
+    fast = torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else cpu
     return "bf16-mixed" if fast else "32-true"
 
 
 def exact(function: Callable[P, R]) -> Callable[P, R]:
-    """Matrix products in `function` stay float32 under a caller's autocast: poses and rays need more digits than bfloat16 has."""
+    """Matrix products in `function` stay float32 under a caller's autocast: poses, rays and the densities of actions need more
+    digits than bfloat16 has."""
 
     @wraps(function)
     def in_float32(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -37,8 +39,9 @@ def has_amx() -> bool:
 
 
 def has_avx512_bf16() -> bool:
-    """The CPU has bfloat16 dot products, which save memory traffic but are no faster than float32 in training."""
-    return torch.cpu._is_avx512_bf16_supported()
+    """The CPU multiplies pairs of bfloat16 (AVX512_BF16, so AMD's since Zen 4) and torch's kernels use it: half of the
+    instructions. How much that brings a model, `benchmarks/precision.py` says."""
+    return torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
 
 
 def autocast(precision: str) -> torch.autocast:

@@ -7,21 +7,23 @@ from worldsim.core import precision as device
 
 
 @pytest.mark.parametrize(
-    ("cuda", "cuda_bf16", "onednn", "amx", "expected"),
+    ("cuda", "cuda_bf16", "onednn", "amx", "avx512", "expected"),
     [
-        (True, True, True, False, "bf16-mixed"),
-        (True, False, True, True, "32-true"),  # a GPU of before Ampere trains, whatever the CPU can do
-        (False, False, True, True, "bf16-mixed"),
-        (False, False, True, False, "32-true"),
-        (False, False, False, True, "32-true"),  # a torch without oneDNN never uses the tiles
+        (True, True, True, False, False, "bf16-mixed"),
+        (True, False, True, True, True, "32-true"),  # a GPU of before Ampere trains, whatever the CPU can do
+        (False, False, True, True, False, "bf16-mixed"),
+        (False, False, True, False, True, "bf16-mixed"),
+        (False, False, True, False, False, "32-true"),
+        (False, False, False, True, True, "32-true"),  # a torch without oneDNN uses neither
     ],
 )
-def test_precision(monkeypatch, cuda, cuda_bf16, onednn, amx, expected):
+def test_precision(monkeypatch, cuda, cuda_bf16, onednn, amx, avx512, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     # Emulated bfloat16 is always "supported", and slow.
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or cuda_bf16)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
     assert device.precision() == expected
 
 

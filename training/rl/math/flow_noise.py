@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from training.rl.math.denoising import Step, Transition
 from worldsim.core.flow import VelocityField, time_grid
+from worldsim.core.precision import exact
 
 
 def flow_noise(velocity: VelocityField, std: Callable[[Tensor], Tensor], *, num_steps: int) -> Transition:
@@ -82,6 +83,7 @@ class NoiseNet(nn.Module):
         nn.init.zeros_(last.bias)
         self.net = nn.Sequential(nn.Linear(features + 1, width), nn.Tanh(), last)
 
+    @exact
     def forward(self, features: Float[Tensor, "b f"], t: Float[Tensor, " b"]) -> Float[Tensor, "b ah ad"]:
-        raw = self.net(torch.cat([features, t[:, None]], dim=-1)).float()
+        raw = self.net(torch.cat([features.float(), t[:, None]], dim=-1))
         return bounded(raw, low=self.low, high=self.high).unflatten(-1, self.shape)
