@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from worldsim.core.flow import expand_time, interpolate, time_grid
 from worldsim.core.interfaces import Encoder, WorldModel
 from worldsim.core.noise import Noise
+from worldsim.core.precision import exact
 from worldsim.core.sight import apart, mosaic
 from worldsim.core.spec import Spec
 from worldsim.core.types import TensorBatch, float_image
@@ -57,17 +58,18 @@ class PatchCodec(nn.Module):
         self.encoder.copy_(vectors / spread)
         self.decoder.copy_((vectors * spread).T)
 
+    @exact
     def encode(self, frames: Shaped[Tensor, "*b h w 3"]) -> Float[Tensor, "*b c y x"]:
         """Frames (uint8 or float 0..1) to latents: a convolution over patches, in single precision."""
         kernel = rearrange(self.encoder, "(p q k) c -> c k p q", p=self.patch, q=self.patch)
         pixels = rearrange(float_image(frames), "... y x k -> (...) k y x")
-        with torch.autocast(frames.device.type, enabled=False):
-            latents = nn.functional.conv2d(pixels.to(kernel.dtype), kernel, -(self.mean @ self.encoder), stride=self.patch)
+        latents = nn.functional.conv2d(pixels.to(kernel.dtype), kernel, -(self.mean @ self.encoder), stride=self.patch)
         return latents.unflatten(0, frames.shape[:-3])
 
+    @exact
     def decode(self, latents: Float[Tensor, "*b c y x"]) -> Float[Tensor, "*b h w 3"]:
-        """Latents to float frames, not clamped, so that gradients pass."""
-        patches = torch.einsum("...cyx,cp->...yxp", latents, self.decoder) + self.mean
+        """Latents to float frames, not clamped, so that gradients pass; in single precision, as a picture has 8 bits."""
+        patches = torch.einsum("...cyx,cp->...yxp", latents.to(self.decoder.dtype), self.decoder).add_(self.mean)
         return rearrange(patches, "... y x (p q c) -> ... (y p) (x q) c", p=self.patch, q=self.patch)
 
     def _patches(self, frames: Tensor) -> Tensor:

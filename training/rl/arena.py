@@ -31,7 +31,8 @@ class Arena(nn.Module, ABC):
 
     @abstractmethod
     def begin(self, batch: Batch, group_size: int, generator: torch.Generator, steps: int) -> tuple[World, Observation, Tensor]:
-        """A world of ``len(batch) * group_size`` episodes, its first observation, and each episode's group [b].
+        """A world of ``len(batch) * group_size`` episodes, its first observation, and each episode's group [b], on the generator's
+        device.
 
         The episodes of a group are neighbours and share start state and instruction. Dreams end after `steps` actions, as many as
         will be played.
@@ -57,8 +58,9 @@ class DreamArena(Arena):
         n = len(batch["instruction"])
         starts = Starts(batch["images"], batch["state"], tuple(batch["instruction"]))  # the loader turns tuples into lists
         world = DreamWorld(self.world_model, self.reflector, starts, n * group_size, max_episode_steps=steps, reward=self.reward)
-        group = torch.arange(n).repeat_interleave(group_size)
-        obs, _ = world.reset(seed=int(torch.randint(2**31, (), generator=generator)), options={"start": group})
+        group = torch.arange(n, device=generator.device).repeat_interleave(group_size)
+        seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
+        obs, _ = world.reset(seed=seed, options={"start": group})
         return world, obs, group
 
 
@@ -82,7 +84,7 @@ class PhysicsArena(Arena):
                 f"the physics world has {self.world.num_envs} environments, the learner needs data.batch_size * group_size = "
                 f"{n} * {group_size}; set arena.world.num_envs={n * group_size}"
             )
-        group = torch.arange(n).repeat_interleave(group_size)
-        seeds = torch.randint(CHOOSING, (n,), generator=generator)[group]
+        group = torch.arange(n, device=generator.device).repeat_interleave(group_size)
+        seeds = torch.randint(CHOOSING, (n,), generator=generator, device=generator.device)[group]
         obs, _ = self.world.reset(seed=seeds.tolist())
         return self.world, obs, group

@@ -62,8 +62,8 @@ class NFTPostTraining(RolloutLearner):
         advantage = torch.where(counted, d.advantage, 0).sum(-1) / counted.sum(-1)
         features, chunk = d.features.repeat(r), self.policy.action_units.within(d.chain[:, -1]).repeat(r, 1, 1)
         optimality = (0.5 + 0.5 * advantage / self.spread).clamp(0, 1).repeat(r)
-        t = torch.rand(len(chunk), generator=d.generator).clamp(min=1e-2)
-        noise = torch.randn(chunk.shape, generator=d.generator)
+        t = torch.rand(len(chunk), generator=d.generator, device=chunk.device).clamp(min=1e-2)
+        noise = torch.randn(chunk.shape, generator=d.generator, device=chunk.device)
         x = interpolate(chunk, noise, t)
         with torch.no_grad():
             old = self.old.velocity(old_features, x, t)

@@ -34,7 +34,7 @@ class PRDPPostTraining(RolloutLearner):
         groups = rollout.group[counted.any(dim=1)].unique()
         at_once = max(1, round(self.minibatch * len(groups) / max(1, int(counted.sum()))))
         for _ in range(self.epochs):
-            order = groups[torch.randperm(len(groups), generator=generator)]
+            order = groups[torch.randperm(len(groups), generator=generator, device=groups.device)]
             for first in range(0, len(order), at_once):
                 mine = torch.isin(rollout.group, order[first : first + at_once])
                 rows, columns = (counted & mine[:, None]).nonzero(as_tuple=True)

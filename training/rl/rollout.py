@@ -42,17 +42,18 @@ def collect_rollout(
         world: just reset.
         obs: its observation.
         chunks: t, decisions per trajectory.
-        group: number of each environment's start, [b].
+        group: number of each environment's start, [b], on the policy's device, where the rollout will lie; the world may be
+            elsewhere.
         seed: of all noise; a trajectory's depends on its row and the number of the decision, never on which others still play.
         early_stop: in a `Divisible` world: leaves finished and hopeless environments out of the computation. A hopeless one is
             truncated, so its last value stands for the rest.
         whole_features: keep all that the policy made of each observation, for updates that do not encode it again, and not the
             vector alone: a transformer's keys and values take megabytes.
     """
-    joined = join(policy, world.spec)
-    b, noise = world.num_envs, Noise.rows(seed, world.num_envs)
-    instruction, rows = obs.instruction, torch.arange(b)
-    final_value, ended, success = torch.zeros(b), *torch.zeros(2, b, dtype=torch.bool)
+    joined, device = join(policy, world.spec), group.device
+    b, noise = world.num_envs, Noise.rows(seed, world.num_envs, device)
+    instruction, rows = obs.instruction, torch.arange(b, device=device)
+    final_value, ended, success = torch.zeros(b, device=device), *torch.zeros(2, b, dtype=torch.bool, device=device)
     log: dict[str, list[Tensor]] = {}
     kept: list[Features] = []
 
@@ -70,11 +71,11 @@ def collect_rollout(
         return advantage.value(seen.images, seen.instruction, policy.encode(joined.seen(seen)))
 
     for t in range(chunks):
-        obs = joined.seen(obs)
+        obs = joined.seen(obs.to(device))
         features = policy.encode(obs)
         steps, logprob, stochastic = chain.sample(policy, features, noise[rows].at(t))
         value = advantage.value(obs.images, obs.instruction, features)
-        result: ChunkResult = world.step_chunk(joined.done(policy.action_units.native(steps[:, -1])))
+        result: ChunkResult = world.step_chunk(joined.done(policy.action_units.native(steps[:, -1]))).to(device)
         kept.append((features if whole_features else Features(features.vector)).each(spread))
         store(state=obs.state, chain=steps, value=value)
         store(**{f"camera {name}": frames for name, frames in obs.images.items()})
@@ -83,8 +84,9 @@ def collect_rollout(
         store(played=~ended[rows])
         stops = result.done if early_stop is None else result.done | early_stop.hopeless(value[:, 0], t)
         stops = (stops | (t + 1 == chunks)) & ~ended[rows]
-        if stops.any():
-            final_value[rows] = torch.where(stops, critic(result.final_obs)[:, 0], final_value[rows])
+        goes_on = (stops & ~result.terminated.any(dim=1)).nonzero().flatten()  # only of these is the rest worth anything
+        if len(goes_on):
+            final_value[rows[goes_on]] = critic(result.final_obs[goes_on])[:, 0]
         success[rows] |= result.done & result.is_success & ~ended[rows]
         ended[rows] |= stops
         obs = result.obs

@@ -136,7 +136,7 @@ class SuccessBuffer(nn.Module):
         """Weighted cloning loss on a random batch of what is kept; None while the buffer holds nothing."""
         if not self.kept or not self.kept["instruction"]:
             return None
-        rows = torch.randint(len(self.kept["instruction"]), (self.batch,), generator=generator)
+        rows = torch.randint(len(self.kept["instruction"]), (self.batch,), generator=generator, device=generator.device)
         sentences = tuple(self.kept["instruction"][i] for i in rows.tolist())
         images = {name.removeprefix("camera "): value[rows] for name, value in self.kept.items() if name.startswith("camera ")}
         obs = Observation(images, self.kept["state"][rows], sentences)

@@ -65,6 +65,8 @@ def where_rows(mask: Bool[Tensor, " b"], first: Rows, second: Rows) -> Rows:
     """Row i of `first` where mask[i], of `second` elsewhere."""
 
     def choose(a: Any, z: Any) -> Any:
+        if a is z:  # nothing to choose; a tuple would have to wait for the mask
+            return a
         if isinstance(a, Tensor):
             return torch.where(mask.reshape(-1, *([1] * (a.ndim - 1))), a, z)
         return tuple(x if m else y for m, x, y in zip(mask.tolist(), a, z, strict=True))

@@ -248,7 +248,7 @@ class World(VectorEnv, ABC):
         expected = (self.num_envs, *(["ah"] * (ndim - 2)), *self.single_action_space.shape)
         if actions.ndim != ndim or actions.shape[0] != self.num_envs or actions.shape[-1:] != self.single_action_space.shape:
             raise ValueError(f"actions must have shape {expected}, got {tuple(actions.shape)}; one action per environment")
-        if not torch.isfinite(actions).all():
+        if (~torch.isfinite(actions)).any():
             raise ValueError("actions must be finite, got NaN or infinity; check the policy's output and its statistics")
         return self.clipped(actions)
 

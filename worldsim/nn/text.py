@@ -33,7 +33,9 @@ def _encode(sentence: str) -> tuple[int, ...]:
 
 def tokenize(instruction: Sequence[str]) -> Int[Tensor, "b tokens"]:
     """Token ids of each sentence's first `MAX_CHARACTERS` in lower case, padded with 0 or cut to `MAX_TOKENS`."""
-    return torch.tensor([_encode(sentence[:MAX_CHARACTERS]) for sentence in instruction], dtype=torch.long)
+    place = {sentence: i for i, sentence in enumerate(dict.fromkeys(instruction))}  # many rows have few sentences
+    tokens = torch.tensor([_encode(sentence[:MAX_CHARACTERS]) for sentence in place], dtype=torch.long).view(-1, MAX_TOKENS)
+    return tokens[[place[sentence] for sentence in instruction]]
 
 
 class TextEncoder(nn.Module):

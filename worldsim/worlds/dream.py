@@ -7,6 +7,7 @@ same Gymnasium contract as the physics worlds holds, so a policy cannot tell the
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import gymnasium as gym
@@ -148,11 +149,11 @@ class DreamWorld(World, Branchable, Divisible):
         check_cameras(reflector.views, world_model.views, "the reflector", "the world model dreams")
         starts = starts.with_context(max(world_model.context, reflector.context)).to(world_model.device)
         self.starts = replace(starts, images=seen(starts.images, world_model.views, "the world model"))
-        low, high = (bound.cpu().numpy() for bound in (world_model.action_units.low, world_model.action_units.high))
         self.fps = FPS if world_model.spec is None else round(world_model.spec.fps)
         if world_model.spec is None:
             self.state_channels = tuple(Channel(f"state_{i}") for i in range(starts.state.shape[-1]))
-            limits = zip(low.tolist(), high.tolist(), strict=True)
+            units = world_model.action_units
+            limits = zip(units.low.tolist(), units.high.tolist(), strict=True)
             self.action_channels = tuple(Channel(f"action_{i}", low=a, high=z) for i, (a, z) in enumerate(limits))
         else:
             self.state_channels, self.action_channels = world_model.spec.state, world_model.spec.action
@@ -167,9 +168,8 @@ class DreamWorld(World, Branchable, Divisible):
             state=gym.spaces.Box(-np.inf, np.inf, (starts.state.shape[-1],), np.float32),
             instruction=gym.spaces.Text(200, charset=alphanumeric | set(" .,:;!?'-")),
         )
+        low, high = np.array([(channel.low, channel.high) for channel in self.action_channels], np.float32).T
         self.single_action_space = gym.spaces.Box(low, high)
-        self.action_space = batch_space(self.single_action_space, num_envs)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
         rows = torch.arange(num_envs, device=self.device)
         self._state = self._fresh(torch.stack([seed + rows, torch.zeros_like(rows)], dim=1), None)
 
@@ -199,6 +199,16 @@ class DreamWorld(World, Branchable, Divisible):
             table = table.ordered(model.spec, "the world model")
         starts = Starts.first_frames(table, model.context)
         return cls(model, judge, starts, num_envs, max_episode_steps, seed, reward)
+
+    @cached_property
+    def action_space(self) -> gym.Space[Any]:  # type: ignore[override]
+        """Of all dreams together; made when somebody asks, as Gymnasium copies the space of one for each of them."""
+        return batch_space(self.single_action_space, self.num_envs)
+
+    @cached_property
+    def observation_space(self) -> gym.Space[Any]:  # type: ignore[override]
+        """As `action_space`."""
+        return batch_space(self.single_observation_space, self.num_envs)
 
     # Gymnasium ----------------------------------------------------------------------------------------------------------
 
@@ -244,8 +254,8 @@ class DreamWorld(World, Branchable, Divisible):
         world = copy.copy(self)
         world._state = self._state[rows]
         world.num_envs = len(world._state.elapsed)
-        world.action_space = batch_space(self.single_action_space, world.num_envs)
-        world.observation_space = batch_space(self.single_observation_space, world.num_envs)
+        for space in ("action_space", "observation_space"):
+            vars(world).pop(space, None)
         return world
 
     def judge(self) -> DreamJudgement:
@@ -268,7 +278,7 @@ class DreamWorld(World, Branchable, Divisible):
                 reward = torch.where(done, 0.0, self.reward(self._said(final), self._said(now)))
                 terminated, truncated = success & ~done, (now.elapsed >= self.max_episode_steps) & ~success & ~done
                 log.append((reward, terminated, truncated, ~done))
-                final = where_rows(done, final, now)
+                final = where_rows(done, final, now) if states else now  # before its first action no dream of a chunk has ended
                 done = done | terminated | truncated
                 states.append(final)
             self._state = now
@@ -288,7 +298,7 @@ class DreamWorld(World, Branchable, Divisible):
         # Before the reflector looks, so that it judges the pictures that the policy sees.
         past = self.reflector.context
         shown = {
-            name: clips(torch.cat([old.clip[name], frames.clamp(0, 1)], dim=1), past)[:, 1:] for name, frames in images.items()
+            name: clips(torch.cat([old.clip[name][:, 1:], frames.clamp(0, 1)], dim=1), past) for name, frames in images.items()
         }
         elapsed = old.elapsed[:, None] + torch.arange(1, m + 1, device=self.device)
         due = (elapsed % self.reflector.every == 0) | (elapsed == self.max_episode_steps)
@@ -308,6 +318,10 @@ class DreamWorld(World, Branchable, Divisible):
         self, shown: dict[str, Float[Tensor, "b m context _ _ 3"]], instruction: tuple[str, ...], due: Bool[Tensor, "b m"]
     ) -> tuple[Float[Tensor, "b m"], Float[Tensor, "b m"]]:
         """Success probability and progress of the clips that are due, zeros elsewhere."""
+        if self.reflector.every == 1:  # all of them, without waiting to be told which
+            sentences = tuple(sentence for sentence in instruction for _ in range(due.shape[1]))
+            judged = self.reflector.judge({name: frames.flatten(0, 1) for name, frames in shown.items()}, sentences)
+            return judged.p_success.float().view(due.shape), judged.progress.float().view(due.shape)
         p_success, progress = torch.zeros(2, *due.shape, device=self.device)
         if due.any():
             sentences = tuple(instruction[i] for i in due.nonzero()[:, 0].tolist())

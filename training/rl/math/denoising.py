@@ -65,13 +65,15 @@ def sample_chain(
         ValueError: if a stochastic step has no positive std, or `stochastic` is not [b, k].
     """
     _check_mask(stochastic, start)
-    chain, logprob = [start], []
+    chain, logprob, stds = [start], [], []
     for k in range(stochastic.shape[1]):
         x, noisy = chain[-1], stochastic[:, k, None, None]
         step = transition(x, torch.full((len(x),), k, device=x.device))
-        std = _positive(step.std.expand_as(x), noisy)
+        stds.append(torch.where(noisy, step.std.expand_as(x), 1))
+        std = stds[-1]
         chain.append(torch.where(noisy, step.mean + std * eps[:, k], step.plain))
         logprob.append(torch.where(noisy[..., 0], _log_normal(chain[-1], step.mean, std), 0))
+    _check_positive(torch.stack(stds))
     return torch.stack(chain, dim=1), torch.stack(logprob, dim=1)
 
 
@@ -93,7 +95,8 @@ def replay(transition: Transition, chain: Float[Tensor, "b k1 ah ad"], *, stocha
         step = transition(x, number)
         column = number[:, None, None, None].expand(-1, 1, *x.shape[1:])
         mean = mean.scatter(1, column, torch.where(noisy, step.mean, 0)[:, None])
-        std = std.scatter(1, column, _positive(step.std.expand_as(x), noisy)[:, None])
+        std = std.scatter(1, column, torch.where(noisy, step.std.expand_as(x), 1)[:, None])
+    _check_positive(std)
     return Transitions(mean, std, stochastic)
 
 
@@ -141,14 +144,13 @@ def _log_normal(x: Tensor, mean: Tensor, std: Tensor) -> Float[Tensor, "*b ah"]:
     return (-0.5 * ((x - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
-def _positive(std: Tensor, noisy: Tensor) -> Tensor:
-    """std where a step is stochastic, 1 elsewhere; a transition without noise has no density."""
-    if (noisy & ~(std > 0)).any():
+def _check_positive(std: Tensor) -> None:
+    """A transition without noise has no density. Asked once for all steps: the answer of a GPU takes a while."""
+    if (~(std > 0)).any():
         raise ValueError(
             "a stochastic step needs a positive standard deviation (noise_level, min_std); for the deterministic sampler pass "
             "stochastic all False"
         )
-    return torch.where(noisy, std, 1)
 
 
 def _check_mask(stochastic: Tensor, x: Tensor) -> None:
