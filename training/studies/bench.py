@@ -5,6 +5,7 @@ from typing import Any
 from training.studies.algorithms import run_algorithms
 from training.studies.coevolution import run_coevolution
 from training.studies.exploitation import run_exploitation
+from training.studies.profile import run_profile
 from training.studies.rehearsal import run_rehearsal
 from training.studies.world_models import run_world_models
 
@@ -12,6 +13,7 @@ STUDIES = {
     "algorithms": run_algorithms,
     "coevolution": run_coevolution,
     "exploitation": run_exploitation,
+    "profile": run_profile,
     "rehearsal": run_rehearsal,
     "world_model": run_world_models,
 }
