@@ -21,6 +21,8 @@ class PPOPostTraining(RolloutLearner):
     Args:
         kl: weight of KL(policy || starting policy) along the chain.
         entropy: weight of the chain's entropy, which only a learned standard deviation can raise.
+        target_kl: an iteration's updates end with the first whose `approx_kl` is larger, as the rollout no longer says what the
+            policy does. Null makes all of them.
         clip_low, clip_high, dual_clip: see `ppo_clip`.
         others: as `RolloutLearner`.
     """
@@ -30,14 +32,18 @@ class PPOPostTraining(RolloutLearner):
         *args: Any,
         kl: float = 0.0,
         entropy: float = 0.0,
+        target_kl: float | None = None,
         clip_low: float = 0.2,
         clip_high: float = 0.28,
         dual_clip: float = 3.0,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
-        self.kl, self.entropy = kl, entropy
+        self.kl, self.entropy, self.target_kl = kl, entropy, target_kl
         self.clips = {"clip_low": clip_low, "clip_high": clip_high, "dual_clip": dual_clip}
+
+    def far_enough(self, logs: dict[str, Tensor]) -> bool:
+        return self.target_kl is not None and "approx_kl" in logs and float(logs["approx_kl"]) > self.target_kl
 
     def policy_loss(self, decisions: Decisions) -> tuple[Tensor, dict[str, Tensor]]:
         d = decisions

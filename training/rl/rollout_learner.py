@@ -115,10 +115,14 @@ class RolloutLearner(PostTraining, ABC):
     def policy_loss(self, decisions: Decisions) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a minibatch and scalars to log."""
 
+    def far_enough(self, logs: dict[str, Tensor]) -> bool:
+        """Whether this was the last update of an iteration, by what it told."""
+        return False
+
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         # Dropout-free evaluation mode throughout: the log-probability of an unchanged policy must not change.
         self.eval()
-        generator, seed = generator_of(batch), seed_of(batch)
+        generator, seed = generator_of(batch, self.device), seed_of(batch)
         rollout, usable = self.imagine({key: value for key, value in batch.items() if key != "seed"}, generator)
         assessment = self.advantage.assess(rollout)
         if self.buffer is not None:
@@ -128,9 +132,11 @@ class RolloutLearner(PostTraining, ABC):
             logs = self._update(rollout, rows, assessment, generator)
             for name, value in logs.items():
                 totals.setdefault(name, []).append(value.detach())
+            if self.far_enough(logs):
+                break
         self.lr_schedulers().step()  # type: ignore[union-attr]
         self.tell({name: torch.stack(values).mean() for name, values in totals.items()})
-        self.log_spread(rollout.observations((slice(None), 0)), Noise.rows(seed, len(rollout.group)))
+        self.log_spread(rollout.observations((slice(None), 0)), Noise.rows(seed, len(rollout.group), self.device))
         scalars = {
             "return": rollout.returns.mean(),
             "imagined_success": rollout.success.float().mean(),
@@ -149,7 +155,7 @@ class RolloutLearner(PostTraining, ABC):
             raise ValueError(f"data.batch_size={n} must be a multiple of sampling.attempts={attempts}")
         part, kept, played = n // attempts, [], 0
         for first in range(0, n, part):
-            rows = torch.arange(first, first + part)
+            rows = torch.arange(first, first + part, device=self.device)
             rollout = self._play({key: _take(value, rows) for key, value in batch.items()}, generator)
             usable = DynamicSampling.usable(rollout) if self.advantage.group_size > 1 else torch.ones_like(rollout.group) > 0
             played += len(usable)
@@ -158,8 +164,8 @@ class RolloutLearner(PostTraining, ABC):
             if found >= part * self.advantage.group_size:
                 break
         if found == 0:  # the last rollout, whose advantages vanish: the run goes on, and an alarm may count this
-            return rollout, torch.zeros(())
-        share = usable.float().mean() if self.sampling is None else torch.tensor(found / played)
+            return rollout, torch.zeros((), device=self.device)
+        share = usable.float().mean() if self.sampling is None else torch.tensor(found / played, device=self.device)
         return kept[0] if len(kept) == 1 else join(kept), share
 
     def _play(self, batch: Batch, generator: torch.Generator) -> Rollout:
@@ -179,7 +185,7 @@ class RolloutLearner(PostTraining, ABC):
             obs,
             chunks=self.chunks,
             group=group,
-            seed=int(torch.randint(2**62, (), generator=generator)),
+            seed=int(torch.randint(2**62, (), generator=generator, device=self.device)),
             early_stop=self.early_stop,
             whole_features=self.expert_only,
         )
@@ -196,7 +202,7 @@ class RolloutLearner(PostTraining, ABC):
         """
         rows, columns = self.counted(rollout).nonzero(as_tuple=True)
         for _ in range(self.epochs):
-            order = torch.randperm(len(rows), generator=generator)
+            order = torch.randperm(len(rows), generator=generator, device=self.device)
             for first in range(0, len(order), self.minibatch):
                 part = order[first : first + self.minibatch]
                 yield rows[part], columns[part]
@@ -258,7 +264,7 @@ class RolloutLearner(PostTraining, ABC):
     def _anchor_gap(self, decisions: Decisions) -> Tensor:
         reference = self.reference_features(decisions)
         noise = decisions.chain[:, 0]
-        t = torch.ones(len(noise))
+        t = noise.new_ones(len(noise))
         return (self.policy.velocity(decisions.features, noise, t) - self.reference.velocity(reference, noise, t)).square().mean()
 
     def _step(self, loss: Tensor, optimizer: Any, parameters: list[nn.Parameter], clip: float) -> None:

@@ -78,6 +78,23 @@ def test_a_critic_of_actions_learns_nothing_about_actions_that_were_not_executed
     assert first.shape == (6, 4) and (first[:, 0] != 0).all() and (first[:, 1:] == 0).all()
 
 
+@pytest.mark.parametrize(("target", "updates"), [(None, 4), (0.0, 2), (1e9, 4)])
+def test_an_iteration_ends_once_the_policy_has_gone_far_enough(models, tmp_path: Path, target: float | None, updates: int) -> None:
+    """Four updates, unless the second, the first after a step, is already further than nothing at all."""
+    told = []
+
+    class Telling(PPOPostTraining):
+        def policy_loss(self, decisions):
+            loss, metrics = super().policy_loss(decisions)
+            told.append(float(metrics["approx_kl"]))
+            return loss, metrics
+
+    settings = {"chunks": 1, "minibatch": 3, "epochs": 2, "ema_decay": 0.0, "target_kl": target}
+    learner = Telling(models["policy"], arena(models), FlowSDE(), GAE(warmup=0), **settings)
+    fit(learner, starts(6), tmp_path / "run", iterations=1)
+    assert len(told) == updates and told[0] == 0 and told[1] > 0
+
+
 @pytest.mark.parametrize("kind", ["analytic", "ppo"])
 def test_a_run_that_ends_before_the_policy_learns_says_so(models, tmp_path: Path, kind: str) -> None:
     """Two iterations, and a warm-up of two; one fewer says nothing."""
