@@ -45,19 +45,24 @@ class DreamArena(Arena):
     Args:
         world_model, reflector: what dreams and what judges; both are frozen.
         reward: what its dreams pay by, see `DreamWorld`.
+        judged: frames of a chunk that the reflector looks at, see `DreamWorld`; null is all of them.
     """
 
     reflector: Reflector
 
-    def __init__(self, world_model: WorldModel, reflector: Reflector, reward: Reward | None = None):
+    def __init__(
+        self, world_model: WorldModel, reflector: Reflector, reward: Reward | None = None, judged: tuple[int, ...] | None = None
+    ):
         super().__init__()
         self.world_model, self.reflector, self.reward = frozen(world_model), frozen(reflector), reward
+        self.judged = judged
         self.views, self.context = world_model.views, max(world_model.context, reflector.context)
 
     def begin(self, batch: Batch, group_size: int, generator: torch.Generator, steps: int) -> tuple[World, Observation, Tensor]:
         n = len(batch["instruction"])
         starts = Starts(batch["images"], batch["state"], tuple(batch["instruction"]))  # the loader turns tuples into lists
-        world = DreamWorld(self.world_model, self.reflector, starts, n * group_size, max_episode_steps=steps, reward=self.reward)
+        how = {"max_episode_steps": steps, "reward": self.reward, "judged": self.judged}
+        world = DreamWorld(self.world_model, self.reflector, starts, n * group_size, **how)
         group = torch.arange(n, device=generator.device).repeat_interleave(group_size)
         seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
         obs, _ = world.reset(seed=seed, options={"start": group})

@@ -125,9 +125,11 @@ class DreamWorld(World, Branchable, Divisible):
         max_episode_steps: truncation.
         seed: environment i uses the stream seed + i.
         reward: of the reflector's judgements; null is `ProgressReward`, as in physics.
+        judged: frames of each call of the world model, from 0 on, that a reflector looks at which would look at every one; the last
+            one in any case. Null is all of them.
 
     Raises:
-        ValueError: if there are no starts or num_envs < 1.
+        ValueError: if there are no starts, num_envs < 1, or a frame to be judged is none of a call.
     """
 
     reward: Reward
@@ -141,11 +143,14 @@ class DreamWorld(World, Branchable, Divisible):
         max_episode_steps: int = 40,
         seed: int = 0,
         reward: Reward | None = None,
+        judged: Sequence[int] | None = None,
     ):
         if num_envs < 1 or len(starts) < 1:
             raise ValueError(f"a dream needs num_envs >= 1 and at least one start, got {num_envs} and {len(starts)}")
         check_reflector(reflector)
-        self.world_model, self.reflector = world_model, reflector
+        if wrong := [j for j in judged or () if not 0 <= j < world_model.action_horizon]:
+            raise ValueError(f"judged must lie in 0..{world_model.action_horizon - 1}, the frames of a call, got {wrong[0]}")
+        self.world_model, self.reflector, self.judged = world_model, reflector, judged
         check_cameras(reflector.views, world_model.views, "the reflector", "the world model dreams")
         starts = starts.with_context(max(world_model.context, reflector.context)).to(world_model.device)
         self.starts = replace(starts, images=seen(starts.images, world_model.views, "the world model"))
@@ -301,8 +306,7 @@ class DreamWorld(World, Branchable, Divisible):
             name: clips(torch.cat([old.clip[name][:, 1:], frames.clamp(0, 1)], dim=1), past) for name, frames in images.items()
         }
         elapsed = old.elapsed[:, None] + torch.arange(1, m + 1, device=self.device)
-        due = (elapsed % self.reflector.every == 0) | (elapsed == self.max_episode_steps)
-        p_success, progress = self._reflected(shown, old.instruction, due)
+        due, p_success, progress = self._reflected(shown, old.instruction, elapsed)
         results, hits, highest, reached = [], old.hits, old.p_success, old.progress
         for j in range(m):
             asked, hit = due[:, j], (p_success[:, j] > self.reflector.threshold)[:, None]
@@ -315,19 +319,27 @@ class DreamWorld(World, Branchable, Divisible):
         return results
 
     def _reflected(
-        self, shown: dict[str, Float[Tensor, "b m context _ _ 3"]], instruction: tuple[str, ...], due: Bool[Tensor, "b m"]
-    ) -> tuple[Float[Tensor, "b m"], Float[Tensor, "b m"]]:
-        """Success probability and progress of the clips that are due, zeros elsewhere."""
-        if self.reflector.every == 1:  # all of them, without waiting to be told which
-            sentences = tuple(sentence for sentence in instruction for _ in range(due.shape[1]))
-            judged = self.reflector.judge({name: frames.flatten(0, 1) for name, frames in shown.items()}, sentences)
-            return judged.p_success.float().view(due.shape), judged.progress.float().view(due.shape)
-        p_success, progress = torch.zeros(2, *due.shape, device=self.device)
-        if due.any():
-            sentences = tuple(instruction[i] for i in due.nonzero()[:, 0].tolist())
-            judged = self.reflector.judge({name: frames[due] for name, frames in shown.items()}, sentences)
-            p_success[due], progress[due] = judged.p_success.float(), judged.progress.float()
-        return p_success, progress
+        self, shown: dict[str, Float[Tensor, "b m context _ _ 3"]], instruction: tuple[str, ...], elapsed: Int[Tensor, "b m"]
+    ) -> tuple[Bool[Tensor, "b m"], Float[Tensor, "b m"], Float[Tensor, "b m"]]:
+        """Which clips are judged; their success probability and progress, zeros elsewhere."""
+        (p_success, progress), m = torch.zeros(2, *elapsed.shape, device=self.device), elapsed.shape[1]
+        if self.reflector.every > 1:
+            due = (elapsed % self.reflector.every == 0) | (elapsed == self.max_episode_steps)
+            if due.any():
+                sentences = tuple(instruction[i] for i in due.nonzero()[:, 0].tolist())
+                said = self.reflector.judge({name: frames[due] for name, frames in shown.items()}, sentences)
+                p_success[due], progress[due] = said.p_success.float(), said.progress.float()
+            return due, p_success, progress
+        # The same frames of all dreams: nobody waits to be told which.
+        chosen = [j for j in range(m) if self.judged is None or j in self.judged or j == m - 1]
+        columns, sentences = torch.tensor(chosen, device=self.device), tuple(sentence for sentence in instruction for _ in chosen)
+        looked_at = shown if len(chosen) == m else {name: frames[:, chosen] for name, frames in shown.items()}
+        said = self.reflector.judge({name: frames.flatten(0, 1) for name, frames in looked_at.items()}, sentences)
+        p_success, progress = (
+            values.index_copy(1, columns, found.float().view(-1, len(chosen)))
+            for values, found in ((p_success, said.p_success), (progress, said.progress))
+        )
+        return torch.zeros_like(elapsed, dtype=torch.bool).index_fill(1, columns, True), p_success, progress
 
     def _succeeded(self, state: DreamState) -> Bool[Tensor, " b"]:
         return state.hits.sum(dim=1) >= self.reflector.consecutive
