@@ -181,7 +181,7 @@ def test_a_reward_is_chosen_on_the_command_line(build: Callable[..., Any], folde
         ),
         (
             "+model.advantage.critic.per_actions=true",
-            "training.rl.critics.OwnEncoder: Option 'per_actions' is not accepted. Did you mean 'per_action'?",
+            "training.rl.critics.SharedFeatures: Option 'per_actions' is not accepted. Did you mean 'per_action'?",
         ),
         ("+model.epoch=3", "training.rl.ppo.PPOPostTraining: Option 'epoch' is not accepted. Did you mean 'epochs'?"),
         ("+model.clip_hi=0.3", "training.rl.ppo.PPOPostTraining: Option 'clip_hi' is not accepted. Did you mean 'clip_high'?"),
