@@ -24,6 +24,7 @@ from hydra.utils import get_object
 from jsonargparse import ArgumentParser
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -75,6 +76,7 @@ def run_fit(config: dict[str, Any]) -> None:
         trainer["precision"] = precision()
     if never := [key for key in INTERVALS if trainer.get(key) == 0]:
         raise ValueError(f"trainer.{never[0]} must be positive, got 0; {INTERVALS[never[0]]}")
+    check_accelerator(trainer.get("accelerator", "auto"))
     run_dir = Path(trainer.get("default_root_dir") or ".")
     ckpt_path = find_checkpoint(run_dir, ckpt_path=config.get("ckpt_path"), resume=config.get("resume", False))
     args = to_class_path({"model": config["model"], "data": config["data"], "trainer": trainer})
@@ -100,6 +102,16 @@ def run_fit(config: dict[str, Any]) -> None:
         saved = find_checkpoint(run_dir, ckpt_path=None, resume=True) is not None
         raise SystemExit(f"terminated by a signal; {'resume=true continues' if saved else 'nothing was saved yet'}") from error
     cli.after_fit()
+
+
+def check_accelerator(wanted: Any) -> None:
+    """ValueError if the trainer is to use what this machine has not."""
+    there = [name for name in ("cuda", "mps", "cpu") if AcceleratorRegistry[name]["accelerator"].is_available()]
+    if wanted in ("gpu", "cuda", "mps") and wanted not in (["gpu", *there] if there != ["cpu"] else there):
+        raise ValueError(
+            f"trainer.accelerator={wanted} is not on this machine, torch sees {', '.join(there)}; leave it out to take what there "
+            "is, or ask worldsim doctor why there is no GPU"
+        )
 
 
 def to_class_path(node: Any) -> Any:
