@@ -25,7 +25,7 @@ from worldsim.core.cores import cores
 from worldsim.core.files import write_json
 from worldsim.worlds.dream import DreamWorld
 
-FIRST = 2  # iterations that compile kernels and fill caches
+FIRST = 5  # iterations that compile kernels and fill caches, and in which only a critic learns
 
 
 class Parts(Callback):
@@ -46,10 +46,14 @@ class Parts(Callback):
         """Watch what the learner is made of.
 
         Raises:
-            ValueError: if it does not learn from rollouts.
+            ValueError: if it does not learn from rollouts, or its policy learns too late.
         """
         if not isinstance(pl_module, RolloutLearner):
             raise ValueError(f"parts are known of learners from rollouts, got {type(pl_module).__name__}; choose learner=ppo")
+        if pl_module.warmup > FIRST:
+            raise ValueError(
+                f"the first {FIRST} iterations are not timed, the policy waits for {pl_module.warmup}; lower the warm-up"
+            )
         arena: Any = pl_module.arena
         self._watch(pl_module.actor, "encode", "policy, encoder")
         self._watch(pl_module.actor, "velocity", "policy, expert")
@@ -112,17 +116,17 @@ def run_profile(cfg: dict[str, Any]) -> None:
     """Time the cells in turns, and write table and JSON.
 
     Raises:
-        ValueError: if a stage failed, the baseline is no cell, or an iteration would not be timed.
+        ValueError: if a stage failed, a cell is compared with none, or an iteration would not be timed.
     """
-    if cfg["baseline"] not in cfg["cells"]:
-        raise ValueError(f"baseline={cfg['baseline']} is none of the cells {', '.join(cfg['cells'])}; name one of them")
+    if unknown := {*cfg["against"], *cfg["against"].values()} - {*cfg["cells"]}:
+        raise ValueError(f"against compares {min(unknown)}, which is none of the cells {', '.join(cfg['cells'])}; name one of them")
     if cfg["iterations"] < 1 or cfg["turns"] < 1:
         raise ValueError(f"iterations and turns must be at least 1, got {cfg['iterations']} and {cfg['turns']}")
     out = Path(cfg["out"])
     out.mkdir(parents=True, exist_ok=True)
     run_stages([timing(cfg, cell, turn) for turn in range(cfg["turns"]) for cell in cfg["cells"]], out, jobs=1)
     found = {cell: parts(cfg, cell) for cell in cfg["cells"]}
-    about = {name: cfg[name] for name in ("cells", "baseline", "iterations", "turns")} | {"threads": cores()}
+    about = {name: cfg[name] for name in ("cells", "against", "iterations", "turns")} | {"threads": cores()}
     write_json(out / "profile.json", {**about, "seconds": found})
     (out / "profile.md").write_text(table(cfg, found))
     print((out / "profile.md").read_text(), end="")
@@ -144,19 +148,21 @@ def parts(cfg: dict[str, Any], cell: str) -> dict[str, float]:
 
 def table(cfg: dict[str, Any], found: dict[str, dict[str, float]]) -> str:
     """The results as Markdown."""
-    names = sorted({part for seconds in found.values() for part in seconds}, key=lambda part: -found[cfg["baseline"]].get(part, 0))
+    most = {part: max(seconds.get(part, 0) for seconds in found.values()) for each in found.values() for part in each}
+    names = sorted(most, key=lambda part: -most[part])
+    pairs = ", ".join(f"{cell} than {other}" for cell, other in cfg["against"].items())
     lines = [
         "# Where an iteration goes",
         "",
         f"`worldsim bench profile`: ms of an iteration, mean of {cfg['iterations']}, in the fastest of {cfg['turns']} turns that "
-        f"the cells take in alternation; {cores()} threads.",
+        f"the cells take in alternation; {cores()} threads. Times faster: {pairs}.",
         "",
         f"| part | {' | '.join(found)} |",
         f"| --- |{' --- |' * len(found)}",
     ]
     lines += [f"| {part} | {' | '.join(f'{1000 * seconds.get(part, 0):.0f}' for seconds in found.values())} |" for part in names]
     total = {cell: sum(seconds.values()) for cell, seconds in found.items()}
-    faster = {cell: total[cfg["baseline"]] / whole for cell, whole in total.items()}
+    faster = [f"{total[cfg['against'][cell]] / whole:.2f}" if cell in cfg["against"] else "" for cell, whole in total.items()]
     lines.append(f"| an iteration | {' | '.join(f'{1000 * whole:.0f}' for whole in total.values())} |")
-    lines.append(f"| times faster than {cfg['baseline']} | {' | '.join(f'{ratio:.2f}' for ratio in faster.values())} |")
+    lines.append(f"| times faster | {' | '.join(faster)} |")
     return "\n".join(lines) + "\n"

@@ -29,7 +29,7 @@ CLOCK = [0.0]
 
 
 def test_a_parts_time_is_without_that_of_the_parts_it_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """3 + 1 s of a world that calls a model twice for 2 s, and 5 s of nobody; the first two iterations do not count."""
+    """3 + 1 s of a world that calls a model twice for 2 s, and 5 s of nobody; the first iterations do not count."""
     monkeypatch.setattr(profile, "_now", lambda: CLOCK[0])
     parts, inner = Parts(), Inner()
     outer = Outer(inner)
@@ -46,12 +46,12 @@ def test_a_parts_time_is_without_that_of_the_parts_it_calls(tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"baseline": "gone"}, "baseline=gone is none of the cells one; name one"),
+        ({"against": {"one": "gone"}}, "against compares gone, which is none of the cells one; name one"),
         ({"turns": 0}, "turns must be at least 1, got 6 and 0"),
     ],
 )
 def test_what_cannot_be_timed_is_refused(tmp_path: Path, values: dict, said: str) -> None:
-    config = {"cells": {"one": []}, "baseline": "one", "iterations": 6, "turns": 1, "out": str(tmp_path / "out")}
+    config = {"cells": {"one": []}, "against": {}, "iterations": 6, "turns": 1, "out": str(tmp_path / "out")}
     with pytest.raises(ValueError, match=said):
         run_profile(config | values)
     assert not (tmp_path / "out").exists()
