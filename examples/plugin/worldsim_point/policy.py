@@ -2,7 +2,7 @@
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from worldsim.core.interfaces import FlowPolicy
 from worldsim.core.types import Features, Observation
@@ -40,6 +40,10 @@ class PointPolicy(FlowPolicy):
     def encode(self, obs: Observation) -> Features:
         seen = self.eye(obs.images, obs.instruction)
         return Features(torch.cat([seen, self.state_units.network(obs.state)], dim=1))
+
+    def expert_parameters(self) -> list[nn.Parameter]:
+        """What learns while the eye is frozen, as learners from rollouts do unless told otherwise."""
+        return list(self.expert.parameters())
 
     def velocity(self, features: Features, x_t: Float[Tensor, "b ah ad"], t: Float[Tensor, " b"]) -> Float[Tensor, "b ah ad"]:
         hidden = torch.cat([features.vector, x_t.flatten(1), time_embedding(t, 16)], dim=1)
