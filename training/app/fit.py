@@ -24,7 +24,6 @@ from hydra.utils import get_object
 from jsonargparse import ArgumentParser
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -72,11 +71,11 @@ def run_fit(config: dict[str, Any]) -> None:
     for key in ("callbacks", "logger"):
         if isinstance(trainer.get(key), dict) and "_target_" not in trainer[key]:
             trainer[key] = [item for item in trainer[key].values() if item is not None]
+    trainer["accelerator"] = accelerator(trainer.get("accelerator", "auto"))
     if trainer.get("precision") == "auto":
-        trainer["precision"] = precision()
+        trainer["precision"] = precision(cuda=trainer["accelerator"] != "cpu")
     if never := [key for key in INTERVALS if trainer.get(key) == 0]:
         raise ValueError(f"trainer.{never[0]} must be positive, got 0; {INTERVALS[never[0]]}")
-    check_accelerator(trainer.get("accelerator", "auto"))
     run_dir = Path(trainer.get("default_root_dir") or ".")
     ckpt_path = find_checkpoint(run_dir, ckpt_path=config.get("ckpt_path"), resume=config.get("resume", False))
     args = to_class_path({"model": config["model"], "data": config["data"], "trainer": trainer})
@@ -104,14 +103,21 @@ def run_fit(config: dict[str, Any]) -> None:
     cli.after_fit()
 
 
-def check_accelerator(wanted: Any) -> None:
-    """ValueError if the trainer is to use what this machine has not."""
-    there = [name for name in ("cuda", "mps", "cpu") if AcceleratorRegistry[name]["accelerator"].is_available()]
-    if wanted in ("gpu", "cuda", "mps") and wanted not in (["gpu", *there] if there != ["cpu"] else there):
+def accelerator(wanted: Any) -> Any:
+    """What the trainer runs on: what is wanted, or of "auto" a GPU of CUDA where there is one, else the CPU.
+
+    Raises:
+        ValueError: if this machine has no such GPU, or worldsim cannot use it.
+    """
+    cuda = torch.cuda.is_available()
+    if wanted == "auto":
+        return "cuda" if cuda else "cpu"
+    if wanted == "mps" or (wanted in ("gpu", "cuda") and not cuda):
         raise ValueError(
-            f"trainer.accelerator={wanted} is not on this machine, torch sees {', '.join(there)}; leave it out to take what there "
-            "is, or ask worldsim doctor why there is no GPU"
+            f"trainer.accelerator={wanted} needs a GPU of CUDA, torch sees {'one' if cuda else 'none'} (Apple's has no double "
+            "precision, which noise is made in); leave it out to take what there is, or ask worldsim doctor why there is no GPU"
         )
+    return wanted
 
 
 def to_class_path(node: Any) -> Any:

@@ -45,23 +45,21 @@ class DreamArena(Arena):
     Args:
         world_model, reflector: what dreams and what judges; both are frozen.
         reward: what its dreams pay by, see `DreamWorld`.
-        judged: frames of a chunk that the reflector looks at, see `DreamWorld`; null is all of them.
+        every: how many frames of a chunk the reflector looks at, see `DreamWorld`.
     """
 
     reflector: Reflector
 
-    def __init__(
-        self, world_model: WorldModel, reflector: Reflector, reward: Reward | None = None, judged: tuple[int, ...] | None = None
-    ):
+    def __init__(self, world_model: WorldModel, reflector: Reflector, reward: Reward | None = None, every: int = 1):
         super().__init__()
         self.world_model, self.reflector, self.reward = frozen(world_model), frozen(reflector), reward
-        self.judged = judged
+        self.every = every
         self.views, self.context = world_model.views, max(world_model.context, reflector.context)
 
     def begin(self, batch: Batch, group_size: int, generator: torch.Generator, steps: int) -> tuple[World, Observation, Tensor]:
         n = len(batch["instruction"])
         starts = Starts(batch["images"], batch["state"], tuple(batch["instruction"]))  # the loader turns tuples into lists
-        how = {"max_episode_steps": steps, "reward": self.reward, "judged": self.judged}
+        how = {"max_episode_steps": steps, "reward": self.reward, "every": self.every}
         world = DreamWorld(self.world_model, self.reflector, starts, n * group_size, **how)
         group = torch.arange(n, device=generator.device).repeat_interleave(group_size)
         seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))

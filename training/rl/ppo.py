@@ -22,7 +22,7 @@ class PPOPostTraining(RolloutLearner):
         kl: weight of KL(policy || starting policy) along the chain.
         entropy: weight of the chain's entropy, which only a learned standard deviation can raise.
         target_kl: an iteration's updates end with the first whose `approx_kl` is larger, as the rollout no longer says what the
-            policy does. Null makes all of them.
+            policy does; those of a critic, too. Null makes all of them.
         clip_low, clip_high, dual_clip: see `ppo_clip`.
         others: as `RolloutLearner`.
     """

@@ -129,7 +129,8 @@ class SuccessBuffer(nn.Module):
         }
         sentences = [rollout.instruction[i] for i in rows.tolist()]
         self.kept = {
-            name: (torch.cat([self.kept[name], value]) if self.kept else value)[-self.capacity :] for name, value in fresh.items()
+            name: (torch.cat([self.kept[name].to(value.device), value]) if self.kept else value)[-self.capacity :]
+            for name, value in fresh.items()
         } | {"instruction": (self.kept.get("instruction", []) + sentences)[-self.capacity :]}
 
     def loss(self, policy: FlowPolicy, generator: torch.Generator) -> Float[Tensor, ""] | None:

@@ -55,8 +55,9 @@ class Parts(Callback):
                 f"the first {FIRST} iterations are not timed, the policy waits for {pl_module.warmup}; lower the warm-up"
             )
         arena: Any = pl_module.arena
-        self._watch(pl_module.actor, "encode", "policy, encoder")
-        self._watch(pl_module.actor, "velocity", "policy, expert")
+        for policy in {pl_module.actor, pl_module.policy}:  # that of `nft` which plays is a slow copy
+            self._watch(policy, "encode", "policy, encoder")
+            self._watch(policy, "velocity", "policy, expert")
         self._watch(pl_module.reference, "encode", "starting policy")
         self._watch(pl_module.reference, "velocity", "starting policy")
         self._watch(pl_module.advantage, "value", "critic")

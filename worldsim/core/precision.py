@@ -14,10 +14,14 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def precision() -> Literal["bf16-mixed", "32-true"]:
-    """Lightning's `precision`: "bf16-mixed" on a GPU with bfloat16, or a CPU with AMX or AVX512_BF16, else "32-true"."""
+def precision(cuda: bool = True) -> Literal["bf16-mixed", "32-true"]:
+    """Lightning's `precision`: "bf16-mixed" on a GPU with bfloat16, or a CPU with AMX or AVX512_BF16, else "32-true".
+
+    Args:
+        cuda: a GPU computes, if there is one.
+    """
     cpu = has_amx() or has_avx512_bf16()
-    fast = torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else cpu
+    fast = torch.cuda.is_bf16_supported(including_emulation=False) if cuda and torch.cuda.is_available() else cpu
     return "bf16-mixed" if fast else "32-true"
 
 
@@ -40,7 +44,7 @@ def has_amx() -> bool:
 
 def has_avx512_bf16() -> bool:
     """The CPU multiplies pairs of bfloat16 (AVX512_BF16, so AMD's since Zen 4) and torch's kernels use it: half of the
-    instructions. How much that brings a model, `benchmarks/precision.py` says."""
+    instructions. How much that brings a model, `benchmarks/precision.py` says; seen on EPYCs alone."""
     return torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
 
 

@@ -125,11 +125,11 @@ class DreamWorld(World, Branchable, Divisible):
         max_episode_steps: truncation.
         seed: environment i uses the stream seed + i.
         reward: of the reflector's judgements; null is `ProgressReward`, as in physics.
-        judged: frames of each call of the world model, from 0 on, that a reflector looks at which would look at every one; the last
-            one in any case. Null is all of them.
+        every: of each call of the world model a reflector that would look at every frame looks at the last one and each `every`-th
+            before it. Where time is up within a call, what it said last holds.
 
     Raises:
-        ValueError: if there are no starts, num_envs < 1, or a frame to be judged is none of a call.
+        ValueError: if there are no starts, num_envs < 1 or every < 1.
     """
 
     reward: Reward
@@ -143,22 +143,22 @@ class DreamWorld(World, Branchable, Divisible):
         max_episode_steps: int = 40,
         seed: int = 0,
         reward: Reward | None = None,
-        judged: Sequence[int] | None = None,
+        every: int = 1,
     ):
         if num_envs < 1 or len(starts) < 1:
             raise ValueError(f"a dream needs num_envs >= 1 and at least one start, got {num_envs} and {len(starts)}")
         check_reflector(reflector)
-        if wrong := [j for j in judged or () if not 0 <= j < world_model.action_horizon]:
-            raise ValueError(f"judged must lie in 0..{world_model.action_horizon - 1}, the frames of a call, got {wrong[0]}")
-        self.world_model, self.reflector, self.judged = world_model, reflector, judged
+        if every < 1:
+            raise ValueError(f"every must be at least 1, got {every}; 2 judges every second frame of a call")
+        self.world_model, self.reflector, self.every = world_model, reflector, every
         check_cameras(reflector.views, world_model.views, "the reflector", "the world model dreams")
         starts = starts.with_context(max(world_model.context, reflector.context)).to(world_model.device)
         self.starts = replace(starts, images=seen(starts.images, world_model.views, "the world model"))
+        low, high = (bound.cpu().numpy() for bound in (world_model.action_units.low, world_model.action_units.high))
         self.fps = FPS if world_model.spec is None else round(world_model.spec.fps)
         if world_model.spec is None:
             self.state_channels = tuple(Channel(f"state_{i}") for i in range(starts.state.shape[-1]))
-            units = world_model.action_units
-            limits = zip(units.low.tolist(), units.high.tolist(), strict=True)
+            limits = zip(low.tolist(), high.tolist(), strict=True)
             self.action_channels = tuple(Channel(f"action_{i}", low=a, high=z) for i, (a, z) in enumerate(limits))
         else:
             self.state_channels, self.action_channels = world_model.spec.state, world_model.spec.action
@@ -173,7 +173,6 @@ class DreamWorld(World, Branchable, Divisible):
             state=gym.spaces.Box(-np.inf, np.inf, (starts.state.shape[-1],), np.float32),
             instruction=gym.spaces.Text(200, charset=alphanumeric | set(" .,:;!?'-")),
         )
-        low, high = np.array([(channel.low, channel.high) for channel in self.action_channels], np.float32).T
         self.single_action_space = gym.spaces.Box(low, high)
         rows = torch.arange(num_envs, device=self.device)
         self._state = self._fresh(torch.stack([seed + rows, torch.zeros_like(rows)], dim=1), None)
@@ -331,7 +330,7 @@ class DreamWorld(World, Branchable, Divisible):
                 p_success[due], progress[due] = said.p_success.float(), said.progress.float()
             return due, p_success, progress
         # The same frames of all dreams: nobody waits to be told which.
-        chosen = [j for j in range(m) if self.judged is None or j in self.judged or j == m - 1]
+        chosen = [*range(m)][:: -self.every][::-1]
         columns, sentences = torch.tensor(chosen, device=self.device), tuple(sentence for sentence in instruction for _ in chosen)
         looked_at = shown if len(chosen) == m else {name: frames[:, chosen] for name, frames in shown.items()}
         said = self.reflector.judge({name: frames.flatten(0, 1) for name, frames in looked_at.items()}, sentences)

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from worldsim.core.interfaces import FlowPolicy
+from worldsim.core.precision import exact
 from worldsim.core.types import Features, Observation
 from worldsim.core.units import Units
 from worldsim.nn.layers import mlp, time_embedding
@@ -45,6 +46,7 @@ class PointPolicy(FlowPolicy):
         """What learns while the eye is frozen, as learners from rollouts do unless told otherwise."""
         return list(self.expert.parameters())
 
+    @exact  # ratios of probabilities near 1 need more digits than bfloat16 has
     def velocity(self, features: Features, x_t: Float[Tensor, "b ah ad"], t: Float[Tensor, " b"]) -> Float[Tensor, "b ah ad"]:
-        hidden = torch.cat([features.vector, x_t.flatten(1), time_embedding(t, 16)], dim=1)
+        hidden = torch.cat([features.vector.float(), x_t.flatten(1), time_embedding(t, 16)], dim=1)
         return self.expert(hidden).unflatten(1, x_t.shape[1:]).float()

@@ -227,7 +227,7 @@ def test_a_checkpoint_that_does_not_exist_is_an_error(tiny):
         ("+model.lr=fast", "Expected a <class 'float'>"),
         ("trainer.callbacks.last.every_n_steps=0", "every_n_steps must be at least 1, got 0"),
         ("model._target_=worldsim_tiny_fit.Modl", "has no attribute 'Modl'"),
-        ("trainer.accelerator=mps", "trainer.accelerator=mps is not on this machine, torch sees"),
+        ("trainer.accelerator=mps", "trainer.accelerator=mps needs a GPU of CUDA, torch sees"),
     ],
 )
 def test_a_wrong_constructor_argument_is_one_line(tiny, override, expected):

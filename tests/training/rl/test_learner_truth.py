@@ -242,3 +242,23 @@ def test_noisy_layers_draw_by_the_batch(models) -> None:
     assert losses[0] == losses[1] != losses[2]
     assert torch.equal(dropped[0], dropped[1]) and not torch.equal(dropped[0], dropped[2])
     assert not torch.equal(dropped[0], torch.rand(3, generator=generator_of({"seed": 1})))
+
+
+def test_actions_and_their_densities_are_in_single_precision(models) -> None:
+    """Whatever computes the features: under half precision the same velocity, deviation, latents and pictures, to the bit."""
+    policy, chain, codec = models["policy"], FlowNoise(), models["world_model"].codec
+    chain.build(policy)
+    torch.nn.init.normal_(chain.net.net[-1].weight)
+    generator = torch.Generator().manual_seed(0)
+    features = Features(torch.randn(5, policy.feature_dim, generator=generator))
+    x, t = torch.randn(5, policy.action_horizon, policy.action_dim, generator=generator), torch.rand(5, generator=generator)
+    frames = torch.rand(5, 64, 64, 3, generator=generator)
+
+    def computed() -> list[torch.Tensor]:
+        latents = codec.encode(frames)
+        return [policy.velocity(features, x, t), chain.net(features.vector, t), latents, codec.decode(latents)]
+
+    single = computed()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = computed()
+    assert all(torch.equal(a, b) and a.dtype == torch.float32 for a, b in zip(single, half, strict=True))

@@ -25,6 +25,5 @@ def test_what_was_freed_is_used_again_without_asking() -> None:
     for how in ("keep", "free"):
         result = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True)
         asked[how] = int(result.stdout)
-    pages = 4 * 2**24 // 4096
-    assert asked["keep"] < pages // 100
-    assert asked["free"] > pages // 1024  # as few as that where pages are huge
+    assert asked["free"] > 8  # of 16,384 pages, or 32 huge ones
+    assert asked["keep"] < asked["free"] / 4

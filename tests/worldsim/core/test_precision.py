@@ -25,6 +25,7 @@ def test_precision(monkeypatch, cuda, cuda_bf16, onednn, amx, avx512, expected):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
     assert device.precision() == expected
+    assert device.precision(cuda=False) == ("bf16-mixed" if onednn and (amx or avx512) else "32-true"), "the CPU computes"
 
 
 def test_detection_runs_on_this_machine():

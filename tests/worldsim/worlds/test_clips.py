@@ -89,25 +89,25 @@ def test_frames_that_nobody_judged_are_no_successes() -> None:
     assert world.step_chunk(up(4, b=1)).terminated.tolist() == [[False, False, False, True]]
 
 
-def test_a_chosen_frame_of_a_chunk_is_judged_and_its_last_one() -> None:
-    """Of four frames the second and the last, of the next two their second; progress holds in between, and pays once. A judge that
-    chooses for itself goes on doing so."""
+def test_every_second_frame_of_a_chunk_is_judged_and_its_last_one() -> None:
+    """Of four frames the second and the last, of the next three the first and the last; progress holds in between, and pays once. A
+    judge that chooses for itself goes on doing so."""
     judge = Remembering(context=1)
-    world = DreamWorld(Rising(), judge, starts([10]), num_envs=1, max_episode_steps=20, reward=ProgressReward(), judged=(1,))
+    world = DreamWorld(Rising(), judge, starts([10]), num_envs=1, max_episode_steps=20, reward=ProgressReward(), every=2)
     world.reset()
     judge.shown.clear()
-    results = [world.step_chunk(up(steps, b=1)) for steps in (4, 2)]
-    assert judge.shown == [[12], [14], [16]]
+    results = [world.step_chunk(up(steps, b=1)) for steps in (4, 3)]
+    assert judge.shown == [[12], [14], [15], [17]]
     torch.testing.assert_close(results[0].reward, torch.tensor([[0, 0.02, 0, 0.02]]), atol=1e-6, rtol=0)
-    torch.testing.assert_close(results[1].reward, torch.tensor([[0, 0.02]]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(results[1].reward, torch.tensor([[0.01, 0, 0.02]]), atol=1e-6, rtol=0)
     judge = Remembering(context=1, every=3)
-    world = DreamWorld(Rising(), judge, starts([10]), num_envs=1, max_episode_steps=20, judged=(1,))
+    world = DreamWorld(Rising(), judge, starts([10]), num_envs=1, max_episode_steps=20, every=2)
     world.reset()
     judge.shown.clear()
     world.step_chunk(up(4, b=1))
     assert judge.shown == [[13]]
-    with pytest.raises(ValueError, match=r"judged must lie in 0\.\.\d+, the frames of a call, got -1"):
-        DreamWorld(Rising(), judge, starts([10]), num_envs=1, judged=(-1,))
+    with pytest.raises(ValueError, match="every must be at least 1, got 0"):
+        DreamWorld(Rising(), judge, starts([10]), num_envs=1, every=0)
 
 
 def test_an_analytic_dream_shows_the_same_clips_and_differentiates_them() -> None:
