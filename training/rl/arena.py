@@ -45,7 +45,7 @@ class DreamArena(Arena):
     Args:
         world_model, reflector: what dreams and what judges; both are frozen.
         reward: what its dreams pay by, see `DreamWorld`.
-        every: how many frames of a chunk the reflector looks at, see `DreamWorld`.
+        every: the reflector looks at each `every`-th frame of a chunk, see `DreamWorld`.
     """
 
     reflector: Reflector

@@ -85,7 +85,10 @@ class Parts(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file, and watch no longer."""
         for owner, method, called in self._watched:
-            setattr(owner, method, called)
+            if isinstance(owner, type):
+                setattr(owner, method, called)
+            else:
+                delattr(owner, method)
         each = {part: seconds / self.iterations for part, seconds in self.seconds.items()}
         write_json(Path(trainer.default_root_dir) / "parts.json", {"iterations": self.iterations, "seconds": each})
 

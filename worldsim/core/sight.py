@@ -10,17 +10,18 @@ from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 from torch.nn.functional import pad
 
+from worldsim.core.precision import exact
 from worldsim.core.views import Views, canvas, check_cameras, letterbox
 
 
+@exact  # whole numbers need 24 bits
 def resize(frames: Shaped[Tensor, "*b h w 3"], size: tuple[int, int]) -> Shaped[Tensor, "*b h2 w2 3"]:
     """`views.resize` of bytes; of floats in 0..1 the same without rounding, differentiable."""
     old = (frames.shape[-3], frames.shape[-2])
     if old == tuple(size):
         return frames
     rows, columns = (torch.from_numpy(weights).to(frames.device) for weights in letterbox(old, size))
-    with torch.autocast(frames.device.type, enabled=False):  # whole numbers need 24 bits
-        narrow = torch.einsum("yh,...hwc,xw->...yxc", rows, frames.float(), columns) / 2**16
+    narrow = torch.einsum("yh,...hwc,xw->...yxc", rows, frames.float(), columns) / 2**16
     if frames.dtype == torch.uint8:
         narrow = (narrow + 0.5).floor().to(torch.uint8)
     top, left = ((size[0] - len(rows)) // 2, (size[1] - len(columns)) // 2)

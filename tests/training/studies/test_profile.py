@@ -1,6 +1,7 @@
 """Whose time an iteration's seconds are."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -40,6 +41,9 @@ def test_a_parts_time_is_without_that_of_the_parts_it_calls(tmp_path: Path, monk
         assert outer.play() == "steppedstepped"
         CLOCK[0] += 5
         parts.on_train_batch_end(None, None, None, None, number)  # type: ignore[arg-type]
+    assert "step" in vars(inner)
+    parts.on_train_end(SimpleNamespace(default_root_dir=tmp_path), None)  # type: ignore[arg-type]
+    assert not vars(inner) and vars(outer) == {"inner": inner}, "nobody watches any longer"
     assert parts.iterations == 3 and parts.seconds == {"model": 3 * 4, "world": 3 * 4, "rest": 3 * 5}
 
 
