@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from training.rl.chains import Chain, Deterministic
 from training.rl.critics import Critic
+from training.rl.foresight import FEW, Foretold, cut, straight
 from training.rl.imagine import Continuation, Dream, Moment, imagine
 from training.rl.math.returns import action_penalty, discounted_return, td_lambda_targets
 from training.rl.post_training import PostTraining, frozen
@@ -115,11 +116,7 @@ class AnalyticPostTraining(PostTraining):
         dream = self._dream(batch, noise)
         if self.continuation is not None:
             self.continuation.end(dream, noise)
-        value = self._target_values(dream, dream.end.instruction)
-        objective = discounted_return(dream.reward, dream.p_success, value[:, -1], gamma=h.gamma)
-        gap = (dream.actions - self._reference_actions(dream)).square().mean()
-        excess = action_penalty(dream.actions, self.policy.action_units.within(dream.actions))
-        loss = -objective.mean() + h.anchor * gap + h.penalty * excess
+        loss, objective, gap, value = self._loss(dream)
         if self.iteration > self.warmup:
             policy_optimizer.zero_grad()
             self.manual_backward(loss)
@@ -136,10 +133,32 @@ class AnalyticPostTraining(PostTraining):
             self.tell({"doubt": dream.doubt.sum(1).mean()})
         self.log_spread(dream.obs[0], noise)
 
+    def _loss(self, dream: Dream) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Loss, objective [b], squared distance to the starting policy, and what the target critic says of each chunk, [b, h]."""
+        h = self.settings
+        value = self._target_values(dream, dream.end.instruction)
+        objective = discounted_return(dream.reward, dream.p_success, value[:, -1], gamma=h.gamma)
+        gap = (dream.actions - self._reference_actions(dream)).square().mean()
+        excess = action_penalty(dream.actions, self.policy.action_units.within(dream.actions))
+        return -objective.mean() + h.anchor * gap + h.penalty * excess, objective, gap, value
+
+    def foresee(self, batch: Batch) -> Foretold | None:
+        """A few dreams and their gradient."""
+        if len(batch["instruction"]) < FEW[1]:
+            return None
+
+        def learn(starts: int) -> None:
+            few = cut(batch, starts)
+            dream = self._from(Moment.of(self.world_model, few), Noise.rows(0, starts, self.device))
+            torch.autograd.grad(self._loss(dream)[0], list(self.policy.parameters()), allow_unused=True)
+
+        return straight(learn)
+
     def _dream(self, batch: Batch, noise: Noise) -> Dream:
         start = Moment.of(self.world_model, batch)
-        if self.continuation is not None:
-            start = self.continuation.begin(start)
+        return self._from(start if self.continuation is None else self.continuation.begin(start), noise)
+
+    def _from(self, start: Moment, noise: Noise) -> Dream:
         b = len(start.instruction)
         noisy = (torch.arange(b, device=self.device) % 2 * self.settings.exploration)[:, None, None]
         return imagine(

@@ -23,11 +23,13 @@ class Arena(nn.Module, ABC):
         reflector: whose trunk a critic may start from; None in physics.
         views: cameras whose frames its episodes start from, and at which size; none in physics.
         context: frames with which its episodes start.
+        any_number: it begins as many episodes as there are starts, so that a few tell what many will cost.
     """
 
     reflector: Reflector | None
     views: Views = {}
     context: int = 1
+    any_number: bool = False
 
     @abstractmethod
     def begin(self, batch: Batch, group_size: int, generator: torch.Generator, steps: int) -> tuple[World, Observation, Tensor]:
@@ -49,6 +51,7 @@ class DreamArena(Arena):
     """
 
     reflector: Reflector
+    any_number = True
 
     def __init__(self, world_model: WorldModel, reflector: Reflector, reward: Reward | None = None, every: int = 1):
         super().__init__()

@@ -50,6 +50,7 @@ class NFTPostTraining(RolloutLearner):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """The acting copy follows."""
+        super().on_train_batch_start(batch, batch_idx)
         with torch.no_grad():
             for slow, fast in zip(self.old.parameters(), self.policy.parameters(), strict=True):
                 slow.lerp_(fast, self.follow)

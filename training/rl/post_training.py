@@ -13,6 +13,8 @@ from diffusers.training_utils import EMAModel
 from lightning import LightningModule
 from torch import Tensor, nn
 
+from training.rl.foresight import Foretold, check_memory
+from training.supervised.batches import Batch
 from worldsim.core.interfaces import FlowPolicy, Policy
 from worldsim.core.noise import Noise
 from worldsim.core.types import Observation
@@ -53,6 +55,7 @@ class PostTraining(LightningModule):
         self.reference = frozen(copy.deepcopy(policy))
         self.ema = EMAModel(self.policy.parameters(), decay=ema_decay, foreach=True)
         self.told: dict[str, Tensor] = {}
+        self._foreseen = False
 
     @property
     def iteration(self) -> int:
@@ -92,6 +95,24 @@ class PostTraining(LightningModule):
                 "trainer.limit_train_batches, or lower +model.critic_warmup=... (analytic) or model.advantage.warmup=...",
                 stacklevel=2,
             )
+
+    def foresee(self, batch: Batch) -> Foretold | None:
+        """What an iteration from starts like these will take; None where nobody knows."""
+        return None
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Before the first iteration, and the first after a resumption: is there memory for it?
+
+        Raises:
+            ValueError: if there is not.
+        """
+        if self._foreseen:
+            return
+        self._foreseen = True
+        with self.trainer.precision_plugin.train_step_context():
+            foretold = self.foresee(batch)
+        if foretold is not None:
+            check_memory(foretold, len(batch["instruction"]), self.device)
 
     def shipped(self) -> dict[str, Tensor]:
         """Weights of the policy that would be shipped now: the moving average, detached copies."""

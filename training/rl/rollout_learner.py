@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from training.rl.arena import Arena
 from training.rl.chains import Chain
 from training.rl.estimators import Advantage, Assessment
+from training.rl.foresight import FEW, Foretold, cut, size, straight
 from training.rl.post_training import PostTraining
 from training.rl.rollout import collect_rollout, paid
 from training.rl.sampling import BetaStarts, DynamicSampling, EarlyStop, SuccessBuffer
@@ -175,7 +176,14 @@ class RolloutLearner(PostTraining, ABC):
                 raise ValueError(f"model.starts.pool={pool} needs a pool of starts in the data; set data.pool={pool}")
             chosen = self.starts.choose(batch["start"], generator)
             batch = {key: _take(value, chosen) for key, value in batch.items()}
-        steps = self.chunks * self.actor.action_horizon
+        rollout = self._rollout(batch, generator, self.chunks)
+        if self.starts is not None:
+            start = batch["start"].repeat_interleave(self.advantage.group_size)
+            self.starts.update(start, rollout.success)
+        return rollout
+
+    def _rollout(self, batch: Batch, generator: torch.Generator, chunks: int) -> Rollout:
+        steps = chunks * self.actor.action_horizon
         world, obs, group = self.arena.begin(batch, self.advantage.group_size, generator, steps)
         rollout = collect_rollout(
             self.actor,
@@ -183,17 +191,13 @@ class RolloutLearner(PostTraining, ABC):
             self.advantage,
             world,
             obs,
-            chunks=self.chunks,
+            chunks=chunks,
             group=group,
             seed=int(torch.randint(2**62, (), generator=generator, device=self.device)),
             early_stop=self.early_stop,
             whole_features=self.expert_only,
         )
-        if isinstance(world.reward, EpisodeReward):
-            rollout = paid(rollout, world.reward.episode(rollout))
-        if self.starts is not None:
-            self.starts.update(batch["start"][group], rollout.success)
-        return rollout
+        return paid(rollout, world.reward.episode(rollout)) if isinstance(world.reward, EpisodeReward) else rollout
 
     def minibatches(self, rollout: Rollout, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """Trajectory and time of the decisions of each update: shuffled decisions, of groups whose dreams did not all end alike.
@@ -218,7 +222,7 @@ class RolloutLearner(PostTraining, ABC):
     ) -> dict[str, Tensor]:
         optimizer, *critic_optimizer = self.optimizers() if self.advantage.lr else [self.optimizers()]  # type: ignore[misc]
         obs = rollout.observations(rows)
-        features = rollout.features[rows] if self.expert_only else self.policy.encode(obs)
+        features = self._features(rollout, rows, obs)
         logs = {}
         estimate = self.advantage.value(obs.images, obs.instruction, features.detach())
         executed = rollout.valid[rows] if estimate.shape[-1] > 1 else rollout.decided[rows][..., None]
@@ -228,6 +232,27 @@ class RolloutLearner(PostTraining, ABC):
             logs["critic_loss"] = critic_loss
         if self.iteration <= self.warmup:
             return logs
+        total, loss, gap, metrics = self._loss(rollout, rows, obs, features, assessment, generator)
+        imitation = None if self.buffer is None else self.buffer.loss(self.policy, generator)
+        if imitation is not None:
+            total, logs["imitation_loss"] = total + imitation, imitation
+        self._step(total, optimizer, self.learned_parameters(), self.clip)
+        self.ema.step(self.policy.parameters())
+        return {**logs, "policy_loss": loss, "anchor_gap": gap, **metrics}
+
+    def _features(self, rollout: Rollout, rows: tuple[Tensor, Tensor], obs: Observation) -> Features:
+        return rollout.features[rows] if self.expert_only else self.policy.encode(obs)
+
+    def _loss(
+        self,
+        rollout: Rollout,
+        rows: tuple[Tensor, Tensor],
+        obs: Observation,
+        features: Features,
+        assessment: Assessment,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Of the policy on some decisions: the loss with the anchor, without it, the anchor's gap, and what to log."""
         decisions = Decisions(
             obs,
             features,
@@ -243,13 +268,38 @@ class RolloutLearner(PostTraining, ABC):
         )
         loss, metrics = self.policy_loss(decisions)
         gap = self._anchor_gap(decisions)
-        total = loss + self.anchor * gap
-        imitation = None if self.buffer is None else self.buffer.loss(self.policy, generator)
-        if imitation is not None:
-            total, logs["imitation_loss"] = total + imitation, imitation
-        self._step(total, optimizer, self.learned_parameters(), self.clip)
-        self.ema.step(self.policy.parameters())
-        return {**logs, "policy_loss": loss, "anchor_gap": gap, **metrics}
+        return loss + self.anchor * gap, loss, gap, metrics
+
+    def foresee(self, batch: Batch) -> Foretold | None:
+        """One decision of a few dreams is played, kept and learned from; a rollout keeps all of them, and for a moment twice."""
+        if not self.arena.any_number or len(batch["instruction"]) < FEW[1]:
+            return None
+        self.eval()
+        generator, group = torch.Generator(self.device).manual_seed(0), self.advantage.group_size
+        playing = straight(lambda starts: self._rollout(cut(batch, starts), generator, 1))
+        rollout = self._rollout(cut(batch, FEW[1]), generator, 1)
+        assessment = self.advantage.assess(rollout)
+
+        def learn(starts: int) -> None:
+            row = torch.arange(starts * group, device=self.device)
+            rows = (row, torch.zeros_like(row))
+            obs = rollout.observations(rows)
+            features = self._features(rollout, rows, obs)
+            if self.advantage.lr:
+                value = self.advantage.value(obs.images, obs.instruction, features.detach()).sum()
+                torch.autograd.grad(value, list(self.advantage.parameters()), allow_unused=True)
+            total, *_ = self._loss(rollout, rows, obs, features, assessment, generator)
+            torch.autograd.grad(total, self.learned_parameters(), allow_unused=True)
+
+        learning, kept = straight(learn), self.chunks * size(rollout) / FEW[1]
+        attempts = 1 if self.sampling is None else self.sampling.attempts
+        optimisers = 3 * sum(p.nbytes for p in (*self.learned_parameters(), *self.advantage.parameters()))  # gradients, two moments
+
+        def foretold(starts: int) -> float:
+            at_once = min(self.minibatch, starts * group * self.chunks) / group
+            return max(2 * kept * starts, kept * starts + max(playing(starts / attempts), optimisers + learning(at_once)))
+
+        return foretold
 
     def learned_parameters(self) -> list[nn.Parameter]:
         """What the policy's optimiser moves."""

@@ -1,0 +1,76 @@
+"""Memory that an iteration will take at least, foretold from a few starts before the first one is played.
+
+A learner says what it does with few starts; what it takes grows with their number in a straight line (`worldsim/measure/cost.py`
+counts). Read `rollout_learner.py` for who asks.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.supervised.batches import Batch
+from worldsim.core.types import TensorBatch
+from worldsim.measure.cost import Cost, free_bytes, gib
+
+FEW = (4, 8)  # starts that are tried
+SEEN = {"cpu": 5}  # so many times the memory of its tensors was a process seen to take (docs/results/speed.md)
+
+Foretold = Callable[[int], float]
+"""Bytes of tensors that an iteration from so many starts has at a time, beyond what is there already."""
+
+
+def straight(run: Callable[[int], Any]) -> Callable[[float], float]:
+    """Most bytes that live at a time in ``run(number)``, by the numbers of `FEW`."""
+    peaks = []
+    for number in FEW:
+        with Cost() as cost:
+            run(number)
+        peaks.append(cost.peak)
+    slope = (peaks[1] - peaks[0]) / (FEW[1] - FEW[0])
+    return lambda number: peaks[0] + slope * (number - FEW[0])
+
+
+def check_memory(foretold: Foretold, starts: int, device: torch.device) -> None:
+    """Refuse a run that cannot have the memory, and warn of one that may not have it.
+
+    Raises:
+        ValueError: if its tensors alone need more than is free; it says how many starts would fit.
+    """
+    needed, free = foretold(starts), free_bytes(device)
+    many = SEEN.get(device.type, 1)
+    if many * needed <= free:
+        return
+    said = f"an iteration from {starts} starts needs {gib(needed)} at least, {gib(free)} are free on {device}"
+    if needed <= free:
+        warnings.warn(
+            f"{said}, and processes were seen to take {many} times as much; lower data.batch_size if it is killed", stacklevel=2
+        )
+        return
+    fits = next((number for number in range(starts - 1, 0, -1) if many * foretold(number) <= free), 0)
+    remedy = f"data.batch_size={fits} would fit" if fits else "not even one would fit: take a smaller model.minibatch or model"
+    raise ValueError(f"{said}; {remedy}")
+
+
+def cut(batch: Batch, number: int) -> Batch:
+    """Its first rows, so many of them, without its seed."""
+
+    def part(value: Any) -> Any:
+        return {name: part(one) for name, one in value.items()} if isinstance(value, dict) else value[:number]
+
+    return {name: part(value) for name, value in batch.items() if name != "seed"}
+
+
+def size(value: Any) -> int:
+    """Bytes of all tensors in a batch of any kind."""
+    return sum(tensor.nbytes for tensor in _tensors(value))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | TensorBatch):
+        for part in (value if isinstance(value, dict) else vars(value)).values():
+            yield from _tensors(part)
