@@ -78,7 +78,7 @@ class PatchCodec(nn.Module):
 
 class LatentUNet(nn.Module):
     """Two-level U-Net of residual blocks with FiLM, without normalisation layers: about twice as fast on a CPU as
-    `diffusers.UNet2DModel` of the same size (`benchmarks/world_model.py`).
+    `diffusers.UNet2DModel` of the same size (`worldsim bench speed`).
 
     Args:
         inputs, outputs: channels.

@@ -28,14 +28,18 @@ def run_algorithms(cfg: dict[str, Any]) -> None:
     """Calibrate the cells, train them, evaluate them on the same held-out starts, and write table, plot and JSON.
 
     Raises:
-        ValueError: if a stage failed, a cell's calibration saw fewer than two iterations, or the starts are not those that choose.
+        ValueError: if `only` names no cell, a stage failed, a calibration saw fewer than two iterations, or the starts are not
+            those that choose.
     """
     check_choosing(cfg["evaluation_seed"], cfg["episodes"])
+    if unknown := {*cfg["only"]} - {*cfg["cells"]}:
+        raise ValueError(f"only names {min(unknown)}, which is none of the cells {', '.join(cfg['cells'])}")
+    cfg = cfg | {"cells": {cell: cfg["cells"][cell] for cell in cfg["only"] or cfg["cells"]}}
     out = Path(cfg["out"])
     out.mkdir(parents=True, exist_ok=True)
     jobs = cfg["jobs"]
-    bases = [base(cfg, seed) for seed in cfg["seeds"]]
-    run_stages([stage for stages in bases for stage in stages], out, jobs)
+    if diffuse(cfg):
+        run_stages([base(cfg, seed) for seed in cfg["seeds"]], out, jobs)
     run_stages([calibration(cfg, cell) for cell in cfg["cells"]], out, jobs)
     iterations = {cell: max(4, fitting(Path(cfg["out"]) / "pace" / cell, cfg["seconds"])) for cell in cfg["cells"]}
     todo = [training(cfg, cell, seed, iterations[cell]) for seed in cfg["seeds"] for cell in cfg["cells"]]
@@ -48,7 +52,12 @@ def run_algorithms(cfg: dict[str, Any]) -> None:
     print(f"{out / 'algorithms.md'}: {len(rows)} cells, best learner per minute: {rows[0]['cell']}")
 
 
-def base(cfg: dict[str, Any], seed: int) -> list[Stage]:
+def diffuse(cfg: dict[str, Any]) -> bool:
+    """Whether a cell starts from a diffusion policy."""
+    return any(cell in cfg["diffusion_cells"] for cell in cfg["cells"])
+
+
+def base(cfg: dict[str, Any], seed: int) -> Stage:
     """What a seed needs besides its demo run: a behaviour-cloned diffusion policy on the same demonstrations."""
     run = cfg["runs"][seed]
     command = (
@@ -56,7 +65,7 @@ def base(cfg: dict[str, Any], seed: int) -> list[Stage]:
         *(f"run_dir={cfg['out']}/diffusion_{seed}", f"data.roots=[{run}/data/demos]"),
         *(f"seed_everything={seed}", f"data.seed={seed}", "resume=true", f"trainer.max_steps={cfg['policy_steps']}"),
     )
-    return [Stage(f"diffusion_{seed}", command)]
+    return Stage(f"diffusion_{seed}", command)
 
 
 def learner_command(cfg: dict[str, Any], cell: str, seed: int, folder: str, *more: str) -> tuple[str, ...]:
@@ -95,18 +104,14 @@ def training(cfg: dict[str, Any], cell: str, seed: int, iterations: int) -> Stag
 
 def evaluation(cfg: dict[str, Any], seed: int) -> Stage:
     """All policies of a seed on the same held-out starts, once nothing trains."""
-    others = [f"+others.{cell}={cfg['out']}/{cell}_{seed}" for cell in cfg["cells"]]
+    cells = [*cfg["cells"], *(["diffusion"] if diffuse(cfg) else [])]
+    others = [f"+others.{cell}={cfg['out']}/{cell}_{seed}" for cell in cells]
     return Stage(
         f"evaluate_{seed}",
         (
-            *("evaluate", f"policy={cfg['out']}/diffusion_{seed}", f"baseline={cfg['runs'][seed]}/policy", *others),
-            *(
-                f"episodes={cfg['episodes']}",
-                f"seed={cfg['evaluation_seed']}",
-                f"world.num_envs={cfg['envs']}",
-                "world.phrasings=eval",
-                f"out={cfg['out']}/evaluation_{seed}",
-            ),
+            *("evaluate", f"policy={cfg['runs'][seed]}/policy", *others, f"episodes={cfg['episodes']}"),
+            *(f"seed={cfg['evaluation_seed']}", f"world.num_envs={cfg['envs']}", "world.phrasings=eval"),
+            *(f"n_action_steps={cfg['n_action_steps'] or 'null'}", f"out={cfg['out']}/evaluation_{seed}"),
         ),
         tuple(f"{cell}_{every}" for every in cfg["seeds"] for cell in cfg["cells"]),
     )
@@ -119,7 +124,7 @@ def summarise(cfg: dict[str, Any]) -> list[dict[str, Any]]:
         before, after, seconds, per_seed, steps = [], [], [], [], []
         for seed in cfg["seeds"]:
             results = _evaluation(cfg, seed)["policies"]
-            start = results["policy" if cell in cfg["diffusion_cells"] else "baseline"]
+            start = results["diffusion" if cell in cfg["diffusion_cells"] else "policy"]
             before.append(outcomes_of(start))
             after.append(outcomes_of(results[cell]))
             folder = Path(cfg["out"]) / f"{cell}_{seed}"

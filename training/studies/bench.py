@@ -7,6 +7,7 @@ from training.studies.coevolution import run_coevolution
 from training.studies.exploitation import run_exploitation
 from training.studies.profile import run_profile
 from training.studies.rehearsal import run_rehearsal
+from training.studies.speed import run_speed
 from training.studies.world_models import run_world_models
 
 STUDIES = {
@@ -15,6 +16,7 @@ STUDIES = {
     "exploitation": run_exploitation,
     "profile": run_profile,
     "rehearsal": run_rehearsal,
+    "speed": run_speed,
     "world_model": run_world_models,
 }
 

@@ -13,7 +13,7 @@ from worldsim.measure.metrics import seeds_interval
 def test_an_interval_is_over_seeds_and_each_seeds_own_over_its_starts(tmp_path: Path) -> None:
     """Two seeds of 100 starts whose gains are 10 and 30 points: 200 starts would promise 20 ± 6, two seeds 20 ± 127."""
     for seed, won in ((1, 10), (2, 30)):
-        policies = {name: {"outcomes": "1" * n + "0" * (100 - n)} for name, n in (("baseline", 40), ("cell", 40 + won))}
+        policies = {name: {"outcomes": "1" * n + "0" * (100 - n)} for name, n in (("policy", 40), ("cell", 40 + won))}
         files = {
             f"evaluation_{seed}/evaluation.json": {"policies": policies},
             f"cell_{seed}/physics_steps.json": {"physics_steps": 0},
