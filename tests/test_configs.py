@@ -26,7 +26,7 @@ LEARNERS = sorted(path.stem for path in (CONFIG_DIR / "learner").glob("*.yaml"))
 MODELS = sorted(path.relative_to(CONFIG_DIR) for path in (CONFIG_DIR / "model").rglob("*.yaml"))
 CELLS = [
     pytest.param(experiment, overrides, id=f"{study}-{cell}")
-    for study, experiment in (("algorithms", "post_train"), ("world_model", "world_model"))
+    for study, experiment in (("rollouts", "post_train"), ("world_model", "world_model"))
     for cell, overrides in compose_config("bench", [f"study={study}"]).cells.items()
 ]
 CHOICES = [

@@ -154,8 +154,8 @@ def test_bench_of_algorithms_gives_each_cell_its_time_and_its_own_start(run: Pat
     assert set(rows) == set(names)
     assert [row["physics_steps"] > 0 for row in (rows[name] for name in names)] == [False, True]
     outcomes = json.loads((tmp_path / "evaluation_3" / "evaluation.json").read_text())["policies"]
-    assert rows["physics_ppo_flow_sde"]["before"]["mean"] == outcomes["baseline"]["rate"]
-    assert rows["grpo_diffusion"]["before"]["mean"] == outcomes["policy"]["rate"]
+    assert rows["physics_ppo_flow_sde"]["before"]["mean"] == outcomes["policy"]["rate"]
+    assert rows["grpo_diffusion"]["before"]["mean"] == outcomes["diffusion"]["rate"]
     assert all(row["iterations"] >= 2 for row in rows.values())
     assert all(name in (tmp_path / "algorithms.md").read_text() for name in names)
     assert (tmp_path / "algorithms.png").stat().st_size > 1000

@@ -37,6 +37,8 @@ class PixelState(TensorBatch):
 class PixelUNetWorldModel(WorldModel):
     """p(next frame | last frames, action) by flow matching, frame after frame.
 
+    Unlike DIAMOND it sees the latest action alone, no four of them, and the flow's plain velocity instead of EDM's preconditioning.
+
     Args:
         state_dim, action_dim: s and ad.
         context: real frames at the start, and frames that the network sees.
@@ -45,7 +47,7 @@ class PixelUNetWorldModel(WorldModel):
         layers: residual blocks per level.
         sampling_steps: denoising steps per frame.
         state_weight: weight of the proprioception loss.
-        views: the cameras that it predicts and the sizes at which it sees them, multiples of 8.
+        views: the cameras that it predicts and the sizes at which it sees them, multiples of 2^(levels - 1).
     """
 
     differentiable = True
@@ -64,7 +66,7 @@ class PixelUNetWorldModel(WorldModel):
         views: Mapping[str, tuple[int, int]] = FRONT,
     ):
         super().__init__()
-        self.views = views_of(views, 8)
+        self.views = views_of(views, 2 ** (len(channels) - 1))
         self.context, self.action_horizon, self.action_dim = context, action_horizon, action_dim
         self.sampling_steps, self.state_weight = sampling_steps, state_weight
         self.net = UNet2DModel(

@@ -5,6 +5,8 @@ little on a CPU (docs/results/speed.md). `+trainer.callbacks.compile._target_=tr
 """
 
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
@@ -13,8 +15,10 @@ from torch import nn
 
 from worldsim.core.interfaces import WorldModel
 
+Backend = str | Callable[..., Any]
 
-def compile_networks(model: nn.Module, device: torch.device, backend: str = "inductor") -> bool:
+
+def compile_networks(model: nn.Module, device: torch.device, backend: Backend = "inductor") -> bool:
     """Have each part of a model that is a network of its own compiled when it is first called, for batches of any size; its weights
     and their names stay as they are.
 
@@ -29,7 +33,10 @@ def compile_networks(model: nn.Module, device: torch.device, backend: str = "ind
     try:
         torch.compile(torch.neg, backend=backend)(torch.zeros(1, device=device))
     except Exception as error:  # whatever a missing or broken toolchain raises
-        warnings.warn(f"nothing is compiled on {device}, as torch.compile fails: {str(error).splitlines()[0]}", stacklevel=2)
+        warnings.warn(
+            f"nothing is compiled on {device}, as torch.compile fails: {type(error).__name__}: {str(error).partition(chr(10))[0]}",
+            stacklevel=2,
+        )
         return False
     for part in model.children():
         part.compile(dynamic=True, backend=backend)
@@ -43,7 +50,7 @@ class Compiled(Callback):
         backend: of `torch.compile`.
     """
 
-    def __init__(self, backend: str = "inductor"):
+    def __init__(self, backend: Backend = "inductor"):
         self.backend = backend
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from training.rl.chains import Chain, Deterministic
 from training.rl.critics import Critic
-from training.rl.foresight import FEW, Foretold, cut, straight
+from training.rl.foresight import FEW, Foretold, cut, derive, straight
 from training.rl.imagine import Continuation, Dream, Moment, imagine
 from training.rl.math.returns import action_penalty, discounted_return, td_lambda_targets
 from training.rl.post_training import PostTraining, frozen
@@ -150,9 +150,10 @@ class AnalyticPostTraining(PostTraining):
         def learn(starts: int) -> None:
             few = cut(batch, starts)
             dream = self._from(Moment.of(self.world_model, few), Noise.rows(0, starts, self.device))
-            torch.autograd.grad(self._loss(dream)[0], list(self.policy.parameters()), allow_unused=True)
+            derive(self._loss(dream)[0], self.policy.parameters())
 
-        return straight(learn)
+        moments, dreams = 2 * sum(p.nbytes for p in (*self.policy.parameters(), *self.critics.parameters())), straight(learn)
+        return lambda starts: moments + dreams(starts)
 
     def _dream(self, batch: Batch, noise: Noise) -> Dream:
         start = Moment.of(self.world_model, batch)

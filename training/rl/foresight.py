@@ -5,7 +5,7 @@ counts). Read `rollout_learner.py` for who asks.
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -50,17 +50,21 @@ def check_memory(foretold: Foretold, starts: int, device: torch.device) -> None:
         )
         return
     fits = next((number for number in range(starts - 1, 0, -1) if many * foretold(number) <= free), 0)
-    remedy = f"data.batch_size={fits} would fit" if fits else "not even one would fit: take a smaller model.minibatch or model"
+    remedy = f"{fits} would fit, set data.batch_size" if fits else "not even one would fit: take a smaller model.minibatch or model"
     raise ValueError(f"{said}; {remedy}")
 
 
 def cut(batch: Batch, number: int) -> Batch:
-    """Its first rows, so many of them, without its seed."""
+    """Its first rows, so many of them, of what makes a start."""
+    images = {name: frames[:number] for name, frames in batch["images"].items()}
+    return {"images": images, "state": batch["state"][:number], "instruction": batch["instruction"][:number]}
 
-    def part(value: Any) -> Any:
-        return {name: part(one) for name, one in value.items()} if isinstance(value, dict) else value[:number]
 
-    return {name: part(value) for name, value in batch.items() if name != "seed"}
+def derive(result: Tensor, parameters: Iterable[Tensor]) -> None:
+    """The gradient of a result, which nobody keeps, by what is not frozen."""
+    learned = [parameter for parameter in parameters if parameter.requires_grad]
+    if learned and result.requires_grad:
+        torch.autograd.grad(result.sum(), learned, allow_unused=True)
 
 
 def size(value: Any) -> int:

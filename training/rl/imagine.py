@@ -128,8 +128,9 @@ def imagine(
         action = path[:, -1]
         jitter = now.normal("action", *action.shape[1:]) if exploration.any() else torch.zeros_like(action)
         executed = joined.done(policy.action_units.native(action + exploration * jitter))
-        others = opinions(rivals, past, felt, instruction, executed, now)
-        state, predicted, proprioceptions = world_model.step(state, executed, now)
+        there = noise.at(number * executed.shape[1])  # a world model counts control steps
+        others = opinions(rivals, past, felt, instruction, executed, there)
+        state, predicted, proprioceptions = world_model.step(state, executed, there)
         verdicts = [judge(frames_of_one) for frames_of_one in (predicted, *others)]
         least = Judgement(**{name: torch.stack([vars(v)[name] for v in verdicts]).amin(dim=0) for name in vars(before)})
         rewards.append(reward(before, least))

@@ -97,7 +97,8 @@ class PostTraining(LightningModule):
             )
 
     def foresee(self, batch: Batch) -> Foretold | None:
-        """What an iteration from starts like these will take; None where nobody knows."""
+        """What an iteration from starts like these will take; None where nobody knows. For it a few of them are played and learned
+        from, without a step."""
         return None
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -109,8 +110,13 @@ class PostTraining(LightningModule):
         if self._foreseen:
             return
         self._foreseen = True
-        with self.trainer.precision_plugin.train_step_context():
+        devices = [self.device] if self.device.type == "cuda" else []
+        training = {module: module.training for module in self.modules()}
+        with self.trainer.precision_plugin.train_step_context(), torch.random.fork_rng(devices):
+            self.eval()  # as a rollout is played; a dropout of training would only change what is dropped
             foretold = self.foresee(batch)
+        for module, was in training.items():
+            module.training = was
         if foretold is not None:
             check_memory(foretold, len(batch["instruction"]), self.device)
 

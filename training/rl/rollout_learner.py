@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from training.rl.arena import Arena
 from training.rl.chains import Chain
 from training.rl.estimators import Advantage, Assessment
-from training.rl.foresight import FEW, Foretold, cut, size, straight
+from training.rl.foresight import FEW, Foretold, cut, derive, size, straight
 from training.rl.post_training import PostTraining
 from training.rl.rollout import collect_rollout, paid
 from training.rl.sampling import BetaStarts, DynamicSampling, EarlyStop, SuccessBuffer
@@ -82,7 +82,7 @@ class RolloutLearner(PostTraining, ABC):
         chunks: int = 8,
         epochs: int = 2,
         minibatch: int = 256,
-        lr: float = 2e-4,
+        lr: float = 5e-5,
         anchor: float = 0.02,
         clip: float = 0.5,
         ema_decay: float = 0.9,
@@ -178,8 +178,7 @@ class RolloutLearner(PostTraining, ABC):
             batch = {key: _take(value, chosen) for key, value in batch.items()}
         rollout = self._rollout(batch, generator, self.chunks)
         if self.starts is not None:
-            start = batch["start"].repeat_interleave(self.advantage.group_size)
-            self.starts.update(start, rollout.success)
+            self.starts.update(batch["start"][rollout.group], rollout.success)
         return rollout
 
     def _rollout(self, batch: Batch, generator: torch.Generator, chunks: int) -> Rollout:
@@ -271,10 +270,9 @@ class RolloutLearner(PostTraining, ABC):
         return loss + self.anchor * gap, loss, gap, metrics
 
     def foresee(self, batch: Batch) -> Foretold | None:
-        """One decision of a few dreams is played, kept and learned from; a rollout keeps all of them, and for a moment twice."""
+        """One decision of a few dreams is played, assessed, kept and learned from; a rollout keeps all, and for a moment twice."""
         if not self.arena.any_number or len(batch["instruction"]) < FEW[1]:
             return None
-        self.eval()
         generator, group = torch.Generator(self.device).manual_seed(0), self.advantage.group_size
         playing = straight(lambda starts: self._rollout(cut(batch, starts), generator, 1))
         rollout = self._rollout(cut(batch, FEW[1]), generator, 1)
@@ -286,18 +284,18 @@ class RolloutLearner(PostTraining, ABC):
             obs = rollout.observations(rows)
             features = self._features(rollout, rows, obs)
             if self.advantage.lr:
-                value = self.advantage.value(obs.images, obs.instruction, features.detach()).sum()
-                torch.autograd.grad(value, list(self.advantage.parameters()), allow_unused=True)
-            total, *_ = self._loss(rollout, rows, obs, features, assessment, generator)
-            torch.autograd.grad(total, self.learned_parameters(), allow_unused=True)
+                derive(self.advantage.value(obs.images, obs.instruction, features.detach()), self.advantage.parameters())
+            derive(self._loss(rollout, rows, obs, features, assessment, generator)[0], self.learned_parameters())
 
         learning, kept = straight(learn), self.chunks * size(rollout) / FEW[1]
-        attempts = 1 if self.sampling is None else self.sampling.attempts
-        optimisers = 3 * sum(p.nbytes for p in (*self.learned_parameters(), *self.advantage.parameters()))  # gradients, two moments
+        share = 1.0 if self.starts is None else self.starts.keep
+        share /= 1 if self.sampling is None else self.sampling.attempts  # what is played at once, and kept at least
+        moments = 2 * sum(p.nbytes for p in (*self.learned_parameters(), *self.advantage.parameters()))
 
         def foretold(starts: int) -> float:
-            at_once = min(self.minibatch, starts * group * self.chunks) / group
-            return max(2 * kept * starts, kept * starts + max(playing(starts / attempts), optimisers + learning(at_once)))
+            played = share * starts
+            at_once = min(self.minibatch, played * group * self.chunks) / group
+            return max(2 * kept * played, kept * played + max(playing(played), moments + learning(at_once)))
 
         return foretold
 

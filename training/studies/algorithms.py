@@ -156,7 +156,7 @@ def table(cfg: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     lines = [
         "# Learners compared",
         "",
-        f"`worldsim bench algorithms`: seeds {', '.join(map(str, cfg['seeds']))}, {cfg['seconds']} s of learning each on "
+        f"Seeds {', '.join(map(str, cfg['seeds']))}, {cfg['seconds']} s of learning each on "
         f"{max(1, cores() // cfg['jobs'])} thread(s); {cfg['episodes']} starts per seed, from {cfg['evaluation_seed']:,} on, which "
         "choose and do not report; held-out sentences; gains paired with the policy that a cell started from. 95 % intervals: over "
         f"seeds (Student's t; a single seed's over its starts), and in the last column each seed's own over its starts. "

@@ -9,8 +9,6 @@ some dreams give away (`worldsim/measure/cost.py`). A machine has three rates, s
 how much more memory a process takes than its tensors. The other sizes check it.
 """
 
-import ctypes
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,10 +18,10 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
+from worldsim.core.memory import give_memory_back
 from worldsim.core.world import World
 from worldsim.measure.cost import Cost, gib
 
-M_MMAP_THRESHOLD = -3  # of mallopt(3)
 FEW = (16, 32)  # dreams that are counted: of fewer, the weights are what takes most
 Builder = Callable[["Size"], World]
 
@@ -94,7 +92,7 @@ def rates(papers: Sequence[Paper], seconds: Sequence[float]) -> dict[str, float]
 
 def overhead(papers: Sequence[Paper], peaks: Sequence[float]) -> float:
     """How many times the memory of its tensors a process takes: kernels have scratch space of their own. The geometric mean."""
-    return float(np.exp(np.mean(np.log(peaks) - np.log([paper.peak for paper in papers]))))
+    return float(np.exp(np.nanmean(np.log(peaks) - np.log([paper.peak for paper in papers]))))
 
 
 def foretold(paper: Paper, law: dict[str, float]) -> float:
@@ -103,21 +101,23 @@ def foretold(paper: Paper, law: dict[str, float]) -> float:
 
 
 def peak_of(step: Callable[[], object], device: torch.device) -> float:
-    """The most memory that a step takes beyond what is there [B]: of the process on Linux, of torch on a GPU, elsewhere NaN."""
+    """The most memory that a step takes beyond what is there [B]: of the process on Linux, of torch on a GPU, elsewhere NaN.
+
+    On a CPU the process gives its memory back from then on.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         step()
         return torch.cuda.max_memory_allocated(device) - before
-    if sys.platform != "linux":
+    give_memory_back()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+    except OSError:
         return float("nan")
-    libc = ctypes.CDLL(None)
-    libc.mallopt(M_MMAP_THRESHOLD, 2**16)  # from now on a tensor's pages come and go with it, which costs time,
-    libc.malloc_trim(0)  # and what is free already goes first
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
     before = _status("VmRSS")
     step()
-    return _status("VmHWM") - before
+    return _status("VmHWM") - before or float("nan")
 
 
 def _status(name: str) -> float:

@@ -27,6 +27,7 @@ from training.studies.scaling import Measured, Size, described, on_paper, overhe
 from worldsim.core.cores import cores
 from worldsim.core.files import write_json
 from worldsim.core.interfaces import WorldModel
+from worldsim.core.memory import keep_memory
 from worldsim.core.precision import precision
 from worldsim.core.world import World
 from worldsim.worlds.dream import DreamWorld, Starts
@@ -123,11 +124,17 @@ def run_speed(cfg: dict[str, Any]) -> None:
     """Measure, foretell, and with finished demos (`runs`) learn; write table, plot and JSON.
 
     Raises:
-        ValueError: if there is no cell, or nothing would be measured.
+        ValueError: if there is no cell, nothing would be measured, or too little calibrates.
     """
     if not cfg["cells"] or cfg["repeats"] < 1:
         raise ValueError(f"cells must name a world and repeats be at least 1, got {list(cfg['cells'])} and {cfg['repeats']}")
+    everything = sizes(cfg["dreams"], cfg["sides"], cfg["channels"], cfg["batch"])
+    if sum(calibrates(cfg, size) for size in everything) < 3:
+        raise ValueError(
+            f"calibration must name 3 of the sizes or more, for three rates; they are {', '.join(map(str, everything))}"
+        )
     torch.manual_seed(0)
+    keep_memory()  # as learners do
     out, n = Path(cfg["out"]), cfg["batch"]
     out.mkdir(parents=True, exist_ok=True)
     worlds: dict[str, World] = {name: instantiate(cell, _convert_="all")(num_envs=n) for name, cell in cfg["cells"].items()}
@@ -147,7 +154,7 @@ def run_speed(cfg: dict[str, Any]) -> None:
         }
         for name in worlds
     }
-    scaled = scaling(cfg)
+    scaled = scaling(cfg, everything)
     machine = {
         "processor": processor(),
         "threads": cores(),
@@ -155,8 +162,6 @@ def run_speed(cfg: dict[str, Any]) -> None:
         "device": DEVICE.type,
         "torch": torch.__version__,
     }
-    if DEVICE.type == "cuda":
-        machine["processor"] = torch.cuda.get_device_name()
     found = {"machine": machine, "batch": n, "windows": cfg["windows"], "cells": rows, **scaled}
     write_json(out / "speed.json", found)
     (out / "speed.md").write_text(table(found))
@@ -167,27 +172,28 @@ def run_speed(cfg: dict[str, Any]) -> None:
         print((out / "learning" / "algorithms.md").read_text(), end="")
 
 
-def scaling(cfg: dict[str, Any]) -> dict[str, Any]:
+def calibrates(cfg: dict[str, Any], size: Size) -> bool:
+    """Whether this size determines the rates."""
+    return [size.dreams, size.side, list(size.channels)] in cfg["calibration"]
+
+
+def scaling(cfg: dict[str, Any], everything: list[Size]) -> dict[str, Any]:
     """Dreams of many sizes, measured, and foretold from those with a number of dreams that calibrates."""
 
     def build(size: Size) -> World:
         return dream(LatentFlowWorldModel(channels=size.channels, views={"front": (size.side, size.side)}), size.dreams)  # type: ignore[arg-type]
 
-    everything = sizes(cfg["dreams"], cfg["sides"], cfg["channels"], cfg["batch"])
     papers = [on_paper(size, build, chunk, half) for size in everything]
     steps = {size: chunk(build(size)) for size in everything}
     seconds = [seconds_of({"it": step}, cfg["repeats"])["it"] for step in track(steps.values(), description="seconds of sizes")]
     with half():
         peaks = [peak_of(step, DEVICE) for step in track(steps.values(), description="memory of sizes")]
     measured = [Measured(*one) for one in zip(seconds, peaks, strict=True)]
-    calibrates = [[size.dreams, size.side, list(size.channels)] in cfg["calibration"] for size in everything]
-    known = [i for i, yes in enumerate(calibrates) if yes]
-    if len(known) < 3:
-        raise ValueError(f"calibration must name 3 measured sizes or more, for three rates, got {len(known)}")
+    known = [i for i, size in enumerate(everything) if calibrates(cfg, size)]
     law = rates([papers[i] for i in known], [seconds[i] for i in known])
     law["bytes_factor"] = overhead([papers[i] for i in known], [peaks[i] for i in known])
-    columns = zip(everything, papers, measured, calibrates, strict=True)
-    return {"law": law, "sizes": [described(size, paper, one, law, yes) for size, paper, one, yes in columns]}
+    columns = zip(everything, papers, measured, strict=True)
+    return {"law": law, "sizes": [described(size, paper, one, law, calibrates(cfg, size)) for size, paper, one in columns]}
 
 
 def processor() -> str:

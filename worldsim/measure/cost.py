@@ -19,6 +19,8 @@ from worldsim.core.cores import cgroup
 class Cost(TorchDispatchMode):
     """``with Cost() as cost: ...`` counts; parameters and whatever else was there before costs nothing.
 
+    Fused attention has no formula on a CPU, and counts no FLOP there.
+
     Attributes:
         operations: calls of kernels; views of a tensor are none.
         flops: floating-point operations of matrix products and convolutions, two for each multiplication with its addition.
@@ -32,23 +34,31 @@ class Cost(TorchDispatchMode):
         self.operations = self.flops = self.moved = self.alive = self.peak = 0
         self._known: set[int] = set()  # storages that were counted, by their address in Python
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Networks may be compiled while they are counted; otherwise they would never be again."""
+        return True
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        read = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        for tensor in read:
+            self._lives(tensor.untyped_storage(), 0)  # if it is new here, it was there before
         out = func(*args, **kwargs)
         made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         for tensor in made:
-            self._lives(tensor.untyped_storage())
-        if not func.is_view:
-            read = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            storage = tensor.untyped_storage()
+            self._lives(storage, storage.nbytes())
+        if not func.is_view and func is not torch.ops.aten._unsafe_view.default:
             self.operations += 1
             self.moved += sum(tensor.nbytes for tensor in (*read, *made))
             if (count := flop_registry.get(func.overloadpacket)) is not None:
                 self.flops += count(*args, **kwargs, out_val=out)
         return out
 
-    def _lives(self, storage: torch.UntypedStorage) -> None:
+    def _lives(self, storage: torch.UntypedStorage, size: int) -> None:
         """Counts a storage that is new, until it is gone."""
-        key, size = id(storage), storage.nbytes()
+        key = id(storage)
         if key in self._known:
             return
         self._known.add(key)
@@ -62,14 +72,19 @@ class Cost(TorchDispatchMode):
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that a process may still take there [B]: of a GPU with what torch keeps for itself, of a container no more than its
-    limit."""
+    """Memory that a process may still take there [B]: of a GPU with what torch keeps for itself.
+
+    Of a container it is what its limit leaves, for which files in memory make room.
+    """
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
     free = psutil.virtual_memory().available
     limit, used = cgroup("memory.max"), cgroup("memory.current")
-    return min(free, int(limit) - int(used)) if limit.isdigit() and used.isdigit() else free
+    if not (limit.isdigit() and used.isdigit()):
+        return free
+    files = sum(int(value) for name, value in map(str.split, cgroup("memory.stat").splitlines()) if name.endswith("active_file"))
+    return max(0, min(free, int(limit) - int(used) + files))
 
 
 def gib(size: float) -> str:

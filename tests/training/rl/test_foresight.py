@@ -15,6 +15,7 @@ from training.rl.estimators import GAE, GRPO
 from training.rl.foresight import check_memory
 from training.rl.post_training import PostTraining
 from training.rl.ppo import PPOPostTraining
+from training.rl.sampling import BetaStarts, DynamicSampling
 from worldsim.measure.cost import Cost, gib
 
 GIB = 2**30
@@ -88,9 +89,9 @@ def test_it_says_how_many_starts_would_fit(monkeypatch: pytest.MonkeyPatch) -> N
     needs = lambda starts: GIB + 0.5 * GIB * starts  # noqa: E731
     check_memory(needs, 14, torch.device("cuda"))
     check_memory(needs, 1, torch.device("cpu"))
-    with pytest.raises(ValueError, match=r"128 starts needs 65.0 GiB at least, 8.0 GiB are free on cuda; data.batch_size=14 would"):
+    with pytest.raises(ValueError, match=r"128 starts needs 65.0 GiB at least, 8.0 GiB are free on cuda; 14 would fit, set"):
         check_memory(needs, 128, torch.device("cuda"))
-    with pytest.raises(ValueError, match=r"15 starts needs 8.5 GiB at least, 8.0 GiB are free on cpu; data.batch_size=1 would fit"):
+    with pytest.raises(ValueError, match=r"15 starts needs 8.5 GiB at least, 8.0 GiB are free on cpu; 1 would fit"):
         check_memory(needs, 15, torch.device("cpu"))
     with pytest.warns(UserWarning, match=r"14 starts needs 8.0 GiB at least, 8.0 GiB are free on cpu, and .* 5 times as much"):
         check_memory(needs, 14, torch.device("cpu"))
@@ -99,9 +100,40 @@ def test_it_says_how_many_starts_would_fit(monkeypatch: pytest.MonkeyPatch) -> N
 def test_what_a_container_may_take_bounds_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     from worldsim.measure import cost
 
-    limits = {"memory.max": str(3 * GIB), "memory.current": str(2 * GIB)}
+    files = f"anon 7\ninactive_file {GIB}\nactive_file {GIB // 2}"
+    limits = {"memory.max": str(3 * GIB), "memory.current": str(2 * GIB), "memory.stat": files}
     monkeypatch.setattr(cost, "cgroup", limits.__getitem__)
     monkeypatch.setattr(cost.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 16 * GIB}))
-    assert gib(cost.free_bytes(torch.device("cpu"))) == "1.0 GiB"
+    assert gib(cost.free_bytes(torch.device("cpu"))) == "2.5 GiB", "files in memory make room"
     limits["memory.max"] = "max"
     assert gib(cost.free_bytes(torch.device("cpu"))) == "16.0 GiB"
+
+
+def test_what_is_frozen_is_not_asked_for_a_gradient(models: dict[str, Any], tmp_path: Path) -> None:
+    """A policy whose backbone somebody froze, and a critic without parameters that learn."""
+    models["policy"].trunk.requires_grad_(False)
+    module = learner(models, "ppo")
+    module.advantage.requires_grad_(False)
+    with torch.random.fork_rng():
+        foretold = module.foresee(starts(8))
+    assert foretold is not None and foretold(16) > foretold(8) > 0
+
+
+def test_a_part_of_the_starts_needs_a_part_of_the_memory(models: dict[str, Any]) -> None:
+    """Half of them are played (MoPPS), or a quarter at a time (DAPO)."""
+    foretold = []
+    for economy in ({}, {"starts": BetaStarts(pool=8, keep=0.5)}, {"sampling": DynamicSampling(attempts=4)}):
+        advantage = GRPO(group_size=2)
+        module = PPOPostTraining(models["policy"], arena(models), FlowSDE(), advantage, chunks=3, minibatch=16, **economy)  # type: ignore[arg-type]
+        foretold.append(module.foresee(starts(8)))
+    whole, half, quarter = (one(10**4) for one in foretold)
+    assert half / whole == pytest.approx(0.5, rel=0.05) and quarter / whole == pytest.approx(0.25, rel=0.05)
+
+
+def test_a_long_rollout_is_kept_and_for_a_moment_twice(models: dict[str, Any]) -> None:
+    """Of 400 decisions the pictures alone, three bytes a pixel, are most of it."""
+    module = learner(models, "expert")
+    module.chunks = 400  # type: ignore[assignment]
+    foretold = module.foresee(starts(8))
+    assert foretold is not None
+    assert foretold(1000) / (2 * 1000 * 400 * 64 * 64 * 3) == pytest.approx(1.1, abs=0.1)
