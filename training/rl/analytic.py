@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from training.rl.chains import Chain, Deterministic
 from training.rl.critics import Critic
-from training.rl.foresight import FEW, Foretold, cut, derive, straight
+from training.rl.foresight import FEWEST, Foretold, cut, derive, straight, tried
 from training.rl.imagine import Continuation, Dream, Moment, imagine
 from training.rl.math.returns import action_penalty, discounted_return, td_lambda_targets
 from training.rl.post_training import PostTraining, frozen
@@ -144,7 +144,7 @@ class AnalyticPostTraining(PostTraining):
 
     def foresee(self, batch: Batch) -> Foretold | None:
         """A few dreams and their gradient."""
-        if len(batch["instruction"]) < FEW[1]:
+        if len(batch["instruction"]) < FEWEST:
             return None
 
         def learn(starts: int) -> None:
@@ -152,7 +152,8 @@ class AnalyticPostTraining(PostTraining):
             dream = self._from(Moment.of(self.world_model, few), Noise.rows(0, starts, self.device))
             derive(self._loss(dream)[0], self.policy.parameters())
 
-        moments, dreams = 2 * sum(p.nbytes for p in (*self.policy.parameters(), *self.critics.parameters())), straight(learn)
+        moments = 2 * sum(p.nbytes for p in (*self.policy.parameters(), *self.critics.parameters()))
+        dreams = straight(learn, tried(len(batch["instruction"])))
         return lambda starts: moments + dreams(starts)
 
     def _dream(self, batch: Batch, noise: Noise) -> Dream:

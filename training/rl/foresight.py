@@ -1,4 +1,4 @@
-"""Memory that an iteration will take at least, foretold from a few starts before the first one is played.
+"""Memory that an iteration will take at least, foretold from some of the starts before the first one is played.
 
 A learner says what it does with few starts; what it takes grows with their number in a straight line (`worldsim/measure/cost.py`
 counts). Read `rollout_learner.py` for who asks.
@@ -15,22 +15,27 @@ from training.supervised.batches import Batch
 from worldsim.core.types import TensorBatch
 from worldsim.measure.cost import Cost, free_bytes, gib
 
-FEW = (4, 8)  # starts that are tried
+FEWEST = 8  # starts of which a part is tried; of one or two dreams the weights would take most
 SEEN = {"cpu": 5}  # so many times the memory of its tensors was a process seen to take (docs/results/speed.md)
 
 Foretold = Callable[[int], float]
 """Bytes of tensors that an iteration from so many starts has at a time, beyond what is there already."""
 
 
-def straight(run: Callable[[int], Any]) -> Callable[[float], float]:
-    """Most bytes that live at a time in ``run(number)``, by the numbers of `FEW`."""
+def tried(starts: int) -> tuple[int, int]:
+    """An eighth and a quarter of them."""
+    return starts // 8, starts // 4
+
+
+def straight(run: Callable[[int], Any], few: tuple[int, int]) -> Callable[[float], float]:
+    """Most bytes that live at a time in ``run(number)``, by two numbers."""
     peaks = []
-    for number in FEW:
+    for number in few:
         with Cost() as cost:
             run(number)
         peaks.append(cost.peak)
-    slope = (peaks[1] - peaks[0]) / (FEW[1] - FEW[0])
-    return lambda number: peaks[0] + slope * (number - FEW[0])
+    slope = (peaks[1] - peaks[0]) / (few[1] - few[0])
+    return lambda number: peaks[0] + slope * (number - few[0])
 
 
 def check_memory(foretold: Foretold, starts: int, device: torch.device) -> None:

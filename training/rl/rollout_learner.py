@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from training.rl.arena import Arena
 from training.rl.chains import Chain
 from training.rl.estimators import Advantage, Assessment
-from training.rl.foresight import FEW, Foretold, cut, derive, size, straight
+from training.rl.foresight import FEWEST, Foretold, cut, derive, size, straight, tried
 from training.rl.post_training import PostTraining
 from training.rl.rollout import collect_rollout, paid
 from training.rl.sampling import BetaStarts, DynamicSampling, EarlyStop, SuccessBuffer
@@ -271,11 +271,12 @@ class RolloutLearner(PostTraining, ABC):
 
     def foresee(self, batch: Batch) -> Foretold | None:
         """One decision of a few dreams is played, assessed, kept and learned from; a rollout keeps all, and for a moment twice."""
-        if not self.arena.any_number or len(batch["instruction"]) < FEW[1]:
+        if not self.arena.any_number or len(batch["instruction"]) < FEWEST:
             return None
+        few = tried(len(batch["instruction"]))
         generator, group = torch.Generator(self.device).manual_seed(0), self.advantage.group_size
-        playing = straight(lambda starts: self._rollout(cut(batch, starts), generator, 1))
-        rollout = self._rollout(cut(batch, FEW[1]), generator, 1)
+        playing = straight(lambda starts: self._rollout(cut(batch, starts), generator, 1), few)
+        rollout = self._rollout(cut(batch, few[1]), generator, 1)
         assessment = self.advantage.assess(rollout)
 
         def learn(starts: int) -> None:
@@ -287,7 +288,7 @@ class RolloutLearner(PostTraining, ABC):
                 derive(self.advantage.value(obs.images, obs.instruction, features.detach()), self.advantage.parameters())
             derive(self._loss(rollout, rows, obs, features, assessment, generator)[0], self.learned_parameters())
 
-        learning, kept = straight(learn), self.chunks * size(rollout) / FEW[1]
+        learning, kept = straight(learn, few), self.chunks * size(rollout) / few[1]
         share = 1.0 if self.starts is None else self.starts.keep
         share /= 1 if self.sampling is None else self.sampling.attempts  # what is played at once, and kept at least
         moments = 2 * sum(p.nbytes for p in (*self.learned_parameters(), *self.advantage.parameters()))
