@@ -4,6 +4,8 @@ A callback rather than a default: it costs most of a minute, once per machine an
 little on a CPU (docs/results/speed.md). `+trainer.callbacks.compile._target_=training.app.compiled.Compiled` switches it on.
 """
 
+from worldsim.core import torchvision_remedy  # isort: skip  # noqa: F401 - before Lightning
+
 import warnings
 from collections.abc import Callable
 from typing import Any
