@@ -1,7 +1,7 @@
 """Compiled dreams: `torch.compile` for the networks of a learner's world models, where that wins.
 
-A callback rather than a default: it costs most of a minute, once per machine and model (inductor keeps what it made), and brings
-little on a CPU (docs/results/speed.md). `+trainer.callbacks.compile._target_=training.app.compiled.Compiled` switches it on.
+A callback rather than a default: it takes a while, once per machine and model (inductor keeps what it made), and brings little
+on a CPU (docs/results/speed.md). `+trainer.callbacks.compile._target_=training.app.compiled.Compiled` switches it on.
 """
 
 from worldsim.core import torchvision_remedy  # isort: skip  # noqa: F401 - before Lightning
