@@ -1,4 +1,4 @@
-"""`PixelUNetWorldModel`: every frame denoised in pixels by diffusers' `UNet2DModel`, a network of DIAMOND's kind and cost.
+"""`PixelUNetWorldModel`: every frame denoised in pixels by diffusers' `UNet2DModel`, a network of DIAMOND's kind.
 
 DIAMOND (arXiv:2405.12399) predicts one frame at a time from the last four and takes a few denoising steps for each; here
 they are steps of the flow that all of worldsim uses. `worldsim bench speed` holds `latent_flow.py` against it. It trains like
@@ -37,7 +37,7 @@ class PixelState(TensorBatch):
 class PixelUNetWorldModel(WorldModel):
     """p(next frame | last frames, action) by flow matching, frame after frame.
 
-    Unlike DIAMOND it sees the latest action alone, no four of them, and the flow's plain velocity instead of EDM's preconditioning.
+    Unlike DIAMOND it sees the latest action alone and learns the plain velocity, without EDM's preconditioning.
 
     Args:
         state_dim, action_dim: s and ad.

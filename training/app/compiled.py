@@ -34,7 +34,7 @@ def compile_networks(model: nn.Module, device: torch.device, backend: Backend = 
     """
     try:
         torch.compile(torch.neg, backend=backend)(torch.zeros(1, device=device))
-    except Exception as error:  # whatever a missing or broken toolchain raises
+    except RuntimeError as error:  # what Dynamo and its backends raise where a toolchain is missing or broken
         warnings.warn(
             f"nothing is compiled on {device}, as torch.compile fails: {type(error).__name__}: {str(error).partition(chr(10))[0]}",
             stacklevel=2,

@@ -51,7 +51,7 @@ def dream(world_model: WorldModel, num_envs: int) -> DreamWorld:
 
 
 class DiffusersNet(nn.Module):
-    """diffusers' `UNet2DModel` in the place of our `LatentUNet`, of its size: two levels, one block more in the middle."""
+    """diffusers' `UNet2DModel` in the place of our `LatentUNet`, of about its size: two levels."""
 
     def __init__(self, inputs: int, outputs: int, channels: tuple[int, int], condition: int = 256):
         super().__init__()
