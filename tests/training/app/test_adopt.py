@@ -74,7 +74,7 @@ def test_a_twin_of_a_real_recording_is_adopted_and_learned_from(
     learn("my_arm", tmp_path / "runs/my_arm", 2, FIT, SMALL)
     chosen = yaml.safe_load((tmp_path / "runs/my_arm/world_model/model.yaml").read_text())
     assert chosen["action_horizon"] == 8, "0.4 s at 20 frames per second"
-    assert main(["fit", "experiment=my_arm/post_train", "trainer.limit_train_batches=1", "data.batch_size=2", FIT[0]]) == 0
+    assert main(["fit", "experiment=my_arm/post_train", "trainer.limit_train_batches=2", "data.batch_size=2", FIT[0]]) == 0
     assert main(["evaluate", "experiment=my_arm/evaluate"]) == 2, "two of six episodes are held out, which says nothing"
     assert "dreams of 2 episodes say little" in capsys.readouterr().err
     assert main(["evaluate", "experiment=my_arm/evaluate", "held_out=1", "horizon=8"]) == 0
