@@ -1,14 +1,17 @@
 """`GymWorld`: copies of a Gymnasium environment as a `World`, through an `Adapter` that says what its pictures and numbers are.
 
 It exists so that anybody's task can be recorded, evaluated and learned in. An `Adapter` is one environment: it is reset by a seed,
-takes an action, shows pictures and a state, and says whether the task is done. `worldsim/worlds/gym_keys.py` is one for environments
-that a configuration describes; `pusht.py` and `metaworld.py` are written for one environment each. Read `docs/your_world.md` next.
+takes an action, shows pictures and a state, and says whether the task is done. `gym_keys.py` has one for environments that a
+configuration describes; those of `pusht.py` and `metaworld.py` are for one environment each. Read `docs/your_world.md` next.
 """
 
+import atexit
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
+from weakref import ref
 
 import gymnasium as gym
 import numpy as np
@@ -19,9 +22,24 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from worldsim.core.noise import Noise
-from worldsim.core.spec import Channel
+from worldsim.core.spec import Channel, Spec
 from worldsim.core.types import Judgement, Observation, TensorBatch
 from worldsim.core.world import Branchable, ChunkResult, Reward, Scripted, Sight, Step, World
+
+
+@contextmanager
+def display(what: str) -> Iterator[None]:
+    """Around what opens a display for `what`: ValueError with a remedy if there is nothing to draw on."""
+    try:
+        yield
+    except ModuleNotFoundError:
+        raise
+    except (ImportError, AttributeError, OSError, RuntimeError) as error:  # what PyOpenGL and its platforms raise
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{what} finds nothing to draw on ({reason}); set MUJOCO_GL=egl (Debian: apt-get install libegl1 libgl1) or "
+            "MUJOCO_GL=osmesa (libosmesa6) before the process starts"
+        ) from error
 
 
 class Adapter(ABC):
@@ -79,7 +97,7 @@ class Adapter(ABC):
         return float("nan")
 
     def keep(self) -> Float[np.ndarray, " n"]:
-        """What `resume` needs besides the seed and the actions; as many numbers in every episode, none of them unless it is faster."""
+        """What `resume` needs besides the seed and the actions; always as many numbers, none unless `resume` is quicker for it."""
         return np.empty(0)
 
     def resume(self, seed: int, actions: Float[np.ndarray, "t ad"], kept: Float[np.ndarray, " n"]) -> None:
@@ -113,12 +131,13 @@ class GymState(TensorBatch):
 class GymWorld(World, Branchable, Scripted):
     """`num_envs` environments, stepped one after the other in this process.
 
-    The first episode of a seed is the environment's own `reset(seed=...)`; those that follow an end are seeded from the seed and the
-    episode's number. An episode terminates with success, or when the environment says so. Pictures are drawn where somebody looks:
+    The first episode of a seed is the environment's own `reset(seed=...)`; those that follow an end are seeded from the seed and
+    their number. An episode terminates with success, or when the environment says so. Pictures are drawn where somebody looks:
     at the end of a chunk, and at each of its actions only if it is watched.
 
-    It is `Branchable` if the adapter `repeats`: a snapshot holds seed and actions, and restoring plays them again, faster where the
-    adapter can keep a simulator's state. What is played again is not counted as physics. It is `Scripted` if the adapter has an expert.
+    It is `Branchable` if the adapter `repeats`: a snapshot holds seed and actions, and restoring plays them again, or quicker where
+    the adapter can keep a simulator's state. What is played again is not counted as physics. It is `Scripted` if the adapter has an
+    expert.
 
     Args:
         adapter: makes one environment.
@@ -157,6 +176,14 @@ class GymWorld(World, Branchable, Scripted):
         )
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
+        atexit.register(_close, ref(self))  # while there is still what MuJoCo's viewers draw with, which they complain about else
+
+    @property
+    def spec(self) -> Spec:
+        """As of any world, but actions in pixels or metres are normalised by quantiles: only -1 to 1 is as a network likes it."""
+        spec = super().spec
+        action = (c if (c.low, c.high) == (-1, 1) else replace(c, normalisation="quantile") for c in spec.action)
+        return replace(spec, action=tuple(action))
 
     def able(self, ability: type) -> bool:
         has = {Branchable: self._adapters[0].repeats, Scripted: isinstance(self._adapters[0], ScriptedAdapter)}
@@ -211,8 +238,8 @@ class GymWorld(World, Branchable, Scripted):
         if not torch.equal(found := self._states(), state.state):
             row = int((found != state.state).any(dim=1).nonzero()[0])
             raise ValueError(
-                f"environment {row} is not where {int(state.elapsed[row])} actions after reset(seed={self._seed(row)}) had led, its "
-                f"state is {found[row].tolist()}, not {state.state[row].tolist()}; repeats=False says that it does not repeat itself"
+                f"environment {row} is not where {int(state.elapsed[row])} actions after reset(seed={self._seed(row)}) had led: in "
+                f"{found[row].tolist()}, not {state.state[row].tolist()}; repeats=False says that it does not repeat itself"
             )
         return self._observe()
 
@@ -308,7 +335,9 @@ class GymWorld(World, Branchable, Scripted):
                 shape = self._shapes.get(name, (*picture.shape[:2], 3))
                 if picture.dtype != np.uint8 or picture.shape != shape:
                     got, expected = f"{picture.dtype} {list(picture.shape)}", f"uint8 {list(shape)}"
-                    raise ValueError(f"camera {name} of {self._name(i)} shows {got}, expected {expected}; mend its adapter's images()")
+                    raise ValueError(
+                        f"camera {name} of {self._name(i)} shows {got}, expected {expected}; mend its adapter's images()"
+                    )
             sight = self._sights[i] = images, self._felt(i)
         return sight
 
@@ -321,3 +350,8 @@ class GymWorld(World, Branchable, Scripted):
     def _name(self, i: int) -> str:
         spec = self._adapters[i].env.spec
         return type(self._adapters[i].env.unwrapped).__name__ if spec is None else spec.id
+
+
+def _close(world: "ref[GymWorld]") -> None:
+    if (there := world()) is not None:
+        there.close()

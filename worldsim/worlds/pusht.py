@@ -22,8 +22,8 @@ SIDE = 512  # of the table [px]
 class PushT(Adapter):
     """One table with a T, its goal and a round pusher.
 
-    The action is where the pusher shall be, in pixels of the table; a PD controller takes it there in ten substeps of 10 ms. Seen are
-    the pictures of the environment's own observations, and the pusher's place as state.
+    The action is where the pusher shall be, in pixels of the table; a PD controller takes it there in ten substeps of 10 ms. The
+    pictures are those of the environment's own observations, the state is the pusher's place.
 
     Args:
         size: height and width of the pictures.
@@ -56,8 +56,8 @@ class PushT(Adapter):
 class PushTWorld(GymWorld):
     """`num_envs` tables; the rewards are the environment's, coverage / .95 up to 1, unless `reward` says otherwise.
 
-    It is branched by playing the actions again: the solver's contact impulses, which last from step to step, are no numbers that the
-    environment gives away.
+    It is branched by playing the actions again: places and velocities are not all, as the solver begins with the contact impulses
+    of the step before, which the environment does not give away.
 
     Args:
         num_envs: batch size.
