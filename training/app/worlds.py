@@ -29,7 +29,7 @@ def build_world(cfg: dict[str, Any]) -> World:
         reason: BaseException = error
         while reason.__cause__ is not None:
             reason = reason.__cause__
-        if isinstance(reason, ModuleNotFoundError) and reason.name in EXTRAS:
+        if isinstance(reason, ModuleNotFoundError) and (reason.name or "").partition(".")[0] in EXTRAS:
             raise reason from error
         raise
     return instantiate(cfg["randomization"], _convert_="all")(world) if cfg["randomization"] else world

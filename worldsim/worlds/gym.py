@@ -93,8 +93,8 @@ class Adapter(ABC):
         return bool(self.info.get("is_success", self.info.get("success", False)))
 
     def progress(self) -> float:
-        """In [0, 1], or NaN where nobody knows it."""
-        return float("nan")
+        """In [0, 1]; 1 where the task is done and 0 before, unless the environment knows better."""
+        return float(self.success())
 
     def keep(self) -> Float[np.ndarray, " n"]:
         """What `resume` needs besides the seed and the actions; always as many numbers, none unless `resume` is quicker for it."""
@@ -332,9 +332,9 @@ class GymWorld(World, Branchable, Scripted):
         if sight is None:
             images = self._adapters[i].images()
             for name, picture in images.items():
-                shape = self._shapes.get(name, (*picture.shape[:2], 3))
-                if picture.dtype != np.uint8 or picture.shape != shape:
-                    got, expected = f"{picture.dtype} {list(picture.shape)}", f"uint8 {list(shape)}"
+                shape = self._shapes.get(name)
+                if picture.dtype != np.uint8 or picture.shape[2:] != (3,) or shape not in (None, picture.shape):
+                    got, expected = f"{picture.dtype} {list(picture.shape)}", f"uint8 {list(shape or ('h', 'w', 3))}"
                     raise ValueError(
                         f"camera {name} of {self._name(i)} shows {got}, expected {expected}; mend its adapter's images()"
                     )

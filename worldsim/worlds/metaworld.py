@@ -194,7 +194,7 @@ class Metaworld(ScriptedAdapter):
 class MetaworldWorld(GymWorld):
     """`num_envs` arms; the rewards are Meta-World's own, 0 to 10 for each of its steps, unless `reward` says otherwise.
 
-    Progress is unknown: the rewards grow with it, but each task's in its own way.
+    Progress is 1 where the task is done and 0 before: rewards grow on the way, but in every task in another one.
 
     Args:
         task: a name such as push-v3, or a list of them, which start k takes in turn.
