@@ -148,6 +148,12 @@ def paired_difference(before: Bool[Tensor, " n"], after: Bool[Tensor, " n"], con
     return {"points": 100 * (won - lost) / n, "ci95": [100 * max(-1.0, gain - half), 100 * min(1.0, gain + half)]}
 
 
+def mean_score(score: Float[Tensor, " n"]) -> dict[str, Any]:
+    """Mean of n episodes' scores, or of their paired differences, with Student's interval."""
+    values = score.double().tolist()
+    return {"mean": sum(values) / len(values), "ci95": list(seeds_interval(values))}
+
+
 def seeds_interval(means: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
     """Student's interval (1908) of what another training seed would give, from one mean per seed: mean ± t_{k-1} sd / sqrt(k).
 
