@@ -1,5 +1,6 @@
 """Small datasets for tests: episodes of noise that we record, a dataset as others write it, and ways to damage them."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -10,6 +11,7 @@ import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import torch
 
 from worldsim.core.types import Episode
@@ -56,6 +58,22 @@ def write(root: Path, *flushes: list[Episode], **settings: Any) -> Dataset:
         for flush in flushes:
             writer.add(flush)
     return Dataset(root)
+
+
+class Killed(BaseException):
+    """Stands for a killed process: nothing in the writer may catch it."""
+
+
+def kill_at_rename(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Die in place of the `number`-th rename from now."""
+    rename, left = os.replace, iter(range(number))
+
+    def killed(source: Path, target: Path) -> None:
+        if next(left, None) is None:
+            raise Killed
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
 
 
 def foreign_dataset(
