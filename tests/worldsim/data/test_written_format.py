@@ -86,7 +86,7 @@ def recorded(root: Path, how: str, monkeypatch: pytest.MonkeyPatch, *, judged: A
 
 
 def table(root: Path, pattern: str) -> pa.Table:
-    return pa.concat_tables(pq.read_table(path, partitioning=None) for path in sorted(root.glob(pattern)))
+    return pa.concat_tables(pq.ParquetFile(path).read() for path in sorted(root.glob(pattern)))
 
 
 @pytest.mark.parametrize("how", ["at once", "in flushes", "killed"])
