@@ -1,6 +1,7 @@
 """Small datasets for tests: episodes of noise that we record, a dataset as others write it, and ways to damage them."""
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import pytest
 import torch
 
 from worldsim.core.types import Episode
@@ -59,6 +61,22 @@ def write(root: Path, *flushes: list[Episode], **settings: Any) -> Dataset:
         for flush in flushes:
             writer.add(flush)
     return Dataset(root)
+
+
+class Killed(BaseException):
+    """Stands for a killed process: nothing in the writer may catch it."""
+
+
+def kill_at_rename(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Die in place of the `number`-th rename from now."""
+    rename, left = os.replace, iter(range(number))
+
+    def killed(source: Path, target: Path) -> None:
+        if next(left, None) is None:
+            raise Killed
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
 
 
 def foreign_dataset(

@@ -1,42 +1,26 @@
 """Round trips between worldsim's dataset code and the real LeRobot. A script, not a test: it needs its own environment.
 
-No lerobot release installs beside our torch, so this recipe overrides its torch cap and leaves out what datasets do not need
-(Python 3.11, from the repository's root):
+No lerobot release installs beside our torch, so this recipe leaves out what datasets do not need (Python 3.12, which LeRobot 0.6.1
+asks for, from the repository's root; torch comes with accelerate, and torchvision must fit it):
 
-    python3.11 -m venv /tmp/lerobot-venv && . /tmp/lerobot-venv/bin/activate
-    pip install --no-deps lerobot==0.4.4 torchvision==0.28.0
-    pip install torch==2.13.0 'datasets>=4,<5' 'av>=15,<16' 'huggingface-hub>=0.34.2,<0.36' 'draccus==0.10.0' 'packaging<26' \
-        'deepdiff<9' 'opencv-python-headless<4.13' accelerate jsonlines pandas einops imageio gymnasium jaxtyping pynput pyserial
+    python3.12 -m venv /tmp/lerobot-venv && . /tmp/lerobot-venv/bin/activate
+    pip install --no-deps lerobot==0.6.1
+    pip install torch torchvision 'datasets>=4,<6' 'av>=15,<16' huggingface-hub 'draccus==0.10.0' 'packaging<26' 'deepdiff<9' \
+        'opencv-python-headless<4.13' accelerate jsonlines pandas einops imageio gymnasium jaxtyping pynput pyserial
     PYTHONPATH=. python tests/interop/lerobot_roundtrip.py
 
-Two substitutions, neither in LeRobot's dataset code: operators that torchvision lacks beside a CPU build of torch are declared,
-and where neither torchcodec nor torchvision can decode video, LeRobot's frame decoder is replaced by PyAV (the script says so).
 Checked in both directions, with images and with videos: lengths, every value, tasks, statistics and pixels; and that LeRobot opens
-a dataset of which nobody judged success, which has fewer columns.
+a dataset of which nobody judged success, which has fewer columns, and one of which somebody judged some frames.
+`robovet_verdict.py` beside it asks another program about such datasets.
 """
 
-import sys
 import tempfile
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
-
-try:
-    import torchvision
-except RuntimeError:  # torchvision's binary does not match a CPU torch; declaring the operators is enough to import it
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        del sys.modules[name]
-    LIBRARY = torch.library.Library("torchvision", "DEF")
-    for operator in ("nms", "qnms"):
-        LIBRARY.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    import torchvision
-
-from lerobot.datasets import lerobot_dataset
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from worldsim.core.types import Episode
@@ -64,15 +48,6 @@ def episode(seed: int, t: int) -> Episode:
         instruction=f"task {seed % 2}",
         source="expert",
     )
-
-
-def decode_with_pyav(video_path: Path | str, timestamps: list[float], tolerance_s: float, _backend: Any = None) -> torch.Tensor:
-    """Frames [n, 3, h, w] in [0, 1] nearest to `timestamps`, with the contract of LeRobot's `decode_video_frames`."""
-    with av.open(str(video_path)) as container:
-        frames = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
-    chosen = [min(frames, key=lambda frame: abs(frame[0] - timestamp)) for timestamp in timestamps]
-    assert all(abs(time - timestamp) < tolerance_s for (time, _), timestamp in zip(chosen, timestamps, strict=True))
-    return torch.from_numpy(np.stack([frame for _, frame in chosen])).permute(0, 3, 1, 2) / 255
 
 
 def assert_pixels(got: torch.Tensor, expected: torch.Tensor, storage: str) -> None:
@@ -120,6 +95,21 @@ def lerobot_reads_what_nobody_judged(root: Path, storage: Any) -> None:
     assert all(e.success.isnan().all() and e.progress.isnan().all() for e in Dataset(root).episodes())
 
 
+def lerobot_reads_what_is_known_of_some_frames(root: Path, storage: Any) -> None:
+    known = torch.tensor([torch.nan, 0, 0, torch.nan, 1, 1, 1])
+    settings: dict[str, Any] = {"state_names": ["x", "y", "z"], "action_names": ["dx", "dy"], "cameras": {"top": (SIZE, SIZE)}}
+    judged = {"success": False, "next.success": False, "progress": False}
+    with DatasetWriter(root, fps=FPS, robot_type="arm", storage=storage, judged=judged, **settings) as writer:
+        for i in range(2):
+            writer.add([replace(episode(i, t=6), success=known, progress=known / 2)])
+    dataset = LeRobotDataset("worldsim/interop", root=root)
+    assert len(dataset) == 14 and not judged.keys() & dataset.meta.stats.keys()
+    for i in range(14):
+        row = dataset[i]
+        got = torch.stack([row["success"], row["progress"]])
+        assert torch.equal(got.nan_to_num(-1), torch.stack([known[i % 7], known[i % 7] / 2]).nan_to_num(-1))
+
+
 def ours_reads_lerobot(root: Path, storage: Any) -> None:
     features = {
         "observation.state": {"dtype": "float32", "shape": (3,), "names": ["x", "y", "z"]},
@@ -149,13 +139,18 @@ def ours_reads_lerobot(root: Path, storage: Any) -> None:
     assert np.allclose(ours.stats["action"]["mean"], ours.read_values()["action"].mean(axis=0), atol=1e-5)
 
 
+CHECKS = (
+    lerobot_reads_ours,
+    lerobot_reads_what_nobody_judged,
+    lerobot_reads_what_is_known_of_some_frames,
+    ours_reads_lerobot,
+)
+
+
 def main() -> None:
-    """Run the six round trips; an AssertionError names the first difference."""
-    if find_spec("torchcodec") is None and not hasattr(torchvision.io, "VideoReader"):
-        print("note: no torchcodec and no torchvision.io.VideoReader; LeRobot's frame decoder is replaced by PyAV")
-        lerobot_dataset.decode_video_frames = decode_with_pyav
+    """Run the eight round trips; an AssertionError names the first difference."""
     for storage in ("image", "video"):
-        for check in (lerobot_reads_ours, lerobot_reads_what_nobody_judged, ours_reads_lerobot):
+        for check in CHECKS:
             with tempfile.TemporaryDirectory() as folder:
                 check(Path(folder) / "dataset", storage)
             print(f"{check.__name__} with {storage} storage: equal")

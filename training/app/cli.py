@@ -91,10 +91,10 @@ VERBS = {
     ),
     "fit": Verb("training.app.fit:fit", "train one module with Lightning", "experiment=world_model trainer.max_steps=2000", LEARN),
     "convert": Verb(
-        "training.app.verbs:convert",
-        "make a scene trained with ns-train one that worlds show",
-        "run=outputs/kitchen/nerfacto/1",
-        ("torch", "nerfstudio"),
+        "training.app.convert:convert",
+        "merge, cut or clean datasets into a new one, or make a scene of ns-train one that worlds show",
+        "data=[data/a,data/b] out=data/c",
+        ("torch",),
     ),
     "rollout": Verb(
         "training.app.verbs:rollout", "imagine episodes: video, dataset, statistics", "policy=runs/policy world=dream", ("torch",)

@@ -1,7 +1,7 @@
 """The shorter verbs of the `worldsim` command, one function each: a resolved configuration in, files out.
 
 They only put parts together; read the parts themselves: `collect.py`, `export.py`, `serving.py` and `report.py` of `worldsim`. The
-longer verbs live in `training/app/fit.py`, `training/app/evaluate.py`, `training/studies/demo.py` and
+longer verbs live in `training/app/convert.py`, `training/app/fit.py`, `training/app/evaluate.py`, `training/studies/demo.py` and
 `training/studies/algorithms.py`."""
 
 import json
@@ -100,13 +100,6 @@ def _store(
     steps = before + world.physics_steps
     rate = f" with {percent(success_rate(torch.tensor(successes)))} success" if successes else ""
     print(f"{root}: {max(had, episodes)} episodes, {len(successes)} new{rate}, {steps} physics steps")
-
-
-def convert(cfg: Config) -> None:
-    """A run of `ns-train` as a field that `world.fields=[...]` shows; nothing that is written in it is executed."""
-    from models.renderers.foreign import convert as convert_run  # needs the extra nerf, which no other verb here does
-
-    print(convert_run(Path(cfg["run"]), Path(cfg["out"])))
 
 
 def rollout(cfg: Config) -> None:

@@ -23,7 +23,6 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from torch import Tensor
 from typing_extensions import Self
 
@@ -31,10 +30,10 @@ from worldsim.core.types import Episode
 from worldsim.data import journal
 from worldsim.data import lerobot_format as fmt
 from worldsim.data.adoption import adoption
-from worldsim.data.columns import wrong_rows
 from worldsim.data.contents import Contents
 from worldsim.data.counters import check_counters
 from worldsim.data.lerobot_reader import NUM_THREADS, Dataset
+from worldsim.data.recordable import check_episode, description
 from worldsim.data.stats import NAMES, Stats, image_statistics, merge_statistics, statistics
 from worldsim.data.video import MIN_SIDE, encode_png, write_video
 
@@ -51,8 +50,8 @@ class DatasetWriter:
     An existing dataset with the same settings is continued: `num_episodes` says where, and files that an interrupted flush left
     behind move to `.orphans`. Nothing is ever deleted or written over, and a dataset that holds anything else that `info.json`
     does not count is refused. Statistics are kept exact over all frames (min, max, mean, std, count and quantiles of every vector
-    and scalar, held in memory for that); those of images come from 16 frames per episode, their quantiles are averaged over
-    episodes as in LeRobot.
+    and scalar, held in memory for that); those of images come from 16 frames per episode, and their quantiles are bounds
+    (`merge_statistics`). What nobody knows of some frames has none, as texts have none.
 
     Args:
         root: the dataset's folder, created if missing.
@@ -63,7 +62,8 @@ class DatasetWriter:
         cameras: (height, width) by camera name.
         storage: "image" is lossless PNG inside the data files; "video" is lossy AV1 and far smaller.
         judged: somebody says success and progress of every frame. A dataset of which nobody does has no such features, because a
-            recorded False would be learned from.
+            recorded False would be learned from. Otherwise which of `LABELS` it has: True if it is known of every frame (of all
+            but an episode's first, if there is `next.success` without `success`); False if of some, and NaN says of which not.
 
     Attributes:
         root: the dataset's folder.
@@ -85,9 +85,11 @@ class DatasetWriter:
         action_names: Sequence[str],
         cameras: Mapping[str, tuple[int, int]],
         storage: Literal["image", "video"] = "image",
-        judged: bool = True,
+        judged: bool | Mapping[str, bool] = True,
     ) -> None:
-        self.root, self._fps, self._storage, self._cameras, self._judged = Path(root), fps, storage, dict(cameras), judged
+        self.root, self._fps, self._storage, self._cameras = Path(root), fps, storage, dict(cameras)
+        said = judged if isinstance(judged, Mapping) else {key: True for key in fmt.LABELS if judged}
+        self._labels: dict[str, bool] = {**said}
         self._widths = (len(state_names), len(action_names))
         self._check_settings(state_names=state_names, action_names=action_names)
         self._info = fmt.new_info(
@@ -97,11 +99,12 @@ class DatasetWriter:
             action_names=action_names,
             cameras=cameras,
             storage=storage,
-            judged=judged,
+            labels=self._labels,
         )
         self._schema = fmt.arrow_schema(self._info["features"])
         if (adopted := adoption(self.root)) is not None:
             raise ValueError(f"{self.root} adopts another dataset, {adopted.dataset}; record into another folder")
+        self._measured = {key for key in fmt.number_features(self._info["features"]) if self._labels.get(key, True)}
         with ExitStack() as lock:
             lock.enter_context(journal.alone(self.root))
             self._open()
@@ -122,8 +125,8 @@ class DatasetWriter:
         committed = Dataset(self.root)
         self._info = committed.info
         self._task_of = committed.task_of
-        self._next_episode = max(committed.episode_indices, default=-1) + 1
-        self._values = {key: [values] for key, values in committed.read_values().items()}
+        self._next_episode = max((episode.index for episode in Contents(self.root).held), default=-1) + 1
+        self._values = {key: [values] for key, values in committed.read_values().items() if key in self._measured}
         self._image_stats = committed.image_stats()
         self._num_files = max((_file_number(path) + 1 for path in committed.files()), default=0)
         self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(NUM_THREADS)
@@ -156,7 +159,8 @@ class DatasetWriter:
         if self._pool is None:
             raise ValueError(f"the writer of {self.root} is closed; open another DatasetWriter to continue")
         for i, episode in enumerate(episodes):
-            self._check_episode(episode, f"episode {i} of this flush")
+            name = f"episode {i} of this flush"
+            check_episode(episode, name, cameras=self._cameras, widths=self._widths, labels=self._labels)
         if not episodes:
             return
         task_of = dict(self._task_of)
@@ -240,7 +244,7 @@ class DatasetWriter:
     def _frame_values(self, episode: Episode, episode_index: int, start: int, task_index: int) -> dict[str, np.ndarray]:
         """Every scalar and vector feature but `source`, [t+1, d]."""
         frame = np.arange(len(episode) + 1)
-        success, action = episode.success.numpy() == 1, episode.action.numpy()
+        success, action = episode.success.numpy(), episode.action.numpy()
         columns = {
             "observation.state": episode.state.numpy(),
             "action": np.concatenate([action, action[-1:]]),
@@ -255,7 +259,7 @@ class DatasetWriter:
             "index": start + frame,
             "task_index": np.full_like(frame, task_index),
         }
-        features = self._info["features"]  # without labels where nobody judged
+        features = self._info["features"]  # without labels that nobody gave
         return {k: v.reshape(len(frame), -1).astype(features[k]["dtype"]) for k, v in columns.items() if k in features}
 
     def _write_data(self, episodes: Sequence[Episode], values: Sequence[dict[str, np.ndarray]], file: dict[str, int]) -> None:
@@ -298,7 +302,7 @@ class DatasetWriter:
         if self._storage == "video":
             span = {"from_timestamp": (start - flush_start) / self._fps, "to_timestamp": (end - flush_start) / self._fps}
             row |= {f"videos/{fmt.camera_key(camera)}/{name}": v for camera in self._cameras for name, v in (file | span).items()}
-        stats = {key: statistics(value) for key, value in values.items()} | dict(image_stats)
+        stats = {key: statistics(value) for key, value in values.items() if key in self._measured} | dict(image_stats)
         return row | {f"stats/{key}/{name}": value.tolist() for key, part in stats.items() for name, value in part.items()}
 
     def _check_settings(self, **names: Sequence[str]) -> None:
@@ -323,7 +327,7 @@ class DatasetWriter:
 
         def settings(info: Mapping[str, Any]) -> dict[str, Any]:
             paths = {"data_path": info.get("data_path") or fmt.DATA_PATH, "video_path": info.get("video_path") or fmt.VIDEO_PATH}
-            features = {key: _description(feature) for key, feature in info["features"].items()}
+            features = {key: description(feature) for key, feature in info["features"].items()}
             return {key: info.get(key) for key in ("codebase_version", "fps", "robot_type")} | paths | features
 
         old, new = settings(existing), settings(self._info)
@@ -332,55 +336,20 @@ class DatasetWriter:
             raise ValueError(f"{self.root} was recorded with other settings: {lines}; use the same settings or another folder")
 
     def _check_statistics(self) -> None:
-        """ValueError if the episodes that are there have fewer statistics than ours: LeRobot reads all of one kind or none."""
-        ours = {f"stats/{key}/{name}" for key in self._info["features"] if key != "source" for name in NAMES}
+        """ValueError if the episodes that are there have other statistics than ours: LeRobot reads all of one kind or none."""
+        ours = {f"stats/{key}/{name}" for key in [*self._measured, *map(fmt.camera_key, self._cameras)] for name in NAMES}
+        labels = {f"stats/{key}/{name}" for key in self._labels for name in NAMES}
         for path in sorted(self.root.glob(journal.NEW_FILES[1])):
-            if lacking := sorted(ours - {*fmt.open_parquet(path).schema_arrow.names}):
+            there = {*fmt.open_parquet(path).schema_arrow.names}
+            if lacking := sorted(ours - there):
                 raise ValueError(
                     f"{path} lacks {len(lacking)} statistics of the episodes recorded now, such as {lacking[0]}, as those of older "
                     "LeRobot do; record into another folder"
                 )
-
-    def _check_episode(self, episode: Episode, name: str) -> None:
-        t, (s, ad) = len(episode), self._widths
-        if t < 1:
-            raise ValueError(f"{name} has no action; leave it out")
-        if episode.images.keys() != self._cameras.keys():
-            got, expected = (", ".join(sorted(cameras)) or "none" for cameras in (episode.images, self._cameras))
-            raise ValueError(f"{name} has the cameras {got}, expected {expected}; record exactly those")
-        expected_shapes: dict[str, tuple[Tensor, tuple[int, ...]]] = {
-            "state": (episode.state, (t + 1, s)),
-            "action": (episode.action, (t, ad)),
-            "reward": (episode.reward, (t,)),
-            "success": (episode.success, (t + 1,)),
-            "progress": (episode.progress, (t + 1,)),
-            **{f"camera {camera}": (episode.images[camera], (t + 1, *size, 3)) for camera, size in self._cameras.items()},
-        }
-        for field, (tensor, shape) in expected_shapes.items():
-            if tuple(tensor.shape) != shape:
-                raise ValueError(f"{name}: {field} has shape {tuple(tensor.shape)}, expected {shape} for {t} actions")
-            if field in ("success", "progress"):
-                known = int(tensor.isfinite().sum())
-                if (odd := tensor[torch.from_numpy(wrong_rows(field, tensor.numpy()[:, None]))]).numel():
-                    expected = "0 or 1" if field == "success" else "a share from 0 to 1"
-                    raise ValueError(f"{name}: {field} is {odd[0]:.3g} in a frame, expected {expected}; NaN says that nobody knows")
-                if known != self._judged * (t + 1):
-                    there = "says it of all" if self._judged else "does not"
-                    raise ValueError(
-                        f"{name}: {field} is known of {known} of {t + 1} frames, while this dataset {there}; record what is judged "
-                        "(judged=True) and what is not (judged=False) into two datasets"
-                    )
-            elif tensor.is_floating_point() and not tensor.isfinite().all():
-                raise ValueError(f"{name}: {field} has a value that is not finite; leave the episode out")
-        for camera, frames in episode.images.items():
-            if frames.dtype != torch.uint8:
-                raise ValueError(f"{name}: camera {camera} has dtype {frames.dtype}, expected torch.uint8 in 0..255; convert it")
-
-
-def _description(feature: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be the same of a feature for two recordings to go together; others nest the names of a vector."""
-    names = fmt.dimension_names(feature) if feature.get("names") and len(feature["shape"]) == 1 else feature.get("names")
-    return {"dtype": feature["dtype"], "shape": feature["shape"], "names": names}
+            if known := sorted(there & labels - ours):
+                raise ValueError(
+                    f"{path} has {known[0]}, of what is known of every frame there, of some here; record into another folder"
+                )
 
 
 def _file_number(path: Path) -> int:

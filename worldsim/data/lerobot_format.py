@@ -75,9 +75,13 @@ def new_info(
     action_names: Sequence[str],
     cameras: Mapping[str, tuple[int, int]],
     storage: Literal["image", "video"],
-    judged: bool,
+    labels: Mapping[str, bool],
 ) -> dict[str, Any]:
-    """`info.json` of a dataset without episodes; `cameras` maps names to (height, width), `judged` says whether it has `LABELS`."""
+    """`info.json` of a dataset without episodes.
+
+    `cameras` maps names to (height, width), `labels` those of `LABELS` that it has to whether they are known of every frame: others
+    are numbers, NaN where nobody knows.
+    """
     video = {"video.codec": "av1", "video.pix_fmt": PIXEL_FORMAT, "video.fps": fps, "video.channels": 3}
     features: Features = {
         "observation.state": {"dtype": "float32", "shape": [len(state_names)], "names": list(state_names)},
@@ -87,9 +91,10 @@ def new_info(
         feature = {"dtype": storage, "shape": [height, width, 3], "names": ["height", "width", "channels"]}
         if storage == "video":
             size = {"video.height": height, "video.width": width}
-            feature["info"] = {**size, **video, "video.is_depth_map": False, "has_audio": False}
+            feature["info"] = {**size, **video, "is_depth_map": False, "has_audio": False}
         features[camera_key(camera)] = feature
-    scalars = {key: dtype for key, dtype in SCALARS.items() if judged or key not in LABELS}
+    known = dict.fromkeys(SCALARS.keys() - {*LABELS}, True) | dict(labels)
+    scalars = {key: dtype if known[key] else "float32" for key, dtype in SCALARS.items() if key in known}
     features |= {key: {"dtype": dtype, "shape": [1], "names": None} for key, dtype in scalars.items()}
     return {
         "codebase_version": VERSION,

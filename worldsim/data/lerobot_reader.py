@@ -53,6 +53,7 @@ class Dataset:
 
     Attributes:
         root: the dataset's folder.
+        place: the folder of its files, which of an adopted dataset is another one.
         info: the contents of `meta/info.json`, with worldsim's names of features.
         features: its feature table.
         cameras: (height, width) by camera name; `observation.images.top` is camera "top". Depth maps are left out.
@@ -78,7 +79,7 @@ class Dataset:
 
     def __init__(self, root: str | Path, *, cameras: Sequence[str] | None = None, info: dict[str, Any] | None = None) -> None:
         self.root = Path(root)
-        self._files, found = open_info(self.root)
+        self.place, found = open_info(self.root)
         self.info = info or found
         self.features: fmt.Features = self.info["features"]
         self.state_names, self.action_names = (fmt.dimension_names(self.features[key]) for key in ("observation.state", "action"))
@@ -125,7 +126,7 @@ class Dataset:
 
     def stored_stats(self) -> dict[str, Stats] | None:
         """The contents of `meta/stats.json`; None if there are none, or if they count other frames than are committed."""
-        stored = fmt.read_statistics(self._files, self.info["total_frames"])
+        stored = fmt.read_statistics(self.place, self.info["total_frames"])
         return stored and {key: {name: np.array(value) for name, value in stats.items()} for key, stats in stored.items()}
 
     @property
@@ -211,7 +212,7 @@ class Dataset:
         for fault in counter_faults(self._contents):
             raise ValueError(f"{self.root}: {fault.found}; worldsim doctor data={self.root} says how to mend it")
         if uncounted := [path for path in self._contents.strays if path.match(NEW_FILES[0])]:
-            raise ValueError(f"{self._files / uncounted[0]} holds frames that {fmt.INFO} does not count; {self._doctor}")
+            raise ValueError(f"{self.place / uncounted[0]} holds frames that {fmt.INFO} does not count; {self._doctor}")
         lengths: dict[Path, int] = {}
         for episode in self._contents.held:
             lengths[episode.data] = lengths.get(episode.data, 0) + episode.length
@@ -224,7 +225,7 @@ class Dataset:
     def _read_tasks(self) -> dict[int, str]:
         if not self._contents.held:
             return {}
-        tasks, counted = lerobot_layout.tasks(self._files, self.info), self.info["total_tasks"]
+        tasks, counted = lerobot_layout.tasks(self.place, self.info), self.info["total_tasks"]
         if len(tasks) < counted:
             held = f"{fmt.INFO} counts {counted} tasks, {lerobot_layout.tasks_file(self.info)} holds {len(tasks)}"
             raise ValueError(f"{self.root}: {held}; worldsim doctor data={self.root} says how to mend it")

@@ -47,8 +47,10 @@ def image_statistics(frames: UInt8[np.ndarray, "n h w 3"]) -> Stats:
 def merge_statistics(parts: Sequence[Stats]) -> Stats:
     """Statistics of the union of disjoint parts of one feature.
 
-    min, max, mean, std and count are exact; a quantile is the count-weighted mean of the parts' quantiles, as in LeRobot, which
-    is an approximation.
+    min, max, mean, std and count are exact. A quantile of the union lies between the least and the greatest of the parts', and no
+    nearer can be said without the values: so one up to the median is the least of them, one above it the greatest, as in LeRobot
+    (huggingface/lerobot#3804, after 0.6.1). No range from a low to a high quantile is then too narrow, which a mean of the parts'
+    would be.
 
     Raises:
         ValueError: if there are no parts.
@@ -61,4 +63,5 @@ def merge_statistics(parts: Sequence[Stats]) -> Stats:
     mean = (weight * stacked["mean"]).sum(axis=0)
     variance = (weight * (stacked["std"] ** 2 + (stacked["mean"] - mean) ** 2)).sum(axis=0)
     moments = {"min": stacked["min"].min(axis=0), "max": stacked["max"].max(axis=0), "mean": mean, "std": np.sqrt(variance)}
-    return {**moments, "count": count, **{name: (weight * stacked[name]).sum(axis=0) for name in QUANTILES}}
+    bounds = {name: (np.min if q <= 0.5 else np.max)(stacked[name], axis=0) for name, q in QUANTILES.items()}
+    return {**moments, "count": count, **bounds}

@@ -1,6 +1,5 @@
 """Nothing that was recorded is ever lost: killed recordings, and datasets whose files and counters disagree."""
 
-import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,29 +10,24 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from toy_datasets import EPISODE_FILE, SETTINGS, edit_column, edit_info, files, random_episode, smooth_episode, write
+from toy_datasets import (
+    EPISODE_FILE,
+    SETTINGS,
+    Killed,
+    edit_column,
+    edit_info,
+    files,
+    kill_at_rename,
+    random_episode,
+    smooth_episode,
+    write,
+)
 
 from worldsim.data import journal
 from worldsim.data import lerobot_format as fmt
 from worldsim.data.counters import mend_counters
 from worldsim.data.faults import dataset_faults
 from worldsim.data.lerobot import Dataset, DatasetWriter
-
-
-class Killed(BaseException):
-    """Stands for a killed process: nothing in the writer may catch it."""
-
-
-def kill_at_rename(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Die in place of the `number`-th rename from now."""
-    rename, left = os.replace, iter(range(number))
-
-    def killed(source: Path, target: Path) -> None:
-        if next(left, None) is None:
-            raise Killed
-        rename(source, target)
-
-    monkeypatch.setattr(os, "replace", killed)
 
 
 @pytest.mark.parametrize("storage", ["image", "video"])

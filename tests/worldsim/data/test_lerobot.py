@@ -158,6 +158,17 @@ def test_merging_statistics_is_exact_for_moments() -> None:
         merge_statistics([])
 
 
+def test_merged_quantiles_bound_those_of_the_union() -> None:
+    """Of 0.00, 0.01 ... 1.00 the quantile q is q. No part's 10 % is less, so no less can be that of all; 90 % as well."""
+    values = np.arange(101)[:, None] / 100
+    parts = [values, 10 + values]
+    merged, whole = merge_statistics([statistics(part) for part in parts]), statistics(np.concatenate(parts))
+    expected = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 10.9, "q99": 10.99}
+    assert {name: merged[name].item() for name in expected} == pytest.approx(expected, rel=1e-12)
+    assert all(merged[name] <= whole[name] for name in ("q01", "q10", "q50"))
+    assert all(merged[name] >= whole[name] for name in ("q90", "q99"))
+
+
 @pytest.mark.parametrize(
     ("damage", "error", "message"),
     [
