@@ -26,6 +26,8 @@ from worldsim.core.spec import Channel, Spec
 from worldsim.core.types import Judgement, Observation, TensorBatch
 from worldsim.core.world import Branchable, ChunkResult, Reward, Scripted, Sight, Step, World
 
+SAME = 1e-5  # of a state and absolute: some simulators keep rounding errors of the episode before
+
 
 @contextmanager
 def display(what: str) -> Iterator[None]:
@@ -50,8 +52,8 @@ class Adapter(ABC):
         max_episode_steps: an episode is truncated after that many actions. The environment's own limit should be off.
         state_channels, action_channels: what the numbers are; actions are clipped to their channels' limits.
         robot_type: what moves.
-        repeats: after a reset with one seed, the same actions lead to the same states and pictures, bit for bit. False where chance
-            comes from elsewhere than the seed: nobody can branch such a world.
+        repeats: after a reset with one seed, the same actions lead to the same states and pictures. False where chance comes from
+            elsewhere than the seed: nobody can branch such a world.
         seen: the latest observation.
         info: the latest info.
     """
@@ -235,11 +237,12 @@ class GymWorld(World, Branchable, Scripted):
         for i, adapter in enumerate(self._adapters):
             adapter.resume(self._seed(i), self._actions[i, : self._elapsed[i]].numpy().copy(), state.kept[i].numpy().copy())
         self._sights = [None] * self.num_envs
-        if not torch.equal(found := self._states(), state.state):
-            row = int((found != state.state).any(dim=1).nonzero()[0])
+        found = self._states()
+        if (away := (found - state.state).abs() > SAME + SAME * state.state.abs()).any():
+            row, j = away.nonzero()[0].tolist()
             raise ValueError(
-                f"environment {row} is not where {int(state.elapsed[row])} actions after reset(seed={self._seed(row)}) had led: in "
-                f"{found[row].tolist()}, not {state.state[row].tolist()}; repeats=False says that it does not repeat itself"
+                f"environment {row} is not where {int(state.elapsed[row])} actions after reset(seed={self._seed(row)}) had led: "
+                f"{self.state_names[j]} is {found[row, j]:g}, not {state.state[row, j]:g}; say repeats=False"
             )
         return self._observe()
 

@@ -217,3 +217,5 @@ class MetaworldWorld(GymWorld):
     ):
         tasks = [task] if isinstance(task, str) else [*task]
         super().__init__(partial(Metaworld, tasks, camera, size, skip, max_episode_steps), num_envs, seed, reward)
+        arm: Any = self._adapters[0].env
+        self.fov = float(arm.model.camera(camera).fovy[0])  # degrees, for randomised views

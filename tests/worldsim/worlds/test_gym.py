@@ -1,6 +1,9 @@
 """Any Gymnasium environment behind the contract: its own starts, rewards and successes, branched by playing it again."""
 
+import importlib
+import re
 from functools import partial
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -8,8 +11,10 @@ import pytest
 import torch
 from toy_slide import GOAL
 
+from training.app.cli import main
 from worldsim.core.checks import check_world
 from worldsim.core.world import Branchable, Divisible, Scripted
+from worldsim.data.lerobot import Dataset
 from worldsim.tasks.reward import SparseSuccess
 from worldsim.worlds.gym import GymWorld, ScriptedAdapter
 from worldsim.worlds.gym_keys import KeyedAdapter, KeyedWorld, make
@@ -155,7 +160,8 @@ def test_what_does_not_repeat_itself_is_not_branchable():
     liar = slide(**chance)
     liar.step_chunk(torch.zeros(3, 3, 1))
     with pytest.raises(
-        ValueError, match=r"environment 0 is not where 3 actions after reset\(seed=0\) had led: in .*; repeats=False"
+        ValueError,
+        match=r"environment 0 is not where 3 actions after reset\(seed=0\) had led: state_0 is .*, not .*; say",
     ):
         liar.restore(liar.snapshot())
 
@@ -221,3 +227,31 @@ def test_the_time_limit_is_the_worlds():
     for _ in range(30):
         assert not env.step(np.zeros(1, np.float32))[3]
     assert slide(max_episode_steps=30).max_episode_steps == 30
+
+
+def test_the_document_does_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    pytest.importorskip("pygame", reason="Gymnasium draws this with pygame, which the extra pusht brings")
+    text = (Path(__file__).parents[3] / "docs" / "your_world.md").read_text()
+    adapter, use = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (description,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "hill.py").write_text(adapter)
+    (tmp_path / "world").mkdir()
+    (tmp_path / "world" / "hill.yaml").write_text(description)
+    monkeypatch.syspath_prepend(tmp_path)
+    exec(use, {"Hill": importlib.import_module("hill").Hill})
+    left_out, played, able = capsys.readouterr().out.splitlines()
+    assert left_out == "[]" and played.endswith("[True, True, True, True]") and able.startswith("True ")
+    where = ["--config-dir", str(tmp_path), "world=hill", "world.num_envs=2", f"root={tmp_path / 'data'}"]
+    assert main(["collect", *where, "actor=expert", "episodes=2"]) == 0
+    assert [episode.instruction for episode in Dataset(tmp_path / "data").episodes()] == ["Drive the car up to the flag."] * 2
+
+
+def test_viewers_of_two_environments_do_not_draw_for_each_other():
+    """Gymnasium's MuJoCo viewers leave it to chance which OpenGL context is the current one."""
+    pictures, worlds = [], []
+    for env, size in (("HalfCheetah-v5", 32), ("Walker2d-v5", 48)):
+        settings = {"width": size, "height": size, "camera_name": "track"}
+        worlds.append(KeyedWorld(env, "Run.", {"front": "render"}, success=None, settings=settings, num_envs=1))
+        pictures.append(worlds[-1].reset(seed=0)[0].images["front"])
+    for world, picture in zip(worlds, pictures, strict=True):
+        assert torch.equal(world.reset(seed=0)[0].images["front"], picture)

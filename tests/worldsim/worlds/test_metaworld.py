@@ -14,7 +14,7 @@ from metaworld.policies import ENV_POLICY_MAP
 from worldsim.core.checks import check_world
 from worldsim.core.world import Branchable, Scripted
 from worldsim.measure.collect import ExpertActor, collect
-from worldsim.worlds.metaworld import KEPT, MetaworldWorld
+from worldsim.worlds.metaworld import KEPT, MetaworldWorld, gl_context
 from worldsim.worlds.metaworld_tasks import SENTENCES
 
 TWO = ["push-v3", "drawer-open-v3"]
@@ -134,3 +134,11 @@ def test_each_task_has_a_sentence():
 def test_what_it_refuses(arguments, words: str):
     with pytest.raises(ValueError, match=words):
         MetaworldWorld(**{"num_envs": 1, **arguments})
+
+
+def test_where_nothing_can_be_drawn_on_there_is_advice(monkeypatch: pytest.MonkeyPatch):
+    """A process that draws through EGL cannot open OSMesa, even where it is installed."""
+    gl_context()
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    with pytest.raises(ValueError, match=r"Meta-World finds nothing to draw on \(.*\); set MUJOCO_GL=egl .* or MUJOCO_GL=osmesa"):
+        gl_context.__wrapped__()
