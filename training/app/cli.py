@@ -118,7 +118,7 @@ VERBS = {
         ("websockets", "msgpack", "onnxruntime"),
     ),
     "report": Verb("training.app.verbs:report", "write one self-contained HTML page about a run", "run=runs/demo"),
-    "demo": Verb("training.studies.demo:run_demo", "all of the above on the embedded default", "size=tiny", (*LEARN, *RENDER[1:])),
+    "demo": Verb("training.studies.demo:demo", "all of the above on the embedded default", "size=tiny", (*LEARN, *RENDER[1:])),
     "bench": Verb(
         "training.studies.bench:bench",
         "compare learners or world models, or show what guards are for",

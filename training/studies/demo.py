@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import torch
 import yaml
+from hydra.utils import get_object
 
 from training.app.stages import Stage, done_file, execute
 from training.studies.estimate import minutes, probe
@@ -192,6 +193,11 @@ def final_names(cfg: dict[str, Any]) -> dict[str, str]:
     """Stages whose models are evaluated: those of the last round."""
     rounds = cfg["evolve"]["rounds"]
     return names_of_round(rounds) if rounds else {**names_of_round(0), "policy": "post_train"}
+
+
+def demo(cfg: dict[str, Any]) -> None:
+    """The verb: the demo of a task, which its file in `configs/task/` names."""
+    get_object(cfg.pop("demo"))(cfg)
 
 
 def run_demo(cfg: dict[str, Any]) -> None:

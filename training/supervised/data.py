@@ -122,8 +122,8 @@ class TableData(StreamData):
             return candidates[torch.randint(len(candidates), (b,), generator=generator)]
         end = torch.searchsorted(candidates, self.ends)
         number = end.diff(prepend=end.new_zeros(1))
-        weights = torch.tensor(self.weights) * (number > 0)
-        root = torch.multinomial(weights if weights.any() else number.float(), b, replacement=True, generator=generator)
+        weights = torch.tensor(self.weights, dtype=torch.float64) * (number > 0)
+        root = torch.multinomial(weights if weights.any() else number.double(), b, replacement=True, generator=generator)
         return candidates[end[root] - number[root] + (torch.rand(b, generator=generator) * number[root]).long()]
 
 
@@ -195,10 +195,13 @@ class ReflectorData(TableData):
         self.context = self.learner.context
         self.successes = (self.table.success == 1).nonzero().flatten()
         if len(self.successes) == 0:
-            raise ValueError(
-                f"none of the frames in {self.roots} is a success; record successful episodes for the reflector to learn from, or "
-                "let label=time_to_go take the ends of demonstrations for such"
-            )
+            found = f"none of the frames in {self.roots} is a success"
+            if self.table.progress.isnan().all():
+                raise ValueError(
+                    f"{found}; record successful episodes for the reflector to learn from, or let label=time_to_go take the ends "
+                    "of demonstrations for such"
+                )
+            warnings.warn(f"{found}: the reflector learns progress alone, and dreams do not end in success", stacklevel=2)
         self.judged = is_judged(self.table).nonzero().flatten()
         held_out = self.unseen()
         self.calibration, self.calibrates_unseen = self.table if held_out is None else held_out, held_out is not None
@@ -228,8 +231,10 @@ class ReflectorData(TableData):
         return table.window(rows, context=self.context, horizon=0)["images"]
 
     def enriched(self, candidates: Tensor, successes: Tensor, generator: torch.Generator) -> Tensor:
-        """`batch_size` of `candidates`, a share of them from `successes`."""
+        """`batch_size` of `candidates`, a share of them from `successes`, if there are some."""
         anywhere = self.rows(candidates, generator)
+        if len(successes) == 0:
+            return anywhere
         chosen = torch.rand(self.batch_size, generator=generator) < self.success_share
         return torch.where(chosen, self.rows(successes, generator), anywhere)
 

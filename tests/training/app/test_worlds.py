@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 import worldsim.worlds
@@ -40,6 +41,34 @@ def test_a_policy_is_evaluated_in_pusht(pusht_policy: str, tmp_path: Path, n_act
     result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert result["judge"] == "PushTWorld" and result["policies"]["policy"]["episodes"] == 3
     assert 0 < result["physics_steps"] <= 4 * 300, "three starts, and the one that the second table plays beside the last"
+    scored = result["policies"]["policy"]
+    assert len(scored["scores"]) == 3 and scored["score"]["mean"] == pytest.approx(sum(scored["scores"]) / 3, abs=1e-5)
+    assert all(0 <= score <= 1 for score in scored["scores"])
+
+
+def test_scores_are_the_largest_rewards_and_paired_by_start(pusht_policy: str, tmp_path: Path):
+    """Of PushT the score is the largest coverage / .95; a policy gains nothing against itself, from its folder or its file."""
+    from worldsim.core.noise import Noise
+    from worldsim.measure.collect import PolicyActor
+    from worldsim.worlds.pusht import PushTWorld
+
+    played = ["world=pusht", "world.num_envs=1", "world.size=48", "episodes=2", "seed=7"]
+    for out, baseline in (("first", pusht_policy), ("second", tmp_path / "first/evaluation.json")):
+        where = [f"policy={pusht_policy}", f"baseline={baseline}", f"out={tmp_path / out}"]
+        assert main(["evaluate", *played, *where]) == 0
+        policies = json.loads((tmp_path / out / "evaluation.json").read_text())["policies"]
+        assert policies["policy"]["paired_score_gain"] == {"mean": 0.0, "ci95": [0.0, 0.0]}
+    world, actor, scores = PushTWorld(1, size=48), PolicyActor(checkpoint.load(pusht_policy, FlowVLA)), []
+    for seed in (7, 8):
+        obs, _ = world.reset(seed=seed)
+        coverage, step, done = 0.0, 0, False
+        while not done:
+            noise = Noise(torch.tensor([seed]), torch.zeros(1, dtype=torch.long), torch.tensor([step]))
+            result, seen = world.watch_chunk(actor.act(world, obs, noise))
+            coverage = max(coverage, *(float(judged.progress) for _, judged in seen))
+            step, obs, done = step + int(result.valid.sum()), result.obs, bool(result.done)
+        scores.append(min(1.0, coverage / 0.95))
+    assert policies["policy"]["scores"] == pytest.approx(scores, abs=1e-4)
 
 
 def test_a_policys_episodes_in_pusht_are_recorded(pusht_policy: str, tmp_path: Path):

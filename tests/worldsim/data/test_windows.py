@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from worldsim.core.types import Observation
-from worldsim.data.windows import Mirror, shift
+from worldsim.data.windows import Colour, Mirror, shift
 
 WIDTHS = {"front": 6, "wrist": 7}
 
@@ -53,3 +53,18 @@ def test_batches_index_tensors_and_sentences_alike(index):
     assert rows.images["front"].flatten().tolist() == [int(value) for value in chosen]
     wanted = {"[2, 0]": ["2", "0"], "[True, False, True]": ["0", "2"]}.get(str(index))
     assert wanted is None or chosen == wanted
+
+
+def test_colours_change_alike_within_a_row_and_not_where_nothing_is_wanted():
+    """Only brightness: every pixel of a row times one factor of [.5, 1.5], in every frame and camera; rows have their own."""
+    images = {"a": torch.full((64, 2, 4, 4, 3), 100, dtype=torch.uint8), "b": torch.full((64, 2, 2, 2, 3), 40, dtype=torch.uint8)}
+    changed = Colour(0.5, 0, 0)(images, torch.Generator().manual_seed(0))
+    factors = changed["a"].flatten(1).float() / 100
+    assert torch.equal(factors, factors[:, :1].expand_as(factors)) and 0.5 <= factors.min() < 0.6 and 1.4 < factors.max() <= 1.5
+    assert (changed["b"].flatten(1) - 40 * factors[:, :1]).abs().max() <= 0.9, "rounded once each"
+    same = Colour(0, 0, 0)({"a": torch.arange(192, dtype=torch.uint8).reshape(1, 1, 8, 8, 3)}, torch.Generator())
+    assert same["a"].flatten().tolist() == list(range(192))
+    grey = Colour(0, 0, 1)({"a": torch.tensor([[[[[30, 60, 90]]]]] * 200, dtype=torch.uint8)}, torch.Generator().manual_seed(1))
+    assert (grey["a"].float().mean(-1) - 60).abs().max() <= 0.5, "saturation keeps the mean of the channels"
+    with pytest.raises(ValueError, match=r"colour.contrast must be in \[0, 1\], got 2"):
+        Colour(contrast=2)

@@ -249,3 +249,17 @@ def test_ratio_of_sums_covers() -> None:
         ratio = metrics.ratio_of_sums(above, below, draws=400)
         held += bool(ratio.low < 0.3 < ratio.high)
     assert 0.88 < held / 300 < 0.985
+
+
+def test_intervals_of_few_episodes_are_wider() -> None:
+    """Ratios .5 and 1.5 in turn: of 4 episodes the interval is from the worst draw to the best; of 400, Student's and the normal
+    quantile are one, and the plain percentile is 1 ± 1.96 * .5 / sqrt(400) = 1 ± .049."""
+    few, many = (metrics.ratio_of_sums(torch.tensor([0.5, 1.5]).repeat(n), torch.ones(2 * n)) for n in (2, 200))
+    assert [float(x) for x in few] == [1.0, 0.5, 1.5]
+    assert float(many.low) == pytest.approx(1 - 0.049, abs=0.005) and float(many.high) == pytest.approx(1 + 0.049, abs=0.005)
+
+
+def test_the_mean_score_has_students_interval() -> None:
+    """1, 2, 3 have a standard deviation of 1: 2 ± 4.3027 / sqrt(3)."""
+    found = metrics.mean_score(torch.tensor([1.0, 2.0, 3.0]))
+    assert found["mean"] == 2 and found["ci95"] == pytest.approx([2 - 2.4841, 2 + 2.4841], abs=1e-3)
