@@ -173,7 +173,9 @@ def video_clocks(contents: Contents) -> Iterator[Fault]:
             yield fault("videos", "warning", beside, found, remedy)
         if other := [*_other_windows(contents, key)]:
             found = f"from_timestamp and to_timestamp of {key} are not as far apart as the frames of {{}} last"
-            yield fault("videos", "warning", other, found, "convert the dataset again: a conversion cut videos elsewhere than tables")
+            yield fault(
+                "videos", "warning", other, found, "convert the dataset again: a conversion cut videos elsewhere than tables"
+            )
 
 
 def episode_rows(contents: Contents, columns: list[str]) -> Iterator[dict[str, Any]]:

@@ -187,7 +187,9 @@ def video_faults(contents: Contents) -> Iterator[Fault]:
 def task_changes(contents: Contents) -> Iterator[Fault]:
     """Episodes under several tasks."""
     if several := [e for e in contents.episodes if len(contents.task_numbers.get(e.index, ())) > 1]:
-        found = "{} change their task; each is read as one episode per task, as an episode has one instruction for all of its frames"
+        found = (
+            "{} change their task; each is read as one episode per task, as an episode has one instruction for all of its frames"
+        )
         yield fault("tasks", "warning", several, found, "nothing, unless task_index is wrong there")
 
 

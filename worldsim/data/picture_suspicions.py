@@ -26,6 +26,7 @@ SIDE = 32  # pixels at which frames are compared: what a codec adds averages out
 SAME = 1.0  # grey levels
 FROZEN = 10  # frames
 MAX_LAG = 8  # steps
+WEAK = 0.4  # correlation
 RESAMPLES, SURE = 200, 0.95
 
 
@@ -78,7 +79,7 @@ def camera_lag(changes: Sequence[Float[np.ndarray, " n"]], moves: Sequence[Float
         moves: of each clip, how far the state goes from one frame to the next.
 
     Returns:
-        The lag; None where the signal is too weak to say, that is below a correlation of .5, with less than 95 % of resampled
+        The lag; None where the signal is too weak to say, that is below a correlation of .4, with less than 95 % of resampled
         clips saying the same, or with fewer than three clips.
     """
     lags, rows = np.arange(-MAX_LAG, MAX_LAG + 1), []
@@ -94,7 +95,7 @@ def camera_lag(changes: Sequence[Float[np.ndarray, " n"]], moves: Sequence[Float
     drawn = np.random.default_rng(0).integers(0, len(rows), (RESAMPLES, len(rows)))
     sure = float((by_clip[drawn].mean(axis=1).argmax(axis=1) == best).mean())
     lag = Lag(int(lags[best]), float(score[best]), float(score[MAX_LAG]), sure)
-    return lag if lag.correlation >= 0.5 and sure >= SURE else None
+    return lag if lag.correlation >= WEAK and sure >= SURE else None
 
 
 def _clips(contents: Contents, key: str, states: Rows) -> Iterator[Clip]:

@@ -89,7 +89,10 @@ def impossible_units(contents: Contents) -> Iterator[Fault]:
     """Radians beyond a turn, and states and actions of which one looks like degrees and the other like radians."""
     spec = read_spec(contents.root, contents.info, ())
     channels = {"state": spec.state, "action": spec.action}
-    whole = {feature: np.concatenate([np.empty((0, len(channels[feature]))), *finite_rows(contents, key).values()]) for feature, key in KEYS.items()}
+    whole = {
+        feature: np.concatenate([np.empty((0, len(channels[feature]))), *finite_rows(contents, key).values()])
+        for feature, key in KEYS.items()
+    }
     if not all(map(len, whole.values())):
         return
     for feature, values in whole.items():
@@ -102,7 +105,9 @@ def impossible_units(contents: Contents) -> Iterator[Fault]:
         if len(narrow) > 1 and max(narrow) < np.pi:
             found = f"all {len(narrow)} {feature} channels called deg stay within {max(narrow):.3g} of 0, as radians do"
             yield Fault("units", "warning", found, f"say rad in {OVERLAY} if that is what they are")
-    reach = {feature: dict(zip((c.name for c in channels[feature]), np.ptp(v, axis=0), strict=True)) for feature, v in whole.items()}
+    reach = {
+        feature: dict(zip((c.name for c in channels[feature]), np.ptp(v, axis=0), strict=True)) for feature, v in whole.items()
+    }
     ratios = [reach["action"][name] / size for name, size in reach["state"].items() if name in reach["action"] and size > 0]
     powers = np.log([ratio for ratio in ratios if ratio > 0]) / np.log(np.degrees(1))  # 1 or -1 where only one is in degrees
     if len(powers) == len(ratios) > 1 and min(np.abs(powers - 1).max(), np.abs(powers + 1).max()) < 0.1:
