@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
-from toy_datasets import drop_column, edit_column, edit_info
-
 from museum.cases import case
 from museum.healthy import describe
 from museum.recorder import (
@@ -30,6 +27,8 @@ from museum.recorder import (
     write_lines,
     write_v2,
 )
+from toy_datasets import drop_column, edit_column, edit_info
+
 from worldsim.data import lerobot_format as fmt
 
 V2_VIDEO = f"videos/chunk-000/{CAMERA}/episode_000001.mp4"
@@ -402,7 +401,7 @@ def rough_quantiles(root: Path) -> list[Take]:
     """q01 and q99 as means of episodes that hardly overlap: a third of the range is cut off."""
     made = [replace(take, action=take.action / 4 + i, state=take.state / 4 + i) for i, take in enumerate(takes())]
     write(root, made)
-    restate(root, "action", q01=[1.2, 1.2], q99=[1.8, 1.8])
+    restate(root, "action", q01=[1.2] * 2, q10=[1.3] * 2, q50=[1.5] * 2, q90=[1.7] * 2, q99=[1.8] * 2)
     return made
 
 
@@ -552,8 +551,15 @@ def a_picture_that_is_none(root: Path) -> None:
     edit_column(root / DATA, CAMERA, {0: {"bytes": b"not a picture", "path": None}})
 
 
-@case("warning videos", "B10")
+@case("error videos", "B10")
 def a_video_that_runs_slow(root: Path) -> None:
-    """A video whose clock is 2.5 % slow against the table: within four seconds the pictures are a frame late."""
+    """A video whose clock is 2.5 % slow against the table, so that at some moment it shows no frame."""
     made = write(root, takes(1), storage="video")
-    encode(root / VIDEO, np.concatenate([made[0].pictures, made[0].pictures[-1:]]), fps=9.75)
+    encode(root / VIDEO, made[0].pictures, fps=9.75)
+
+
+@case("warning videos", "B10")
+def a_video_that_runs_fast(root: Path) -> None:
+    """A video whose clock is 2.5 % fast against the table: within four seconds the pictures are a frame early."""
+    made = write(root, takes(1), storage="video")
+    encode(root / VIDEO, np.concatenate([made[0].pictures, made[0].pictures[-1:]]), fps=10.25)

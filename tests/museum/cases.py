@@ -1,7 +1,7 @@
 """What a case of the museum is: a small dataset, what is wrong with it, and what worldsim should say.
 
-A case is a function that builds one into a folder; its name is the case's, its docstring says what is wrong. Rooms: `healthy.py` (must
-be read), `broken.py` (bookkeeping, files, values), `doubtful.py` (can be read, and is hardly meant). Read `visit.py` next.
+A case is a function that builds one into a folder; its name is the case's, its docstring says what is wrong. Rooms: `healthy.py`
+(must be read), `broken.py` (files, bookkeeping, values), `doubtful.py` (can be read, is hardly meant). Read `visit.py` next.
 """
 
 from collections.abc import Callable

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from toy_datasets import edit_column, edit_info
-
 from museum.cases import case
 from museum.healthy import describe
 from museum.recorder import CAMERA, DATA, Take, changed, draw, feature, save, takes, write
+from toy_datasets import edit_column, edit_info
 
 
 def all_of(made: list[Take], field: str, change) -> list[Take]:
@@ -78,7 +77,7 @@ def a_camera_that_is_early(root: Path) -> list[Take]:
 @case("warning channels", "DATA-108; B2")
 def a_dead_joint(root: Path) -> list[Take]:
     """The elbow is 0 in all frames."""
-    made = all_of(takes(), "state", lambda state: state * np.float32([1, 0]))
+    made = all_of(takes(), "state", lambda state: state * np.array([1, 0], np.float32))
     return write(root, [replace(take, pictures=draw(take.state)) for take in made])
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from toy_datasets import drop_column, edit_info
-
 from museum.cases import case
 from museum.recorder import CAMERA, DATA, EPISODES, Take, described, feature, png, save, takes, write, write_json, write_v2
+from toy_datasets import drop_column, edit_info
+
 from worldsim.data import lerobot_format as fmt
 
 
@@ -191,7 +191,7 @@ def doubles(root: Path) -> list[Take]:
 @case("fine", "B28")
 def episodes_of_two_frames(root: Path) -> list[Take]:
     """Episodes that are shorter than any chunk of actions."""
-    made = [replace(take, success=np.float32([0, 1])) for take in takes(4, 2)]
+    made = [replace(take, success=np.array([0, 1], np.float32)) for take in takes(4, 2)]
     return write(root, made)
 
 

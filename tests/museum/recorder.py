@@ -82,8 +82,8 @@ def feature(dtype: str, shape: list[int], names: Any = None) -> dict[str, Any]:
     return {"dtype": dtype, "shape": shape, "names": names}
 
 
-def columns(made: list[Take], numbers: list[int]) -> tuple[dict[str, dict], dict[str, list]]:
-    """Features and columns of all frames, and the tasks' numbers in the order in which they come."""
+def columns(made: list[Take], numbers: list[int]) -> tuple[dict[str, dict], dict[str, np.ndarray]]:
+    """Features and columns of all frames; tasks are numbered in the order in which they come."""
     tasks = [*dict.fromkeys(take.task for take in made)]
     lengths = [len(take.state) for take in made]
     rows = {
@@ -104,7 +104,9 @@ def encode(path: Path, pictures: np.ndarray, *, codec: str = "libx264", fps: flo
     """An mp4 in which picture i is shown at i / fps seconds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1000), options={"g": "2", "crf": "20"})
+        stream = container.add_stream(
+            codec, rate=Fraction(fps).limit_denominator(1000), options={"g": "2", "crf": "20", "x265-params": "log-level=none"}
+        )
         stream.width, stream.height, stream.pix_fmt = pictures.shape[2], pictures.shape[1], "yuv420p"
         for picture in pictures:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))

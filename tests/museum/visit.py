@@ -1,7 +1,7 @@
 """Look at the museum: build each case, ask doctor and reader of worldsim about it, and judge what they say.
 
-`python tests/museum/visit.py FOLDER OUT`, by whatever worldsim is on the path, looks at the datasets below a folder and writes what it
-saw; `compare.py` does that with an older one. `worldsim doctor museum=true` prints `visit`.
+`python tests/museum/visit.py FOLDER OUT`, by whatever worldsim is on the path, looks at the datasets below a folder and writes what
+it saw; `compare.py` does that with an older one. `worldsim doctor museum=true` prints `visit`.
 """
 
 import pickle
@@ -79,7 +79,9 @@ def judge(expected: str, truth: list | None, seen: Seen) -> str:
         said = [raised for raised in (seen.doctor, seen.reader) if word in raised]
         return "found" if len(said) == 2 else "silent" if not (seen.doctor or seen.reader) else "refused in other words"
     if severity == "error":
-        if not errors and not seen.doctor:
+        if seen.doctor:
+            return "refused needlessly"
+        if not errors:
             return "only the reader" if seen.reader else "silent"
         return "found" if any(fault[0] == word for fault in errors) else "another error"
     if errors or seen.doctor or seen.reader:

@@ -1,16 +1,18 @@
 """What a dataset says of itself against what it holds: features, numbers of rows, splits, sentences, clocks and windows of videos.
 
 Nothing here stops worldsim from reading, which trusts none of it; other readers do trust it, and where it is wrong the recording
-often is, too. Read `statistics_check.py` next, which does the same for `stats.json`, and `suspicions.py` for the numbers themselves.
+often is, too. Read `statistics_check.py` next, which does the same for `stats.json`, and `suspicions.py` for the numbers.
 """
 
 import re
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from worldsim.data import lerobot_format as fmt
 from worldsim.data.columns import WRONG
@@ -58,7 +60,8 @@ def undeclared_cameras(contents: Contents) -> Iterator[Fault]:
 def unread_values(contents: Contents) -> Iterator[Fault]:
     """NaN and infinity in numbers that worldsim reads for statistics only."""
     for key in (key for key in fmt.number_features(contents.features) if key not in WRONG):
-        if contents.features[key]["dtype"].startswith("float"):
+        floats = contents.features[key]["dtype"].startswith("float")
+        if floats and not any(_differs(contents, path, key) for path in contents.data_files):
             broken = [episode for episode, values in contents.values(key) if not np.isfinite(values).all()]
             if broken:
                 yield fault("values", "warning", broken, f"{key} is not finite everywhere in {{}}", f"leave it out, or {AGAIN}")
@@ -117,7 +120,8 @@ def odd_sentences(contents: Contents) -> Iterator[Fault]:
     other = []
     for episode in contents.held:
         held = {contents.tasks.get(number) for number in contents.task_numbers.get(episode.index, ())}
-        if said.get(episode.index) and None not in held and held != {*said[episode.index]}:
+        names = said.get(episode.index)
+        if names and held and None not in held and held != {*names}:
             other.append(episode)
     if other:
         found = "meta/episodes names other tasks than the rows of {}, whose task_index is what counts"
@@ -136,7 +140,7 @@ def wandering_clocks(contents: Contents) -> Iterator[Fault]:
     drift = {e: float(times[-1] - times[0] - (len(times) - 1) / fps) for e, times in stamps.items() if timing(times, fps).even}
     if fast := [episode for episode, seconds in drift.items() if abs(seconds) > 0.5 / fps]:
         worst = max((drift[e] for e in fast), key=abs)
-        found = f"the clock of the time stamps drifts against {fps} frames per second, by up to {1000 * worst:.0f} ms at the end of {{}}"
+        found = f"the clock of the time stamps drifts against {fps} frames per second, by {1000 * worst:.0f} ms at the end of {{}}"
         yield fault("time", "warning", fast, found, f"correct fps in {fmt.INFO}; frames of videos are picked by it")
 
 
@@ -204,16 +208,21 @@ def _other_windows(contents: Contents, key: str) -> Iterator[EpisodeFiles]:
             yield episode
 
 
-def _differs(contents: Contents, path: Any, key: str) -> str:
-    """What column `key` holds, if that is not what its feature says."""
+def _differs(contents: Contents, path: Path, key: str) -> str:
+    """What column `key` holds, if that is not what its feature says; "" too if there is no such column."""
+    if key not in fmt.open_parquet(path).schema_arrow.names:
+        return ""
     field, feature = fmt.open_parquet(path).schema_arrow.field(key), contents.features[key]
-    kind, widths = field.type, set()
+    kind = field.type
     while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         kind = kind.value_type
     whole = pa.types.is_integer(kind) or pa.types.is_boolean(kind)
+    if pa.types.is_null(kind):  # lists of nothing
+        return ""
     if not (whole or pa.types.is_floating(kind)) or (not whole and not feature["dtype"].startswith("float")):
         return str(field.type)
-    if len(feature["shape"]) == 1 and kind != field.type:
-        column = fmt.read_parquet(path, [key])[key]
-        widths = {*column.combine_chunks().drop_null().value_lengths().to_pylist()} - {feature["shape"][0]}
-    return f"{min(widths)} numbers in a row" if widths else ""
+    if len(feature["shape"]) != 1 or kind == field.type:
+        return ""
+    lengths = pc.call_function("list_value_length", [fmt.read_parquet(path, [key])[key]])
+    other = {*pc.call_function("unique", [lengths]).to_pylist()} - {feature["shape"][0], None}
+    return f"{min(other)} numbers in a row" if other else ""

@@ -12,6 +12,7 @@ from worldsim.data import journal
 from worldsim.data import lerobot_format as fmt
 from worldsim.data.contents import Contents, EpisodeFiles, Fault, counter_faults
 from worldsim.data.lerobot_reader import Dataset
+from worldsim.data.statistics_check import mended_statistics
 from worldsim.data.stats import NAMES, Stats
 
 NAMED = 3  # of many alike, so many are named
@@ -59,7 +60,7 @@ def check_counters(root: Path) -> None:
 
 
 def mend_counters(root: Path) -> str:
-    """Make `info.json` count the whole episodes that the files hold, and the statistics be theirs; returns what was changed.
+    """Make `info.json` count the whole episodes that the files hold, and `stats.json` not contradict them; says what was changed.
 
     What is replaced stays beside it as `<name>.bak-<n>`. Data, videos and `meta/episodes` are not touched, and nothing is if the
     dataset could not be read afterwards.
@@ -79,7 +80,9 @@ def mend_counters(root: Path) -> str:
         counts = {"total_episodes": total, "total_frames": frames, "total_tasks": len(contents.tasks)}
         old = contents.info
         if all(old.get(key) == value for key, value in counts.items()):
-            return f"{root}: {fmt.INFO} counts what the files hold, {total} episodes; nothing to mend"
+            if (stats := mended_statistics(contents)) is None:
+                return f"{root}: {fmt.INFO} counts what the files hold, {total} episodes; nothing to mend"
+            return f"{root}: {_replace_statistics(root, stats)}"
         whole = f"0:{old['total_episodes']}"
         splits = {name: f"0:{total}" if span == whole else span for name, span in (old.get("splits") or {}).items()}
         mended = {**old, **counts, "splits": splits}
@@ -87,18 +90,22 @@ def mend_counters(root: Path) -> str:
             index, why = [*lacking.items()][total]
             left_out = f"{fmt.INFO} cannot leave it out; copy its files again, or delete it with LeRobot (lerobot-edit-dataset)"
             raise ValueError(f"{root}: episode {index} is not whole ({why}), and {left_out}")
-        stats = _mended_statistics(Dataset(root, info=mended))
-        if stats is not None:
-            if (root / fmt.STATS).is_file():
-                _keep(root / fmt.STATS)
-            fmt.write_json(root / fmt.STATS, stats)
+        stats = _new_statistics(Dataset(root, info=mended)) or mended_statistics(Contents(root, info=mended))
+        said = f"; {_replace_statistics(root, stats)}" if stats is not None else ""
         kept = _keep(root / fmt.INFO)
         fmt.write_json(root / fmt.INFO, mended)  # last: until then the dataset is what it was
         changed = ", ".join(f"{key} {old.get(key)} -> {value}" for key, value in counts.items() if old.get(key) != value)
-        return f"{root}: {changed}; the old {fmt.INFO} is {kept.name}"
+        return f"{root}: {changed}; the old {fmt.INFO} is {kept.name}{said}"
 
 
-def _mended_statistics(data: Dataset) -> dict[str, Stats] | None:
+def _replace_statistics(root: Path, stats: dict[str, Stats]) -> str:
+    """Write `stats.json`, keep the old one, and say so."""
+    kept = f"; the old one is {_keep(root / fmt.STATS).name}" if (root / fmt.STATS).is_file() else ""
+    fmt.write_json(root / fmt.STATS, stats)
+    return f"{fmt.STATS} was computed again{kept}"
+
+
+def _new_statistics(data: Dataset) -> dict[str, Stats] | None:
     """What `stats.json` should say; None if it does, or if the episodes do not carry what that takes."""
     columns = {f"stats/{fmt.camera_key(camera)}/{name}" for camera in data.cameras for name in NAMES}
     files = [path for path in data.files() if path.is_relative_to(data.root / "meta")]

@@ -43,28 +43,44 @@ def dataset_faults(root: Path) -> list[Fault]:
         except (ValueError, FileNotFoundError) as error:  # a file that is damaged or missing, in words that name it
             faults.append(fault_of("files", error))
     faults += [fault_of("files", error) for error in contents.damages]
-    return sorted(dict.fromkeys(faults), key=lambda fault: fault.severity)
+    first = {(fault.found, fault.remedy): fault for fault in reversed(faults)}  # several checks stumble over the same file
+    return sorted(reversed(first.values()), key=lambda fault: fault.severity)
 
 
-def print_faults(root: Path, *, mend: bool = False, console: Console | None = None) -> list[Fault]:
+def print_faults(root: Path, *, mend: bool = False, out: Path | None = None, console: Console | None = None) -> list[Fault]:
     """Print `dataset_faults` as a table, after mending what counters can mend if that is wanted.
+
+    Args:
+        root: the dataset's folder.
+        mend: whether to make `meta/info.json` and `meta/stats.json` say what the data are.
+        out: a new file for the same as JSON, as `findings` gives it.
+        console: where to print; the terminal by default.
 
     Raises:
         FileNotFoundError: if there is no dataset.
-        ValueError: if there is an error among the faults, after the table, or if `mend` is asked for what it cannot do.
+        ValueError: if there is an error among the faults, after the table; if `mend` is asked for what it cannot do; or if `out`
+            is there already.
     """
     console = console or Console()
+    if out is not None and out.exists():
+        raise ValueError(f"out={out} is there already; name another file, or remove that one")
     if mend:
         console.print(escape(mend_counters(root)), soft_wrap=True)
-    faults, contents = dataset_faults(root), Contents(root)
-    info = contents.info
+    try:
+        faults, info = dataset_faults(root), Contents(root).info
+    except (ValueError, FileNotFoundError) as error:
+        if out is not None:
+            fmt.write_json(out, findings(root, [fault_of("files", error)]))
+        raise
+    if out is not None:
+        fmt.write_json(out, findings(root, faults))
     title = f"{root}: {info['total_episodes']} episodes, {info['total_frames']} frames at {info['fps']} frames per second"
     console.print(escape(title), style="italic", soft_wrap=True)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for fault in faults:
-        colour = {"error": "red", "warning": "yellow"}[fault.severity]
-        remedy = f"\n[dim]-> {escape(fault.remedy)}[/]"
-        table.add_row(escape(fault.kind), f"[{colour}]{fault.severity}[/]", escape(fault.found) + remedy)
+    for said in faults:
+        colour = {"error": "red", "warning": "yellow"}[said.severity]
+        remedy = f"\n[dim]-> {escape(said.remedy)}[/]"
+        table.add_row(escape(said.kind), f"[{colour}]{said.severity}[/]", escape(said.found) + remedy)
     if not faults:
         table.add_row("everything", "[green]ok[/]", "nothing is wrong")
     console.print(table)
@@ -72,6 +88,12 @@ def print_faults(root: Path, *, mend: bool = False, console: Console | None = No
         kinds = ", ".join(dict.fromkeys(fault.kind for fault in errors))
         raise ValueError(f"{root} has {len(errors)} errors ({kinds}); see the table above for what to do")
     return faults
+
+
+def findings(root: Path, faults: list[Fault]) -> dict[str, Any]:
+    """Faults for programs: counts and a list, each with kind, severity, found, remedy and, if it names some, all its episodes."""
+    counts = {f"{severity}s": sum(fault.severity == severity for fault in faults) for severity in ("error", "warning")}
+    return {"dataset": str(root), **counts, "findings": [asdict(fault) for fault in faults]}
 
 
 def camera_faults(contents: Contents) -> Iterator[Fault]:

@@ -1,7 +1,7 @@
 """Cameras that freeze, go black or run late: what is wrong with pictures that decode without a complaint.
 
-Only a few frames are decoded, `CLIP` in a row from the middle of each of `LOOKS` episodes, and what is found says of how many; a fault
-elsewhere goes unnoticed. Read `suspicions.py` for the same about numbers.
+Only a few frames are decoded, `CLIP` in a row from the middle of each of `LOOKS` episodes, and what is found says of how many; what
+is wrong elsewhere goes unnoticed. Read `suspicions.py` for the same about numbers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -160,8 +160,8 @@ def _late(key: str, clips: Sequence[Clip], looked: str, fps: float) -> Iterator[
     if lag is not None and lag.steps and lag.correlation > lag.unshifted + 0.1:
         side = "after" if lag.steps > 0 else "before"
         found = (
-            f"{key} shows what happens {abs(lag.steps)} steps ({1000 * abs(lag.steps) / fps:.0f} ms) {side} the state says it: changes "
-            f"correlate by {lag.correlation:.2f} then and {lag.unshifted:.2f} unshifted, and {100 * lag.sure:.0f} % of resampled clips "
-            f"agree, {looked}"
+            f"{key} shows what happens {abs(lag.steps)} steps ({1000 * abs(lag.steps) / fps:.0f} ms) {side} the state says it: "
+            f"changes correlate by {lag.correlation:.2f} then and {lag.unshifted:.2f} unshifted, {100 * lag.sure:.0f} % of "
+            f"resampled clips agree, {looked}"
         )
         yield Fault("lag", "warning", found, "shift pictures against rows by that, or record with the time stamps of the camera")
