@@ -1,8 +1,8 @@
 """Write `docs/results/museum.md`: what worldsim, an older worldsim, robovet and lerobot-doctor say of every dataset of the museum.
 
-`python tests/museum/compare.py COMMIT ROBOVET_VENV LEROBOT_DOCTOR_VENV`, from the checkout, in worldsim's environment. The other tools
-live in environments of their own: `python -m venv V; V/bin/pip install 'robovet[video]'`, or `lerobot-doctor`. Both have habits that
-they show on sound datasets, too; what they say of a sound one of the same format is left out.
+`python tests/museum/compare.py COMMIT ROBOVET_VENV LEROBOT_DOCTOR_VENV`, from the checkout, in worldsim's environment. The others
+live in environments of their own: `python -m venv V; V/bin/pip install 'robovet[video]'`, or `lerobot-doctor`. What they say of a
+sound dataset of the same format, too, is left out.
 """
 
 import json
@@ -22,7 +22,9 @@ sys.path[:0] = [str(ROOT), str(HERE.parents[1])]
 from museum.cases import Case, cases  # noqa: E402 - the path comes first
 from museum.visit import GOOD, Seen, judge  # noqa: E402
 
-SOUND = ("pictures", "videos", "lerobot_2_0", "lerobot_2_1", "lerobot_2_1_pictures")
+# Sound datasets by the first number of their version and whether they have videos.
+SOUND = {(True, True): ["videos"], (True, False): ["pictures"]}
+SOUND |= {(False, True): ["lerobot_2_0", "lerobot_2_1"], (False, False): ["lerobot_2_1_pictures"]}
 FOUND = (*GOOD, "another error", "another warning", "refused in other words")
 Said = dict[str, str]  # what a tool says, and how severe that is
 
@@ -80,7 +82,7 @@ def ask_lerobot_doctor(venv: Path, root: Path) -> Said | None:
         return {"not a dataset": "FAIL"}
     checks = json.loads(done.stdout[done.stdout.index("{") :])["checks"]
     messages = [message for check in checks for message in check["messages"] if message["severity"] != "PASS"]
-    return {re.sub(r"[-\d.]+", "N", message["message"]): message["severity"] for message in messages}
+    return {re.sub(r"\d+(\.\d+)?", "N", message["message"]): message["severity"] for message in messages}
 
 
 def run(*command: object) -> subprocess.CompletedProcess[str]:
@@ -92,13 +94,15 @@ def judge_tool(case: Case, said: dict[str, Said | None], root: Path) -> str:
     """A verdict on another tool, by what it says of this dataset and of none of the sound ones of its format."""
     if (mine := said[case.name]) is None:
         return "traceback"
-    version = (root / "meta/info.json").read_text() if (root / "meta/info.json").is_file() else ""
-    alike = [name for name in SOUND if name.startswith("lerobot") == ('"v2.' in version)]
+    info = (root / "meta/info.json").read_text() if (root / "meta/info.json").is_file() else ""
+    alike = SOUND['"v2.' not in info, '"dtype": "video"' in info]
     habits = {key for name in alike for key in said[name] or {}}
     new = {key: severity for key, severity in mine.items() if key not in habits}
+    words = ", ".join(sorted(new))
+    words = f"{words[:57]}..." if len(words) > 60 else words
     if case.expected != "fine":
-        return f"found ({', '.join(sorted(new))})"[:60] if new else "silent"
-    return "fine" if {*new.values()} <= {"INFO"} else f"false alarm ({', '.join(sorted(new))})"[:60]
+        return f"found ({words})" if new else "silent"
+    return "fine" if {*new.values()} <= {"INFO"} else f"false alarm ({words})"
 
 
 def version(venv: Path, package: str) -> str:

@@ -64,7 +64,7 @@ def odd_pictures(contents: Contents) -> Iterator[Fault]:
     """Frames of one colour, cameras that stand still while the state moves, and cameras that are not in step with the state."""
     states = finite_rows(contents, "observation.state")
     for key in (key for key, feature in contents.features.items() if fmt.is_rgb(feature)):
-        if clips := [*_clips(contents, key, states)]:
+        if clips := [*clips_of(contents, key, states)]:
             looked = f"of the {sum(len(clip.frames) for clip in clips)} frames of {len(clips)} episodes that were looked at"
             yield from _blank(key, clips, looked)
             yield from _frozen(key, clips, looked)
@@ -98,8 +98,17 @@ def camera_lag(changes: Sequence[Float[np.ndarray, " n"]], moves: Sequence[Float
     return lag if lag.correlation >= WEAK and sure >= SURE else None
 
 
-def _clips(contents: Contents, key: str, states: Rows) -> Iterator[Clip]:
-    """Clips of a camera; none of what cannot be decoded, which another check says."""
+def lag_of(clips: Sequence[Clip]) -> Lag | None:
+    """The lag of a camera; of the whole state's moves and those of each channel, which may be a velocity, the clearest counts."""
+    changes = [np.sqrt((np.diff(clip.frames, axis=0) ** 2).mean(axis=(1, 2, 3))) for clip in clips]
+    moves = [np.abs(np.diff(clip.states, axis=0)) for clip in clips]
+    lags = [camera_lag(changes, [np.linalg.norm(move, axis=1) for move in moves])]
+    lags += [camera_lag(changes, [move[:, channel] for move in moves]) for channel in range(moves[0].shape[1])]
+    return max((lag for lag in lags if lag is not None), key=lambda lag: lag.correlation, default=None)
+
+
+def clips_of(contents: Contents, key: str, states: Rows) -> Iterator[Clip]:
+    """Clips of camera `key`; none of what cannot be decoded, which another check says."""
     there = [episode for episode in contents.held if episode in states and episode.length > 1]
     if not there:
         return
@@ -154,9 +163,7 @@ def _stretches(clip: Clip) -> Iterator[int]:
 
 
 def _late(key: str, clips: Sequence[Clip], looked: str, fps: float) -> Iterator[Fault]:
-    changes = [np.abs(np.diff(clip.frames, axis=0)).mean(axis=(1, 2, 3)) for clip in clips]
-    moves = [np.linalg.norm(np.diff(clip.states, axis=0), axis=1) for clip in clips]
-    lag = camera_lag(changes, moves)
+    lag = lag_of(clips)
     if lag is not None and lag.steps and lag.correlation > lag.unshifted + 0.1:
         side = "after" if lag.steps > 0 else "before"
         found = (

@@ -1,9 +1,15 @@
 """How late a camera is: known lags are found, healthy cameras are in step, and where nothing can be said, nothing is."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from worldsim.data.picture_suspicions import camera_lag
+from worldsim.data.contents import Contents
+from worldsim.data.picture_suspicions import Clip, camera_lag, clips_of, lag_of
+from worldsim.data.suspicions import finite_rows
+
+PUSHT = Path(__file__).resolve().parents[4] / "shared/data/pusht_human"
 
 
 def motion(clips: int, steps: int, *, share: float) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -34,3 +40,13 @@ def test_nothing_is_said_where_every_clip_says_something_else() -> None:
     changes, moves = motion(9, 60, share=0.9)
     lags = [i % 3 for i in range(9)]
     assert camera_lag([np.roll(change, lag) for change, lag in zip(changes, lags, strict=True)], moves) is None
+
+
+@pytest.mark.skipif(not PUSHT.is_dir(), reason="the human demonstrations of PushT are not beside this checkout")
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_real_camera(steps: int) -> None:
+    """Human demonstrations are in step as they are, and late where states are taken from later frames."""
+    contents = Contents(PUSHT)
+    clips = [*clips_of(contents, "observation.image", finite_rows(contents, "observation.state"))]
+    lag = lag_of([Clip(clip.episode, clip.frames[: len(clip.frames) - steps], clip.states[steps:]) for clip in clips])
+    assert lag is not None and lag.steps == steps
