@@ -1,7 +1,7 @@
 """What a case of the museum is: a small dataset, what is wrong with it, and what worldsim should say.
 
 A case is a function that builds one into a folder; its name is the case's, its docstring says what is wrong. Rooms: `healthy.py`
-(must be read), `broken.py` (files, bookkeeping, values), `doubtful.py` (can be read, is hardly meant). Read `visit.py` next.
+(must be read), `broken.py` and `broken_values.py`, `doubtful.py` (can be read, is hardly meant). Read `visit.py` next.
 """
 
 from collections.abc import Callable
@@ -48,7 +48,7 @@ def case(expected: str, source: str = "") -> Callable[[Build], Build]:
 def cases() -> list[Case]:
     """All cases, room by room."""
     if not _CASES:
-        for room in ("healthy", "broken", "doubtful"):
+        for room in ("healthy", "broken", "broken_values", "doubtful"):
             import_module(f"museum.{room}")
     return _CASES
 

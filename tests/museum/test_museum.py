@@ -77,6 +77,19 @@ def test_wrong_values_are_noticed(tmp_path: Path) -> None:
     assert differs(made[:1], episodes) == "2 episodes instead of 1"
 
 
+@pytest.mark.parametrize(
+    ("name", "lag"),
+    [
+        ("a_camera_that_is_late", "3 steps (300 ms) after the state"),
+        ("a_camera_that_is_early", "2 steps (200 ms) before the state"),
+    ],
+)
+def test_a_lag_is_said_in_steps_and_milliseconds(name: str, lag: str, tmp_path: Path) -> None:
+    next(case for case in cases() if case.name == name).build(tmp_path)
+    (fault,) = look(tmp_path).faults
+    assert lag in fault[2] and "of the 320 frames of 8 episodes that were looked at" in fault[2]
+
+
 def test_a_visit_counts_what_is_not_as_expected(monkeypatch: pytest.MonkeyPatch) -> None:
     def build(root: Path) -> list[Take]:
         return write(root, takes(1))
