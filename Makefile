@@ -43,8 +43,8 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.nerf: $(VENV)/.stamp
-	@echo "nerfstudio, for tests and checks of the NeRF path (a few minutes)"
-	@$(PIP) -e '.[dev,export,nerf,robot]' $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	@echo "nerfstudio, PushT and Meta-World, for tests and checks of what needs them (a few minutes)"
+	@$(PIP) -e '.[dev,export,metaworld,nerf,pusht,robot]' $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 	@touch $@
 
 demo: setup  ## the whole pipeline on the embedded default; options in ARGS

@@ -61,6 +61,7 @@ def sparse_store(folder: Path, size_bytes: float) -> FrameStore:
         episode=torch.arange(n).repeat_interleave(EPISODE),
         instruction=("push",) * n,
         source=("robot",) * n,
+        origin=tuple(("sparse", episode) for episode in range(n)),
     )
 
 

@@ -1,5 +1,7 @@
 """Small datasets for tests: episodes of noise that we record, a dataset as others write it, and ways to damage them."""
 
+import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -9,6 +11,7 @@ from typing import Any
 import av
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
@@ -108,6 +111,37 @@ def foreign_dataset(
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.table(columns), root / path)
     return frames
+
+
+def as_v2(source: Path, root: Path, *, version: str = "v2.1") -> None:
+    """A dataset of ours, recorded with one flush per episode, in LeRobot's older layout: a file for each episode and camera, its
+    episodes and tasks in lines of JSON, without statistics, and with the names of vectors nested as some recorders do."""
+    info, table = fmt.read_json(source / fmt.INFO), pq.read_table(sorted((source / "data").rglob("*.parquet")))
+    paths = {
+        "data_path": "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+        "video_path": "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
+    }
+    videos = [key for key, feature in info["features"].items() if feature["dtype"] == "video"]
+    lines = []
+    for index in range(info["total_episodes"]):
+        rows, place = table.filter(pc.equal(table["episode_index"], index)), {"episode_chunk": 0, "episode_index": index}
+        target = root / paths["data_path"].format(**place)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(rows, target)
+        for key in videos:
+            target = root / paths["video_path"].format(video_key=key, **place)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source / fmt.VIDEO_PATH.format(video_key=key, chunk_index=0, file_index=index), target)
+        numbers = pc.unique(rows["task_index"]).to_pylist()
+        lines.append({"episode_index": index, "tasks": [Dataset(source).task_of[n] for n in numbers], "length": len(rows)})
+    features = info["features"] | {
+        key: {**info["features"][key], "names": [info["features"][key]["names"]]} for key in ("observation.state", "action")
+    }
+    tasks = [{"task_index": number, "task": task} for number, task in Dataset(source).task_of.items()]
+    (root / "meta").mkdir()
+    for name, rows in (("episodes", lines), ("tasks", tasks)):
+        (root / f"meta/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fmt.write_json(root / fmt.INFO, {**info, **paths, "codebase_version": version, "features": features})
 
 
 def edit_info(root: Path, **changes: Any) -> None:

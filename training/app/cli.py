@@ -23,6 +23,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 
 from worldsim.core.installation import EXTRAS, add, shipped
 from worldsim.core.views import usual_view
+from worldsim.data.adoption import views_said
 from worldsim.data.dataset_spec import read_spec
 
 CONFIG_DIR = shipped("configs")
@@ -32,7 +33,7 @@ def of_data(what: str, roots: Sequence[str]) -> Any:
     """``${of_data:state_dim,${data.roots}}``: what a model must be built for to learn from datasets, as the first one says it.
 
     Args:
-        what: state_dim, action_dim, or views: all cameras, at their `usual_view`.
+        what: state_dim, action_dim, or views: those that an adopted dataset chooses, or all cameras, at their `usual_view`.
         roots: the datasets.
 
     Raises:
@@ -42,6 +43,8 @@ def of_data(what: str, roots: Sequence[str]) -> Any:
         raise ValueError("data.roots is empty; name a dataset to learn from")
     spec = read_spec(Path(roots[0]))
     if what == "views":
+        if (said := views_said(Path(roots[0]))) is not None:
+            return said
         return {
             name: [*usual_view(camera.height, camera.width)] for name, camera in spec.cameras.items() if camera.kind == "colour"
         }
@@ -58,7 +61,7 @@ USER_ERRORS = (
 )
 
 # Keys of verbs that name a file or folder, which Hydra reads as a number if they look like one.
-PATHS = {"root", "run", "run_dir", "out", "data", "recording", "bundle", "evaluation"}
+PATHS = {"dataset", "root", "run", "run_dir", "out", "data", "recording", "bundle", "evaluation"}
 PATHS |= {"policy", "baseline", "world_model", "reflector", "judge"}
 
 
@@ -80,6 +83,9 @@ class Verb(NamedTuple):
 
 LEARN, RENDER = ("torch", "lightning"), ("torch", "genesis", "gl")
 VERBS = {
+    "adopt": Verb(
+        "training.app.adopt:adopt", "look at anybody's dataset and write what it takes to learn from it", "data/my_robot", LEARN
+    ),
     "collect": Verb(
         "training.app.verbs:collect", "record demonstrations as a LeRobot v3 dataset", "world=push_block episodes=50", RENDER
     ),
@@ -123,6 +129,10 @@ VERBS = {
         "training.app.doctor:doctor", "say what this machine can run, or what is wrong with a dataset", "data=data/demos"
     ),
 }
+
+
+FIRST = {"adopt": "dataset", "bench": "study"}  # what a first word without a key is
+ADOPTED = Path("adopted")  # where `worldsim adopt` leaves experiments, which are found from here
 
 
 class UsageError(ValueError):
@@ -170,8 +180,8 @@ def _run(args: list[str]) -> None:
     if "-h" in rest or "--help" in rest:
         print(_verb_usage(verb))
         return
-    if verb == "bench" and rest and "=" not in rest[0]:  # worldsim bench algorithms
-        rest = [f"study={rest[0]}", *rest[1:]]
+    if verb in FIRST and rest and "=" not in rest[0] and not rest[0].startswith("-"):  # worldsim bench algorithms
+        rest = [f"{FIRST[verb]}={rest[0]}", *rest[1:]]
     overrides, search_dir = _split(verb, rest)
     optional = {f"{group}=null" for group, choice in _groups(_load(verb)) if choice is None}
     overrides = [override for override in overrides if override not in optional]  # which Hydra refuses, although it is the default
@@ -200,7 +210,8 @@ def compose_config(verb: str, overrides: Sequence[str] = (), search_dir: str | N
         UsageError: if an override names no key or option; it suggests the nearest.
         HydraException: if the configuration cannot be composed for another reason.
     """
-    extra = [f"hydra.searchpath=[file://{Path(search_dir).resolve()}]"] if search_dir else []
+    places = [Path(place).resolve() for place in (search_dir, ADOPTED if ADOPTED.is_dir() else None) if place]
+    extra = [f"hydra.searchpath=[{','.join(f'file://{place}' for place in places)}]"] if places else []
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         try:
             return compose(verb, overrides=[*overrides, *extra])

@@ -27,7 +27,7 @@ from worldsim.measure.collect import PlayActor
 from worldsim.measure.dream_quality import check_measurable, dream_along, quality, record
 from worldsim.measure.evaluate import Outcomes, Player, actor_of, imagine_outcomes
 from worldsim.measure.evaluate import evaluate as play_episodes
-from worldsim.measure.metrics import agreement, calibration, confusion, paired_difference, percent, success_rate
+from worldsim.measure.metrics import agreement, calibration, confusion, mean_score, paired_difference, percent, success_rate
 from worldsim.measure.ranking import FEWEST, NARROW, ranking
 from worldsim.report import video
 from worldsim.report.plots import draw_ranking
@@ -72,11 +72,12 @@ def evaluate(cfg: Config) -> None:
                 outcomes[name] = _played(earlier, outcomes["policy"][0])
             else:
                 outcomes[name] = play_episodes(world, policies[name], **_settings(cfg)), None
-            result["policies"][name] = _measured(folders[name], *outcomes[name])
+            scored = world.reward is None  # it pays by a score of its own
+            result["policies"][name] = _measured(folders[name], *outcomes[name], scored=scored)
             _write(cfg, result, world)
             if outcomes[name][1] is None and (cfg["repeat"] or dreams):
                 outcomes[name] = outcomes[name][0], play_episodes(world, policies[name], **_settings(cfg), stream=1)
-                result["policies"][name] = _measured(folders[name], *outcomes[name])
+                result["policies"][name] = _measured(folders[name], *outcomes[name], scored=scored)
                 _write(cfg, result, world)
         result["policies"] = {name: result["policies"][name] for name in folders}
         reference = outcomes[next(iter(folders))][0]
@@ -84,8 +85,10 @@ def evaluate(cfg: Config) -> None:
             outcome = outcomes[name][0]
             if outcome is not reference:
                 entry["paired_gain"] = paired_difference(reference.success, outcome.success)
+                if "score" in entry:
+                    entry["paired_score_gain"] = mean_score(outcome.score - reference.score)
             where = "physics" if world.physics else "a dream"
-            print(f"{name}: {percent(entry)} in {where}", flush=True)
+            print(f"{name}: {percent(entry)} in {where}{_scored(entry)}", flush=True)
             _write(cfg, result, world)
             for key, models in dreams.items():
                 entry[key] = _compared(policies[name], models, outcomes[name], world, cfg)
@@ -153,6 +156,7 @@ def _earlier(file: Path, cfg: Config) -> Config:
 
 def _played(entry: Config, other: Outcomes) -> tuple[Outcomes, Outcomes | None]:
     """The outcomes in an earlier evaluation, on the starts that another policy has just shown."""
+    other = replace(other, score=torch.tensor(entry["scores"])) if "scores" in entry else other
     first, second = (
         replace(other, success=_succeeded(entry[key])) if key in entry else None for key in ("outcomes", "outcomes_again")
     )
@@ -160,7 +164,7 @@ def _played(entry: Config, other: Outcomes) -> tuple[Outcomes, Outcomes | None]:
     return first, second
 
 
-def _measured(where: str, outcome: Outcomes, again: Outcomes | None) -> Config:
+def _measured(where: str, outcome: Outcomes, again: Outcomes | None, *, scored: bool) -> Config:
     """What is known of a policy from physics alone; outcomes by start, for other pairings."""
     entry: Config = {**success_rate(outcome.success), "folder": where}
     if (weights := Path(where) / checkpoint.WEIGHTS).is_file():
@@ -168,9 +172,19 @@ def _measured(where: str, outcome: Outcomes, again: Outcomes | None) -> Config:
     if where.startswith(URLS):
         entry["circumstances"] = "those of the server"
     entry["outcomes"] = _letters(outcome)
+    if scored:
+        entry |= {"score": mean_score(outcome.score), "scores": [round(score, 6) for score in outcome.score.tolist()]}
     if again is not None:
         entry |= {"outcomes_again": _letters(again), "self_agreement": agreement(outcome.success, again.success)}
     return entry
+
+
+def _scored(entry: Config) -> str:
+    """The score of a world that pays by one, and the gain in it."""
+    if "score" not in entry:
+        return ""
+    told = [(", score", entry["score"])] + ([(", gain in it", entry["paired_score_gain"])] if "paired_score_gain" in entry else [])
+    return "".join("{} {:.3f} [{:.3f}, {:.3f}]".format(name, said["mean"], *said["ci95"]) for name, said in told)
 
 
 def _letters(outcome: Outcomes) -> str:

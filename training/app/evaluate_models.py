@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import instantiate
 from matplotlib.figure import Figure
 from rich.console import Console
 
@@ -18,6 +19,7 @@ from worldsim.core.noise import Noise
 from worldsim.core.precision import autocast, circumstances
 from worldsim.core.sizes import check_sizes
 from worldsim.core.views import check_cameras
+from worldsim.data.labels import Label
 from worldsim.data.store import FrameStore
 from worldsim.measure import doubt, judging, parting, recorded, trust
 from worldsim.report.page import described
@@ -49,7 +51,7 @@ def evaluate_models(cfg: Config) -> None:
     rivals = [checkpoint.load(folder, WorldModel) for folder in named]
     if model:
         doubt.check_rivals(model, rivals)
-    about = ("data", "held_out", "rivals", "horizon", "dreams", "seed")
+    about = ("data", "held_out", "label", "rivals", "horizon", "dreams", "seed")
     found: Config = {**{name: cfg[name] for name in about}, "circumstances": circumstances(cfg["precision"], BATCH)}
     for name in ("world_model", "reflector"):
         found[f"{name}_folder"] = cfg[name]
@@ -88,7 +90,12 @@ def _to_dream(cfg: Config, model: WorldModel, reflector: Reflector | None) -> tu
     if reflector:
         check_cameras(reflector.views, model.views, "the reflector", "the world model dreams")
     table = _unseen(cfg, model)
-    episodes = judging.labelled(table, cfg["dreams"]) if reflector else None
+    episodes = None
+    if reflector:
+        try:
+            episodes = judging.labelled(table, cfg["dreams"])
+        except ValueError as error:  # too few; what else there is to say of both models is not lost for that
+            print(f"left out: {error}", flush=True)
     return table, recorded.starts(table, cfg["horizon"], cfg["dreams"]), episodes
 
 
@@ -121,6 +128,8 @@ def _unseen(cfg: Config, model: WorldModel | Reflector) -> FrameStore:
     if table is None:
         raise ValueError(f"{', '.join(roots)} holds no episode out; held_out=1 takes all, if the models saw none of them")
     check_sizes(model, table.spec)
+    label: Label | None = instantiate(cfg["label"])
+    table = table if label is None else label(table)
     if model.spec is None:
         return table
     if model.spec.fps != table.spec.fps:

@@ -4,70 +4,28 @@ Batch number i depends only on (seed, i), so a resumed run sees the batches that
 Read `training/supervised/world_model.py` next.
 """
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from training.supervised.augmentation import Augmentation
-from training.supervised.batches import Batch, BatchStream
+from training.supervised.batches import Batch
+from training.supervised.stream import StreamData, whole_batches
 from worldsim.core.checkpoint import Configured
 from worldsim.core.interfaces import Policy, Reflector, WorldModel
 from worldsim.core.sizes import check_names, check_sizes
 from worldsim.core.types import Observation
 from worldsim.core.views import Views
-from worldsim.data.lerobot import Dataset
+from worldsim.data.labels import Label, Outcome
 from worldsim.data.store import FrameStore
 from worldsim.data.windows import shift
 
-
-class StreamData(LightningDataModule):
-    """A stream of training batches that knows its place, so that a resumed run goes on with the next one.
-
-    Args:
-        seed: of the batches.
-    """
-
-    def __init__(self, seed: int):
-        super().__init__()
-        self.seed = seed
-        self._resumed = 0  # number of the batch with which a resumed run begins
-
-    @property
-    def module(self) -> Any:
-        """What learns from the batches; its models say how long contexts, windows and chunks are."""
-        if self.trainer is None:
-            raise ValueError(
-                f"{type(self).__name__} asks the module that learns for its sizes; use Trainer.fit(module, datamodule=...)"
-            )
-        return self.trainer.lightning_module
-
-    def draw(self, generator: torch.Generator) -> Batch:
-        """One training batch."""
-        raise NotImplementedError
-
-    def train_dataloader(self) -> DataLoader:
-        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return DataLoader(BatchStream(self.draw, self.seed, self.next_batch, rank, ranks), batch_size=None)
-
-    def next_batch(self) -> int:
-        """Number of the batch that comes next among those of this rank, over all epochs."""
-        # A learner that asks for the length of its run makes Lightning open the stream before it has restored its counters.
-        return max(self._resumed, self.trainer.fit_loop.total_batch_idx + 1) if self.trainer else 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """The place in the stream, for the run's checkpoint."""
-        return {"next_batch": self.next_batch()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
-        self._resumed = state_dict["next_batch"]
-        # Lightning looks for the place in the loader and warns of unreliable results if it is not there.
-        warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
+FEW = 20  # episodes; fewer are worth a warning
 
 
 class TableData(StreamData):
@@ -79,6 +37,8 @@ class TableData(StreamData):
         held_out: share of each dataset's episodes, its last ones, that training never sees; if it is not 0, at least one of them.
         seed: of the batches.
         augmentation: what may be done to this task's episodes.
+        label: who says success and progress; null: what was recorded.
+        weights: share of the rows of a batch that each dataset gives; null: as much as it has.
     """
 
     def __init__(
@@ -88,14 +48,18 @@ class TableData(StreamData):
         held_out: float = 0.05,
         seed: int = 0,
         augmentation: Augmentation | None = None,
+        label: Label | None = None,
+        weights: list[float] | None = None,
     ):
         super().__init__(seed)
         if not 0 <= held_out < 1:
             raise ValueError(f"held_out must be in [0, 1), got {held_out}; 0.05 keeps every twentieth episode for validation")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}; set data.batch_size to the rows of a batch")
-        self.roots, self.batch_size, self.held_out = roots, batch_size, held_out
-        self.augmentation = augmentation or Augmentation()
+        if weights is not None and (len(weights) != len(roots) or min(weights) < 0 or not 0 < sum(weights) < math.inf):
+            raise ValueError(f"data.weights is {weights}, expected a number from 0 on for each of {len(roots)} roots, one above 0")
+        self.roots, self.batch_size, self.held_out, self.weights = roots, batch_size, held_out, weights
+        self.augmentation, self.label = augmentation or Augmentation(), label or Outcome()
 
     @property
     def learner(self) -> Any:
@@ -108,8 +72,14 @@ class TableData(StreamData):
         return self.learner.views
 
     def setup(self, stage: str) -> None:
-        table = FrameStore.read(self.roots, self.views, held_out=self.held_out)
+        table = self.label(FrameStore.read(self.roots, self.views, held_out=self.held_out))
         self.table = self._as_learned(table)
+        if (episodes := len(table.instruction)) < FEW:
+            warnings.warn(f"{episodes} episodes to learn from: whether it carries beyond them, they cannot tell", stacklevel=2)
+        parts = next(iter(table.images.values())).parts
+        if self.weights is not None and len(parts) < len(self.roots):
+            raise ValueError(f"data.weights: one of {self.roots} has no episode to learn from; leave it out")
+        self.ends = torch.tensor([len(rows) for _, rows in parts]).cumsum(0)
         mirror = self.augmentation.mirror
         self.mirror = None if mirror is None else mirror.ordered(table.spec, self.table.spec)
         self.instructions = sorted(set(self.table.instruction))
@@ -120,7 +90,7 @@ class TableData(StreamData):
         """The episodes that training never sees, each once even where a dataset counts twice; None if there are none."""
         once = list(dict.fromkeys(str(Path(root).resolve()) for root in self.roots))
         held_out = FrameStore.read_held_out(once, self.views, held_out=self.held_out)
-        return None if held_out is None else self._as_learned(held_out)
+        return None if held_out is None else self._as_learned(self.label(held_out))
 
     def _as_learned(self, table: FrameStore) -> FrameStore:
         """The table in the order of channels that models of the module have learned: a world model's, if there is one, in which
@@ -133,10 +103,12 @@ class TableData(StreamData):
         return table
 
     def augmented(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Half of the rows mirrored, if the scene has that symmetry."""
-        if self.mirror is None:
-            return batch
-        return self.mirror(batch, torch.rand(self.batch_size, generator=generator) < 0.5)
+        """Half of the rows mirrored, if the scene has that symmetry, and all in other light, if that is wanted."""
+        if self.mirror is not None:
+            batch = self.mirror(batch, torch.rand(self.batch_size, generator=generator) < 0.5)
+        if self.augmentation.colour is not None:
+            batch = batch | {"images": self.augmentation.colour(batch["images"], generator)}
+        return batch
 
     def heard(self, sentences: tuple[str, ...], generator: torch.Generator) -> tuple[str, ...]:
         """Each in one of its wordings, if the task has some."""
@@ -144,8 +116,15 @@ class TableData(StreamData):
         return sentences if paraphrases is None else paraphrases(sentences, generator)
 
     def rows(self, candidates: Tensor, generator: torch.Generator) -> Tensor:
-        """`batch_size` rows drawn uniformly from `candidates`."""
-        return candidates[torch.randint(len(candidates), (self.batch_size,), generator=generator)]
+        """`batch_size` rows drawn from `candidates`, which rise: uniformly, or so many from each dataset as it weighs."""
+        b = self.batch_size
+        if self.weights is None:
+            return candidates[torch.randint(len(candidates), (b,), generator=generator)]
+        end = torch.searchsorted(candidates, self.ends)
+        number = end.diff(prepend=end.new_zeros(1))
+        weights = torch.tensor(self.weights) * (number > 0)
+        root = torch.multinomial(weights if weights.any() else number.float(), b, replacement=True, generator=generator)
+        return candidates[end[root] - number[root] + (torch.rand(b, generator=generator) * number[root]).long()]
 
 
 class WorldModelData(TableData):
@@ -211,25 +190,34 @@ class ReflectorData(TableData):
         return self.module.reflector
 
     def setup(self, stage: str) -> None:
-        judged = {root: Dataset(root).judged_share() for root in self.roots}
-        for root, shares in judged.items():
-            if not any(shares.values()):
-                raise ValueError(f"nobody judged success or progress in {root}; leave it out of a reflector's data.roots")
-            if partly := [f"{name} of {100 * share:.1f} %" for name, share in shares.items() if share < 1]:
-                warnings.warn(
-                    f"{root}: somebody judged {' and '.join(partly)} of the frames; the reflector learns from those alone",
-                    stacklevel=2,
-                )
         super().setup(stage)
+        self._check_judged()
         self.context = self.learner.context
         self.successes = (self.table.success == 1).nonzero().flatten()
         if len(self.successes) == 0:
             raise ValueError(
-                f"none of the frames in {self.roots} is a success; record successful episodes for the reflector to learn from"
+                f"none of the frames in {self.roots} is a success; record successful episodes for the reflector to learn from, or "
+                "let label=time_to_go take the ends of demonstrations for such"
             )
         self.judged = is_judged(self.table).nonzero().flatten()
         held_out = self.unseen()
         self.calibration, self.calibrates_unseen = self.table if held_out is None else held_out, held_out is not None
+
+    def _check_judged(self) -> None:
+        """ValueError if there is a dataset of which nobody says success or progress; a warning if only of parts."""
+        for (_, rows), end, root in zip(next(iter(self.table.images.values())).parts, self.ends.tolist(), self.roots, strict=False):
+            own = slice(end - len(rows), end)
+            known = {name: float((~getattr(self.table, name)[own].isnan()).float().mean()) for name in ("success", "progress")}
+            if not any(known.values()):
+                raise ValueError(
+                    f"nobody judged success or progress in {root}; leave it out of a reflector's data.roots, or say who does: "
+                    "label=demo_end|time_to_go|human"
+                )
+            if partly := [f"{name} of {100 * share:.1f} %" for name, share in known.items() if share < 1]:
+                warnings.warn(
+                    f"{root}: somebody judged {' and '.join(partly)} of the frames; the reflector learns from those alone",
+                    stacklevel=3,
+                )
 
     def draw(self, generator: torch.Generator) -> Batch:
         rows = self.enriched(self.judged, self.successes, generator)
@@ -380,8 +368,3 @@ def moved(images: dict[str, Tensor], most: int, generator: torch.Generator) -> d
     """All pictures moved alike, by up to `most` pixels in each direction."""
     down, right = torch.randint(-most, most + 1, (2,), generator=generator).tolist()
     return {name: shift(frames, (down, right)) for name, frames in images.items()}
-
-
-def whole_batches(batches: list[Batch]) -> DataLoader:
-    """A loader over ready-made batches."""
-    return DataLoader(batches, batch_size=None)  # pyright: ignore[reportArgumentType] - a list is a dataset

@@ -18,6 +18,8 @@ EXTRAS = {
     "gsplat": "nerf",
     "websockets": "robot",
     "msgpack": "robot",
+    "gym_pusht": "pusht",
+    "metaworld": "metaworld",
 }
 
 INSTALL = "run make setup" if CHECKOUT else "run pip install worldsim"  # pip completes what is installed already

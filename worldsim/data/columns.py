@@ -4,6 +4,7 @@ A label that is neither 0 nor 1, or a row of another length than the rest, would
 `lerobot_reader.py` next, which stops at the first such row, and `faults.py`, which counts them.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,18 @@ def vectors(path: Path, table: pa.Table, key: str, width: int) -> Num[np.ndarray
     if flat.null_count:
         raise ValueError(f"{path}: {flat.null_count} values of column {key} are missing, expected {width} per row; copy it again")
     return flat.to_numpy(zero_copy_only=False).reshape(-1, width).copy()
+
+
+def joined(path: Path, table: pa.Table, columns: Mapping[str, int]) -> Num[np.ndarray, "n d"]:
+    """Columns of these widths side by side, writable; zeros [n, 1] where there are none.
+
+    Raises:
+        ValueError: as `vectors`.
+    """
+    if not columns:
+        return np.zeros((table.num_rows, 1), np.float32)
+    parts = [vectors(path, table, key, width) for key, width in columns.items()]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
 def label(path: Path, table: pa.Table, key: str) -> Float[np.ndarray, " n"]:

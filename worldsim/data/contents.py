@@ -1,11 +1,10 @@
-"""What the files of a LeRobot v3.0 dataset hold, whatever `info.json` counts: the ground on which a dataset is checked and mended.
+"""What the files of a LeRobot dataset hold, whatever `info.json` counts: the ground on which a dataset is checked and mended.
 
 It is apart from `Dataset`, which reads what is counted and refuses what disagrees, while a check must see all of it, and say so.
 Read `counters.py` next: it compares the two.
 """
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +12,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from worldsim.data import journal
+from worldsim.data import journal, lerobot_layout
 from worldsim.data import lerobot_format as fmt
-from worldsim.data.columns import label, vectors
+from worldsim.data.adoption import open_info
+from worldsim.data.columns import joined, label, vectors
+from worldsim.data.lerobot_layout import EpisodeFiles
 
 
 @dataclass(frozen=True)
@@ -35,36 +36,13 @@ class Fault:
     remedy: str
 
 
-@dataclass(frozen=True, eq=False)
-class EpisodeFiles:
-    """An episode by its row of `meta/episodes`.
-
-    Attributes:
-        index: its number.
-        length: frames.
-        data: its data file.
-        videos: its video files and when it begins in them [s], by feature.
-        metadata: the file that holds the row.
-    """
-
-    index: int
-    length: int
-    data: Path
-    videos: dict[str, tuple[Path, float]]
-    metadata: Path
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """All of them."""
-        return (self.data, self.metadata, *(video for video, _ in self.videos.values()))
-
-
 class Contents:
     """The episodes that the files hold, in the order of their numbers. Everything but `info.json` is read when it is asked for.
 
     Attributes:
-        root: the dataset's folder.
-        info: the contents of `meta/info.json`.
+        root: the folder of its files.
+        given: the folder that was asked for, which of an adopted dataset is another one.
+        info: the contents of `meta/info.json`, with worldsim's names of features.
         features: its feature table.
         counted: episodes that it counts; of those that the files hold, the first ones.
         damages: what `values` could not read so far.
@@ -80,7 +58,9 @@ class Contents:
     """
 
     def __init__(self, root: Path, *, videos: Sequence[str] | None = None, info: dict[str, Any] | None = None) -> None:
-        self.root, self.info = root, info or fmt.read_info(root)
+        self.given = root
+        self.root, found = open_info(root)
+        self.info = info or found
         self.features: fmt.Features = self.info["features"]
         self.counted: int = self.info["total_episodes"]
         self.damages: list[ValueError] = []
@@ -89,21 +69,8 @@ class Contents:
 
     @cached_property
     def episodes(self) -> list[EpisodeFiles]:
-        """All episodes in `meta/episodes`; ValueError or FileNotFoundError if one of its files is damaged."""
-        wholes = ["episode_index", "length", "data/chunk_index", "data/file_index"]
-        wholes += [f"videos/{key}/{column}" for key in self._videos for column in ("chunk_index", "file_index")]
-        starts = [f"videos/{key}/from_timestamp" for key in self._videos]
-        found: dict[int, EpisodeFiles] = {}
-        for path in sorted(self.root.glob("meta/episodes/*/*.parquet")):
-            for row in fmt.read_parquet(path, [*wholes, *starts]).to_pylist():
-                _check_episode_row(path, row, wholes, starts)
-                where = {
-                    key: (fmt.video_file(self.root, self.info, row, key), float(row[f"videos/{key}/from_timestamp"]))
-                    for key in self._videos
-                }
-                data = fmt.data_file(self.root, self.info, row)
-                found[row["episode_index"]] = EpisodeFiles(row["episode_index"], row["length"], data, where, path)
-        return [found[index] for index in sorted(found)]
+        """All episodes that `meta/` lists; ValueError or FileNotFoundError if one of its files is damaged."""
+        return lerobot_layout.episodes(self.root, self.info, self._videos)
 
     @cached_property
     def held(self) -> list[EpisodeFiles]:
@@ -113,7 +80,8 @@ class Contents:
     @cached_property
     def tasks(self) -> dict[int, str]:
         """The sentences by their number; none if nothing was recorded yet."""
-        return fmt.read_tasks(self.root) if self.episodes or (self.root / fmt.TASKS).is_file() else {}
+        there = self.episodes or (self.root / lerobot_layout.tasks_file(self.info)).is_file()
+        return lerobot_layout.tasks(self.root, self.info) if there else {}
 
     @cached_property
     def frames(self) -> dict[Path, dict[int, int]]:
@@ -148,7 +116,8 @@ class Contents:
         """Files, relative to `root`, that look like a recording's and that neither an episode nor the journal names."""
         known = {path for episode in self.episodes for path in episode.files}
         known |= {self.root / path for path in self.leftovers}
-        there = {path for pattern in journal.NEW_FILES for path in (*self.root.glob(pattern), *self.root.glob(f"{pattern}.tmp"))}
+        patterns = [pattern + end for pattern in journal.NEW_FILES for end in ("", ".tmp")]
+        there = {path for pattern in patterns for path in fmt.visible(self.root, pattern)}
         return sorted(path.relative_to(self.root) for path in there - known)
 
     def is_leftover(self, episode: EpisodeFiles) -> bool:
@@ -183,11 +152,11 @@ class Contents:
 
     def _column(self, path: Path, key: str) -> tuple[np.ndarray, np.ndarray]:
         """The episode of each row of a data file, [n], and the values of a feature, [n, d]; no rows if it lacks that column."""
-        width = self.features[key]["shape"][0]
-        if key not in fmt.open_parquet(path).schema_arrow.names:
-            return np.empty(0), np.empty((0, width))
-        table = fmt.read_parquet(path, [*dict.fromkeys(["episode_index", key])])
-        values = label(path, table, key)[:, None] if key in fmt.LABELS else vectors(path, table, key, width)
+        columns, there = fmt.columns(self.features, key), fmt.open_parquet(path).schema_arrow.names
+        if not {*columns} <= {*there}:
+            return np.empty(0), np.empty((0, sum(columns.values())))
+        table = fmt.read_parquet(path, [*dict.fromkeys(["episode_index", *columns])])
+        values = label(path, table, *columns)[:, None] if key in fmt.LABELS else joined(path, table, columns)
         return vectors(path, table, "episode_index", 1)[:, 0], values
 
     def name(self, path: Path) -> str:
@@ -205,16 +174,3 @@ def counter_faults(contents: Contents) -> Iterator[Fault]:
     elif (frames := sum(episode.length for episode in held)) != info["total_frames"]:
         found = f"{fmt.INFO} counts {info['total_frames']} frames, its {contents.counted} episodes have {frames}"
         yield Fault("counters", "error", found, f"{mend} counts them")
-
-
-def _check_episode_row(path: Path, row: Mapping[str, Any], wholes: Sequence[str], starts: Sequence[str]) -> None:
-    """ValueError if a row of `meta/episodes` has a place or length that is none."""
-    odd = [(name, "a whole number from 0") for name in wholes if not fmt.is_count(row[name])]
-    odd += [(name, "seconds from 0") for name in starts if not _is_time(row[name])]
-    for name, expected in odd:
-        episode = row["episode_index"]
-        raise ValueError(f"{path} has {name} {row[name]!r} of episode {episode!r}, expected {expected}; copy or record it again")
-
-
-def _is_time(value: Any) -> bool:
-    return isinstance(value, int | float) and 0 <= value < math.inf

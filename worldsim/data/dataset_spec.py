@@ -1,7 +1,7 @@
 """What the numbers of a dataset mean: LeRobot's `meta/` says names, cameras and statistics, `meta/spec.yaml` beside it the rest.
 
 LeRobot has no place for units, kinds of actions, limits or what belongs together, so whoever knows writes them into that one small
-file (docs/data.md). Read `worldsim/core/spec.py` next.
+file (docs/data.md), or, of a dataset that is not theirs to write, into the one that adopts it. Read `worldsim/core/spec.py` next.
 """
 
 import math
@@ -16,6 +16,7 @@ from worldsim.core.channels import MOMENTS, UNKNOWN, Camera, Channel, Feature, S
 from worldsim.core.spec import STATISTICS, Spec
 from worldsim.core.strict import Node
 from worldsim.data import lerobot_format as fmt
+from worldsim.data.adoption import SPEC, adoption, open_info, read_yaml
 
 OVERLAY = Path("meta/spec.yaml")
 KEYS: dict[Feature, str] = {"state": "observation.state", "action": "action"}
@@ -33,15 +34,12 @@ def read_spec(root: Path, info: Mapping[str, Any] | None = None, cameras: Collec
         FileNotFoundError: if there is no dataset.
         ValueError: if a file of `meta/` is damaged, or says what has no meaning, in one line.
     """
-    spec = _said_by_lerobot(root, fmt.read_info(root) if info is None else info, cameras)
-    path = root / OVERLAY
-    if not path.is_file():
-        return spec
-    try:
-        overlay = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, AttributeError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}; correct it there") from error
-    return spec.completed({} if overlay is None else overlay, str(path))
+    adopted = adoption(root)
+    files = root if adopted is None else adopted.dataset
+    spec = _said_by_lerobot(files, open_info(root)[1] if info is None else info, cameras)
+    if (path := files / OVERLAY).is_file():
+        spec = spec.completed(read_yaml(path), str(path))
+    return spec if adopted is None else spec.completed(adopted.overlay, str(root / SPEC))
 
 
 def write_overlay(root: Path, spec: Spec) -> None:

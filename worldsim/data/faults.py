@@ -159,7 +159,7 @@ def actions_beyond(contents: Contents) -> Iterator[Fault]:
     """Actions beyond their limits, or a file of limits that says nothing."""
     actions = [values for _, values in contents.values("action")]
     try:
-        found = read_spec(contents.root, contents.info).clipped(np.concatenate(actions)) if actions else ""
+        found = read_spec(contents.given, contents.info).clipped(np.concatenate(actions)) if actions else ""
     except ValueError as error:
         yield fault_of("actions", error)
         return

@@ -30,6 +30,7 @@ from typing_extensions import Self
 from worldsim.core.types import Episode
 from worldsim.data import journal
 from worldsim.data import lerobot_format as fmt
+from worldsim.data.adoption import adoption
 from worldsim.data.columns import wrong_rows
 from worldsim.data.contents import Contents
 from worldsim.data.counters import check_counters
@@ -99,6 +100,8 @@ class DatasetWriter:
             judged=judged,
         )
         self._schema = fmt.arrow_schema(self._info["features"])
+        if (adopted := adoption(self.root)) is not None:
+            raise ValueError(f"{self.root} adopts another dataset, {adopted.dataset}; record into another folder")
         with ExitStack() as lock:
             lock.enter_context(journal.alone(self.root))
             self._open()

@@ -8,6 +8,7 @@ which reads and writes whole datasets.
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,18 @@ EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.par
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 FILES_PER_CHUNK = 1000
-PLACE = {"chunk_index": 0, "file_index": 0}  # of a file, as the paths name it
+# What may stand in the paths of a dataset, and those that LeRobot takes where `info.json` says none, by major version.
+PLACES = {
+    2: {"episode_chunk": 0, "episode_index": 0},
+    3: {"chunk_index": 0, "file_index": 0},
+}
+TEMPLATES = {
+    2: {
+        "data_path": "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+        "video_path": "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
+    },
+    3: {"data_path": DATA_PATH, "video_path": VIDEO_PATH},
+}
 NUMBERS = {"bool", "float16", "float32", "float64", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
 LABELS = ("next.success", "success", "progress")  # features that a dataset lacks where nobody judged
 # What each frame has beside state, action and cameras; the last five are LeRobot's own bookkeeping.
@@ -115,8 +127,12 @@ def arrow_schema(features: Features) -> pa.Schema:
     return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": kinds}})})
 
 
-def read_info(root: Path) -> dict[str, Any]:
+def read_info(root: Path, names: Mapping[str, Sequence[str]] | None = None) -> dict[str, Any]:
     """`info.json` of a dataset.
+
+    Args:
+        root: the dataset's folder.
+        names: features of the dataset that make up one of worldsim's, by worldsim's name; none for a state that there is not.
 
     Raises:
         FileNotFoundError: if there is no dataset.
@@ -125,14 +141,64 @@ def read_info(root: Path) -> dict[str, Any]:
     if not (root / INFO).is_file():
         raise FileNotFoundError(f"no LeRobot dataset at {root}: {INFO} is missing; check the path or record one first")
     info = read_json(root / INFO)
-    if (version := info.get("codebase_version")) != VERSION:
-        raise ValueError(f"{root} has codebase_version {version}, expected {VERSION}; convert it with LeRobot")
+    version = info.get("codebase_version")
+    if not isinstance(version, str) or not re.fullmatch(r"v?[23]\.\d+(\.\d+)?", version):
+        raise ValueError(f"{root} has codebase_version {version}, expected v2.0, v2.1 or v3.0; convert it with LeRobot")
     for name, value, expected in _meaningless(info):
         raise ValueError(f"{root / INFO} has {name} {value!r}, expected {expected}; correct it there, or copy the dataset again")
-    if missing := {"observation.state", "action"} - info["features"].keys():
-        there = ", ".join(info["features"])
-        raise ValueError(f"{root} lacks the feature {' and '.join(sorted(missing))}; rename one of {there}")
+    info["features"] = features = _renamed(root, info["features"], names or {})
+    if missing := {"observation.state", "action"} - features.keys():
+        there, lacking = ", ".join(features), " and ".join(sorted(missing))
+        raise ValueError(f"{root} lacks the feature {lacking}, it has {there}; worldsim adopt {root} proposes which of them it is")
+    for key in ("observation.state", "action"):
+        feature = features[key]
+        if len(feature["shape"]) != 1 or not feature["shape"][0] or feature["dtype"] not in NUMBERS:
+            found = f"{key} {feature['dtype']} {feature['shape']!r}"
+            expected = "a shape with one number above 0, and a dtype of numbers"
+            raise ValueError(f"{root / INFO} has {found}, expected {expected}; correct it there, or copy the dataset again")
     return info
+
+
+def major(info: Mapping[str, Any]) -> int:
+    """The major number of a dataset's version, which says how its files are laid out: 2 or 3."""
+    return int(info["codebase_version"].removeprefix("v").partition(".")[0])
+
+
+def template(info: Mapping[str, Any], key: str) -> str:
+    """Where a dataset says that its files lie, or LeRobot's own place; `key` is data_path or video_path."""
+    return info.get(key) or TEMPLATES[major(info)][key]
+
+
+def visible(root: Path, pattern: str) -> list[Path]:
+    """The files of a pattern, in order, without hidden ones: what file managers leave behind is no recording."""
+    return sorted(path for path in root.glob(pattern) if not path.name.startswith("."))
+
+
+def columns(features: Features, key: str) -> dict[str, int]:
+    """The columns of data files that a feature of numbers consists of, and the width of each."""
+    return features[key].get("columns", {key: features[key]["shape"][0]})
+
+
+def _renamed(root: Path, features: Features, names: Mapping[str, Sequence[str]]) -> Features:
+    """The features, and those of `names` beside them, which consist of one or several."""
+    renamed = {**features}
+    for ours, theirs in names.items():
+        if missing := [key for key in theirs if key not in features]:
+            raise ValueError(f"{root} has no feature {missing[0]}, it has {', '.join(features)}; correct what {ours} is called")
+        if odd := [key for key in theirs if features[key]["dtype"] not in NUMBERS or len(features[key]["shape"]) != 1]:
+            found = f"{features[odd[0]]['dtype']} {features[odd[0]]['shape']}"
+            raise ValueError(f"{root}: feature {odd[0]} is {found}, {ours} needs a vector of numbers; choose another one")
+        widths = {key: features[key]["shape"][0] for key in theirs}
+        parts = {key: dimension_names(features[key]) for key in theirs}
+        distinct = len({name for part in parts.values() for name in part}) == sum(widths.values())
+        labels = [name if distinct else f"{key}.{name}" for key, part in parts.items() for name in part]
+        renamed[ours] = {
+            **(features[theirs[0]] if theirs else {"dtype": "float32"}),
+            "shape": [sum(widths.values()) or 1],
+            "names": labels or ["nothing"],
+            "columns": widths,
+        }
+    return renamed
 
 
 def is_count(value: Any) -> bool:
@@ -148,7 +214,8 @@ def _meaningless(info: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
     for key in ("total_episodes", "total_frames", "total_tasks"):
         if not is_count(info.get(key)):
             yield key, info.get(key), "a whole number from 0"
-    for key, names in {"data_path": PLACE, "video_path": {**PLACE, "video_key": ""}}.items():
+    place = PLACES[major(info)]
+    for key, names in {"data_path": place, "video_path": {**place, "video_key": ""}}.items():
         try:
             (info.get(key) or "").format(**names)
         except (AttributeError, LookupError, ValueError):
@@ -166,8 +233,6 @@ def _meaningless(info: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
             yield f"{key} shape", shape, "a list of whole numbers"
         elif key in SCALARS and shape != [1]:
             yield f"{key} shape", shape, "[1]"
-        elif key in ("observation.state", "action") and (len(shape) != 1 or not shape[0] or feature["dtype"] not in NUMBERS):
-            yield f"{key} {feature['dtype']}", shape, "a shape with one number above 0, and a dtype of numbers"
         for mark in ("info", "video_info"):
             if not isinstance(feature.get(mark) or {}, dict):
                 yield f"{key} {mark}", feature[mark], "an object"
@@ -175,15 +240,13 @@ def _meaningless(info: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
 
 def data_file(root: Path, info: Mapping[str, Any], row: Mapping[str, Any]) -> Path:
     """The data file of an episode, by its row of `meta/episodes`."""
-    template = info.get("data_path") or DATA_PATH  # LeRobot's default, too
-    return root / template.format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
+    return root / template(info, "data_path").format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
 
 
 def video_file(root: Path, info: Mapping[str, Any], row: Mapping[str, Any], key: str) -> Path:
     """The video of camera `key` that holds an episode, by its row of `meta/episodes`."""
-    template = info.get("video_path") or VIDEO_PATH
     file = {name: row[f"videos/{key}/{name}"] for name in ("chunk_index", "file_index")}
-    return root / template.format(video_key=key, **file)
+    return root / template(info, "video_path").format(video_key=key, **file)
 
 
 def is_rgb(feature: Mapping[str, Any]) -> bool:
@@ -233,29 +296,6 @@ def number_features(features: Features) -> dict[str, int]:
     """The width of every scalar or vector feature of numbers, by its key."""
     lists = {key: feature["shape"] for key, feature in features.items() if feature["dtype"] in NUMBERS}
     return {key: shape[0] for key, shape in lists.items() if len(shape) == 1 and shape[0]}
-
-
-def read_tasks(root: Path) -> dict[int, str]:
-    """The sentences of `tasks.parquet` by their number, in the order of the numbers, which may have gaps.
-
-    Raises:
-        FileNotFoundError: if the file is missing.
-        ValueError: if it is damaged, numbers two sentences alike, or holds what is no number or no sentence.
-    """
-    names = open_parquet(root / TASKS, ["task_index"]).schema_arrow.names
-    column = "task" if "task" in names else "__index_level_0__"
-    if column not in names:
-        raise ValueError(f"{root / TASKS} has no column task; write it with the task string as the pandas index")
-    rows = read_parquet(root / TASKS, ["task_index", column]).to_pydict()
-    tasks = [*zip(rows["task_index"], rows[column], strict=True)]
-    for number, sentence in tasks:
-        if not is_count(number) or not isinstance(sentence, str):
-            expected = "a whole number from 0 and a sentence"
-            raise ValueError(f"{root / TASKS} has task {number!r}, {sentence!r}, expected {expected}; copy the dataset again")
-    if len({number for number, _ in tasks}) < len(tasks):
-        numbers = sorted(rows["task_index"])
-        raise ValueError(f"{root / TASKS} gives one number to several tasks, {numbers}; copy the dataset again")
-    return dict(sorted(tasks))
 
 
 def tasks_table(tasks: Mapping[int, str]) -> pa.Table:

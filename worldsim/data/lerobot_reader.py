@@ -1,4 +1,4 @@
-"""Reading LeRobotDataset v3.0: episodes, tasks and statistics of a dataset on disk, ours or anyone's.
+"""Reading LeRobot datasets, v2.0 to v3.x: episodes, tasks and statistics of a dataset on disk, ours or anyone's.
 
 It is apart from the writer so that training, which only reads, needs no encoder and holds nothing but open files.
 Read `lerobot.py` next: it explains how an episode becomes rows, and when they count.
@@ -7,9 +7,10 @@ Read `lerobot.py` next: it explains how an episode becomes rows, and when they c
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property, partial
 from hashlib import sha256
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,13 @@ from worldsim.core.cores import cores
 from worldsim.core.spec import Spec
 from worldsim.core.types import Episode
 from worldsim.data import lerobot_format as fmt
-from worldsim.data.columns import WRONG, label, pictures, vectors, wrong_rows
-from worldsim.data.contents import Contents, EpisodeFiles, counter_faults
+from worldsim.data import lerobot_layout
+from worldsim.data.adoption import open_info
+from worldsim.data.columns import WRONG, joined, label, pictures, vectors, wrong_rows
+from worldsim.data.contents import Contents, counter_faults
 from worldsim.data.dataset_spec import read_spec
 from worldsim.data.journal import NEW_FILES
+from worldsim.data.lerobot_layout import EpisodeFiles
 from worldsim.data.stats import NAMES, Stats, merge_statistics, statistics
 from worldsim.data.timing import in_order, timing
 from worldsim.data.video import decode_images, video_frames
@@ -35,28 +39,30 @@ CLIP = 64  # frames that are decoded at a time
 
 
 class Dataset:
-    """A LeRobot v3.0 dataset on disk, ours or anyone's. Opening reads metadata and counts rows; `episodes` reads frames.
+    """A LeRobot dataset on disk, ours or anyone's, or an adopted one (`adoption.py`). Opening reads metadata and counts rows;
+    `episodes` reads frames.
 
     Datasets by others may lack what an `Episode` has: reward is then 0, success that of `next.success`, what nobody judged is NaN,
     and the source "unknown". Their last action is dropped, because n frames have n - 1 transitions. Actions keep their units.
 
-    Episodes are counted by position: their numbers, and those of the tasks, may have gaps. What would be a wrong label in silence
-    is refused: values that are not finite, success that is neither 0 nor 1, progress outside [0, 1], frames out of order, steps
-    that are not 1/fps long, a video at another rate, and an episode whose task changes, because all learners take all frames of
-    an episode, with success and progress, to be under its one instruction.
+    Episodes are counted by position: their numbers, and those of the tasks, may have gaps. One whose task changes is read as
+    several, because all learners take all frames of an episode, with success and progress, to be under its one instruction. What
+    has a single frame, and thus no action, is left out with a warning. What would be a wrong label in silence is refused: values
+    that are not finite, success that is neither 0 nor 1, progress outside [0, 1], frames out of order, steps that are not 1/fps
+    long, and a video at another rate.
 
     Attributes:
         root: the dataset's folder.
-        info: the contents of `meta/info.json`.
+        info: the contents of `meta/info.json`, with worldsim's names of features.
         features: its feature table.
         cameras: (height, width) by camera name; `observation.images.top` is camera "top". Depth maps are left out.
         state_names: one name per dimension of the state.
         action_names: one name per dimension of the action.
         tasks: the instructions, in the order of their numbers.
         fps: frames per second.
-        num_episodes: committed episodes.
+        num_episodes: committed episodes, as they are read.
         num_frames: their frames.
-        episode_indices: their numbers.
+        episode_indices: their numbers, of which those of an episode of several tasks come as often.
         task_of: the instructions by their numbers.
 
     Args:
@@ -72,7 +78,8 @@ class Dataset:
 
     def __init__(self, root: str | Path, *, cameras: Sequence[str] | None = None, info: dict[str, Any] | None = None) -> None:
         self.root = Path(root)
-        self.info = info or fmt.read_info(self.root)
+        self._files, found = open_info(self.root)
+        self.info = info or found
         self.features: fmt.Features = self.info["features"]
         self.state_names, self.action_names = (fmt.dimension_names(self.features[key]) for key in ("observation.state", "action"))
         keys = {fmt.camera_name(key): key for key, feature in self.features.items() if fmt.is_rgb(feature)}
@@ -80,19 +87,23 @@ class Dataset:
             raise ValueError(f"{self.root} has no camera {', '.join(sorted(missing))}; choose among {', '.join(keys) or 'none'}")
         self._camera_keys = {camera: keys[camera] for camera in (keys if cameras is None else cameras)}
         self.cameras = {camera: fmt.resolution(key, self.features[key]) for camera, key in self._camera_keys.items()}
-        self.fps, self.num_episodes, self.num_frames = (self.info[key] for key in ("fps", "total_episodes", "total_frames"))
+        self.fps: float = self.info["fps"]
         self._video_keys = [key for key in self._camera_keys.values() if self.features[key]["dtype"] == "video"]
         wanted = ["observation.state", "action", "next.reward", *fmt.LABELS, "source", "timestamp", "frame_index"]
+        numbers = [column for key in wanted if key in self.features for column in fmt.columns(self.features, key)]
         pictures_there = [key for key in self._camera_keys.values() if self.features[key]["dtype"] == "image"]
-        self._columns = [key for key in wanted if key in self.features] + ["episode_index", "task_index"] + pictures_there
+        self._columns = [*dict.fromkeys([*numbers, "episode_index", "task_index", *pictures_there])]
         self._doctor = f"worldsim doctor data={self.root} lists all faults"
         self._open_file: _DataFile | None = None
+        self._tasks_of: tuple[Path, np.ndarray, np.ndarray] | None = None
         self._contents = Contents(self.root, videos=self._video_keys, info=self.info)
-        self._episodes = self._contents.held
         self._check_counters()
-        self.episode_indices = [episode.index for episode in self._episodes]
+        self._changed = {path: path.stat().st_mtime_ns for path in {episode.data for episode in self._contents.held}}
         self.task_of = self._read_tasks()
         self.tasks = tuple(self.task_of.values())
+        self._episodes = self._readable()
+        self.num_episodes, self.num_frames = len(self._episodes), sum(self.lengths)
+        self.episode_indices = [episode.index for episode in self._episodes]
 
     @cached_property
     def spec(self) -> Spec:
@@ -114,7 +125,7 @@ class Dataset:
 
     def stored_stats(self) -> dict[str, Stats] | None:
         """The contents of `meta/stats.json`; None if there are none, or if they count other frames than are committed."""
-        stored = fmt.read_statistics(self.root, self.num_frames)
+        stored = fmt.read_statistics(self._files, self.info["total_frames"])
         return stored and {key: {name: np.array(value) for name, value in stats.items()} for key, stats in stored.items()}
 
     @property
@@ -125,7 +136,8 @@ class Dataset:
     def sources(self, camera: str) -> list[str]:
         """What the frames of each episode are decoded from: a hash of its file's name, size and time of change and of its place."""
         key = self._camera_keys[camera]
-        files = [episode.videos[key] if key in self._video_keys else (episode.data, episode.index) for episode in self._episodes]
+        in_video = key in self._video_keys
+        files = [(e.videos[key] if in_video else (e.data, (e.index, e.first))) for e in self._episodes]
         stats = {path: (self._contents.name(path), path.stat().st_size, path.stat().st_mtime_ns) for path, _ in files}
         named = [(*stats[path], place, length) for (path, place), length in zip(files, self.lengths, strict=True)]
         return [sha256(repr(values).encode()).hexdigest()[:32] for values in named]
@@ -138,7 +150,7 @@ class Dataset:
             ValueError: if one is damaged.
         """
         episode, key = self._episodes[index], self._camera_keys[camera]
-        table = pa.table({}) if key in self._video_keys else self._file(episode.data).rows(episode.index)
+        table = pa.table({}) if key in self._video_keys else self._rows(episode)
         with ThreadPoolExecutor(NUM_THREADS) as pool:
             yield from self._clips(key, episode, table, pool)
 
@@ -159,16 +171,17 @@ class Dataset:
         """All committed values of every scalar or vector feature of numbers, [num_frames, d]."""
         widths = fmt.number_features(self.features)
         parts = {key: [np.empty((0, width), self.features[key]["dtype"])] for key, width in widths.items()}
-        for path, table in self._committed_rows(list(widths)):
-            for key, width in widths.items():
-                parts[key].append(vectors(path, table, key, width))
+        for path, table in self._committed_rows([column for key in widths for column in fmt.columns(self.features, key)]):
+            for key in widths:
+                parts[key].append(joined(path, table, fmt.columns(self.features, key)))
         return {key: np.concatenate(part) for key, part in parts.items()}
 
     def judged_share(self) -> dict[str, float]:
         """Share of all frames of which somebody said "success" and "progress"."""
         there = [key for key in fmt.LABELS if key in self.features]
-        tables = list(self._committed_rows(there)) if there else []
-        known = {key: sum(int(np.isfinite(label(path, table, key)).sum()) for path, table in tables) for key in there}
+        columns = {key: next(iter(fmt.columns(self.features, key))) for key in there}
+        tables = list(self._committed_rows([*columns.values()])) if there else []
+        known = {key: sum(int(np.isfinite(label(path, table, c)).sum()) for path, table in tables) for key, c in columns.items()}
         success = known.get("success", known.get("next.success", 0))
         return {name: n / max(1, self.num_frames) for name, n in (("success", success), ("progress", known.get("progress", 0)))}
 
@@ -198,9 +211,9 @@ class Dataset:
         for fault in counter_faults(self._contents):
             raise ValueError(f"{self.root}: {fault.found}; worldsim doctor data={self.root} says how to mend it")
         if uncounted := [path for path in self._contents.strays if path.match(NEW_FILES[0])]:
-            raise ValueError(f"{self.root / uncounted[0]} holds frames that {fmt.INFO} does not count; {self._doctor}")
+            raise ValueError(f"{self._files / uncounted[0]} holds frames that {fmt.INFO} does not count; {self._doctor}")
         lengths: dict[Path, int] = {}
-        for episode in self._episodes:
+        for episode in self._contents.held:
             lengths[episode.data] = lengths.get(episode.data, 0) + episode.length
             for video in (video for video, _ in episode.videos.values() if not video.is_file()):
                 raise FileNotFoundError(f"video file {video} is missing; copy the dataset again with its videos/ folder")
@@ -209,19 +222,61 @@ class Dataset:
                 raise ValueError(f"{path} has {rows} rows, its episodes in meta/episodes {length}; copy it again, {self._doctor}")
 
     def _read_tasks(self) -> dict[int, str]:
-        if not self.num_episodes:
+        if not self._contents.held:
             return {}
-        tasks, counted = fmt.read_tasks(self.root), self.info["total_tasks"]
+        tasks, counted = lerobot_layout.tasks(self._files, self.info), self.info["total_tasks"]
         if len(tasks) < counted:
-            held = f"{fmt.INFO} counts {counted} tasks, {fmt.TASKS} holds {len(tasks)}"
+            held = f"{fmt.INFO} counts {counted} tasks, {lerobot_layout.tasks_file(self.info)} holds {len(tasks)}"
             raise ValueError(f"{self.root}: {held}; worldsim doctor data={self.root} says how to mend it")
         return dict([*tasks.items()][:counted])
+
+    def _readable(self) -> list[EpisodeFiles]:
+        """The episodes that are read, one for each task of an episode; those of a single frame are left out."""
+        episodes = [part for episode in self._contents.held for part in self._by_task(episode)]
+        if short := [episode for episode in episodes if episode.length < 2]:
+            some = ", ".join(str(episode.index) for episode in short[:3]) + (", ..." if len(short) > 3 else "")
+            warnings.warn(
+                f"{self.root}: {len(short)} episodes, or parts of one under a task of their own, have a single frame and thus no "
+                f"action; they are left out: {some}",
+                stacklevel=4,
+            )
+        return [episode for episode in episodes if episode.length > 1]
+
+    def _by_task(self, episode: EpisodeFiles) -> Iterator[EpisodeFiles]:
+        """The parts of an episode that are under one task each."""
+        if episode.tasks == 1:
+            yield episode
+            return
+        index, task = self._tasks_in(episode.data)
+        task = task[index == episode.index]
+        starts = [0, *(np.flatnonzero(np.diff(task)) + 1).tolist(), episode.length]
+        for first, end in pairwise(starts) if len(task) == episode.length else [(0, episode.length)]:
+            videos = {key: (path, start_s + first / self.fps) for key, (path, start_s) in episode.videos.items()}
+            yield replace(episode, first=first, length=end - first, videos=videos)
+
+    def _tasks_in(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
+        """The episode and the task of each row of a data file; those of the last one are kept."""
+        if self._tasks_of is None or self._tasks_of[0] != path:
+            table = fmt.read_parquet(path, ["episode_index", "task_index"])
+            index, task = (vectors(path, table, key, 1)[:, 0] for key in ("episode_index", "task_index"))
+            self._tasks_of = (path, index, task)
+        return self._tasks_of[1:]
+
+    def _rows(self, episode: EpisodeFiles) -> pa.Table:
+        """The rows of an episode; ValueError if there are others than `meta/` says, or if they have changed meanwhile."""
+        path = episode.data
+        if path.stat().st_mtime_ns != self._changed[path]:
+            raise ValueError(f"{path} has changed while {self.root} was read; wait until nobody writes it, and begin again")
+        table = self._file(path).rows(episode.index)
+        if table.num_rows != episode.whole:
+            raise ValueError(f"{path} has {table.num_rows} rows of episode {episode.index}, not {episode.whole}; copy it again")
+        return table.slice(episode.first, episode.length)
 
     def _iterate(self, indices: Sequence[int]) -> Iterator[Episode]:
         uneven: dict[int, float] = {}
         with ThreadPoolExecutor(NUM_THREADS) as pool:
             for episode in (self._episodes[index] for index in indices):
-                table = self._file(episode.data).rows(episode.index)
+                table = self._rows(episode)
                 uneven |= self._check_rows(episode, table)
                 yield self._episode(episode, table, pool)
         if uneven:
@@ -244,17 +299,13 @@ class Dataset:
             {number: seconds} if its time stamps are uneven, but not enough for an error.
         """
         name, path, length = f"episode {episode.index} of {self.root}", episode.data, episode.length
-        if table.num_rows != length:
-            raise ValueError(f"{path} has {table.num_rows} rows of episode {episode.index}, not {length}; copy it again")
-        if length < 2:
-            raise ValueError(f"{name} has {length} frames and thus no action; delete it with LeRobot, or record it again")
         numbers = np.unique(vectors(path, table, "task_index", 1)).tolist()
         if len(numbers) > 1:
-            remedy = "split it where the task changes, or delete it with LeRobot"
-            raise ValueError(f"{name} has {len(numbers)} tasks, {numbers}; {remedy}")
+            said = f"{self._contents.name(episode.metadata)} gives it one"
+            raise ValueError(f"{name} has {len(numbers)} tasks, {numbers}, while {said}; correct that, or copy the dataset again")
         if numbers[0] not in self.task_of:
             raise ValueError(f"{name} has task_index {numbers[0]}, but the tasks are {[*self.task_of]}; {self._doctor}")
-        for key in (key for key in WRONG if key in table.column_names):
+        for key in (key for key in WRONG if key in self.features):
             if broken := int(wrong_rows(key, self._values(path, table, key)).sum()):
                 rows = f"{broken} of {length} rows of {key} {WRONG[key]} in episode {episode.index}"
                 raise ValueError(f"{path}: {rows}; delete or record the episode again, {self._doctor}")
@@ -271,25 +322,26 @@ class Dataset:
         return {} if times.even else {episode.index: times.worst_s}
 
     def _values(self, path: Path, table: pa.Table, key: str) -> np.ndarray:
-        """A column of `WRONG`, [n, d]; what nobody judged is NaN."""
-        return label(path, table, key)[:, None] if key in fmt.LABELS else vectors(path, table, key, self.features[key]["shape"][0])
+        """A feature of numbers, [n, d]; what nobody judged is NaN."""
+        columns = fmt.columns(self.features, key) if key in self.features else {key: 1}
+        return label(path, table, *columns)[:, None] if key in fmt.LABELS else joined(path, table, columns)
 
     def _episode(self, episode: EpisodeFiles, table: pa.Table, pool: Executor) -> Episode:
         path, length = episode.data, episode.length
-        reward = vectors(path, table, "next.reward", 1)[:-1, 0] if "next.reward" in table.column_names else np.zeros(length - 1)
-        success = label(path, table, "success")
-        if "success" not in table.column_names:
-            success = np.append(np.float32(np.nan), label(path, table, "next.success")[:-1])  # nobody judged the first frame
+        reward = self._values(path, table, "next.reward")[:-1, 0] if "next.reward" in self.features else np.zeros(length - 1)
+        success = self._values(path, table, "success")[:, 0]
+        if "success" not in self.features:  # nobody judged the first frame
+            success = np.append(np.float32(np.nan), self._values(path, table, "next.success")[:-1, 0])
         return Episode(
             images={
                 camera: torch.from_numpy(np.concatenate([*self._clips(key, episode, table, pool)]))
                 for camera, key in self._camera_keys.items()
             },
-            state=torch.from_numpy(vectors(path, table, "observation.state", len(self.state_names)).astype(np.float32)),
-            action=torch.from_numpy(vectors(path, table, "action", len(self.action_names))[:-1].astype(np.float32)),
+            state=torch.from_numpy(self._values(path, table, "observation.state").astype(np.float32)),
+            action=torch.from_numpy(self._values(path, table, "action")[:-1].astype(np.float32)),
             reward=torch.from_numpy(reward.astype(np.float32)),
             success=torch.from_numpy(success),
-            progress=torch.from_numpy(label(path, table, "progress")),
+            progress=torch.from_numpy(self._values(path, table, "progress")[:, 0]),
             instruction=self.task_of[table["task_index"][0].as_py()],
             source=table["source"][0].as_py() if "source" in table.column_names else "unknown",
         )

@@ -84,6 +84,7 @@ class FrameStore:
         episode: number of this row's episode, [r].
         instruction: of each episode, length n.
         source: of each episode, length n.
+        origin: of each episode its dataset and its position there, length n.
     """
 
     images: Mapping[str, Frames]
@@ -97,6 +98,7 @@ class FrameStore:
     episode: Int[Tensor, " r"]
     instruction: tuple[str, ...]
     source: tuple[str, ...]
+    origin: tuple[tuple[str, int], ...]
 
     @classmethod
     def read(cls, roots: str | Path | Sequence[str | Path], views: Views, *, held_out: float = 0.0) -> "FrameStore":
@@ -157,6 +159,7 @@ class FrameStore:
             episode=torch.arange(len(episodes)).repeat_interleave(length),
             instruction=tuple(e.instruction for e in episodes),
             source=tuple(e.source for e in episodes),
+            origin=tuple((str(part.data.root), number) for part in parts for number in part.numbers),
         )
 
     def ordered(self, spec: Spec, who: str) -> "FrameStore":

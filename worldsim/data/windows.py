@@ -1,4 +1,4 @@
-"""What learners do to windows of frames so that there are more of them: mirror and shift.
+"""What learners do to windows of frames so that there are more of them: mirror, colour and shift.
 
 Read `training/supervised/data.py` next: it draws batches.
 """
@@ -6,7 +6,7 @@ Read `training/supervised/data.py` next: it draws batches.
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from worldsim.core.spec import Spec
@@ -60,6 +60,41 @@ class Mirror:
             if name in batch:
                 mirrored[name] = batch[name] * signs(factors, batch[name])
         return mirrored
+
+
+@dataclass(frozen=True)
+class Colour:
+    """Other light and another camera's colours, for few demonstrations: each factor is drawn from [1 - x, 1 + x], one per row.
+
+    All frames and cameras of a row change alike, so that nothing in a window flickers.
+
+    Attributes:
+        brightness, contrast, saturation: x of each, from 0 to 1.
+    """
+
+    brightness: float = 0.2
+    contrast: float = 0.2
+    saturation: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name, most in vars(self).items():
+            if not 0 <= most <= 1:
+                raise ValueError(f"colour.{name} must be in [0, 1], got {most}; 0.2 makes factors of 0.8 to 1.2")
+
+    def __call__(self, images: dict[str, UInt8[Tensor, "b *t h w 3"]], generator: torch.Generator) -> dict[str, Tensor]:
+        """The pictures of each camera in other colours."""
+        b = len(next(iter(images.values())))
+        most = torch.tensor([self.brightness, self.contrast, self.saturation])
+        factors = 1 + most * (2 * torch.rand(b, 3, generator=generator) - 1)
+        return {name: self._changed(frames, factors) for name, frames in images.items()}
+
+    def _changed(self, frames: Tensor, factors: Float[Tensor, "b 3"]) -> Tensor:
+        brightness, contrast, saturation = (f.reshape(-1, *[1] * (frames.ndim - 1)) for f in factors.unbind(1))
+        changed = frames.float() * brightness
+        middle = changed.mean(dim=tuple(range(1, frames.ndim)), keepdim=True)
+        changed = middle + contrast * (changed - middle)
+        grey = changed.mean(dim=-1, keepdim=True)
+        return (grey + saturation * (changed - grey)).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def shift(frames: UInt8[Tensor, "*b h w 3"], pixels: tuple[int, int]) -> UInt8[Tensor, "*b h w 3"]:

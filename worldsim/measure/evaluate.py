@@ -33,6 +33,7 @@ class Outcomes:
         length: control steps until its end, [n].
         starts: first observation of every episode.
         p_success: in a dream, the largest success probability that the reflector gave to one of its frames, [n]; 0 in physics.
+        score: the largest reward of one of its actions, [n]; PushT's score is that, the largest coverage / .95 up to 1.
         seconds: wall time.
     """
 
@@ -40,6 +41,7 @@ class Outcomes:
     length: Int[Tensor, " n"]
     starts: Starts
     p_success: Float[Tensor, " n"]
+    score: Float[Tensor, " n"]
     seconds: float
 
 
@@ -106,7 +108,7 @@ def actor_of(policy: Player) -> Actor:
 def _outcomes(world: World, policy: Player, *, episodes: int, **settings: Any) -> Outcomes:
     began = time.monotonic()
     success = torch.zeros(episodes, dtype=torch.bool, device=world.device)
-    length, p_success = success.long(), success.float()
+    length, p_success, score = success.long(), success.float(), torch.full((episodes,), -torch.inf, device=world.device)
     firsts: dict[int, Observation] = {}
     with Progress(transient=True) as progress:
         task = progress.add_task("evaluate", total=episodes)
@@ -114,10 +116,12 @@ def _outcomes(world: World, policy: Player, *, episodes: int, **settings: Any) -
             counts, result = turn.start < episodes, turn.result
             firsts |= {int(turn.start[i]): turn.before[0][[i]] for i in (turn.first & counts).nonzero().flatten().tolist()}
             length.index_add_(0, turn.start[counts], result.valid.sum(dim=1)[counts])
+            most = torch.where(result.valid, result.reward, -torch.inf).amax(dim=1)
+            score.scatter_reduce_(0, turn.start[counts], most[counts], "amax")
             rows = result.done & counts
             success[turn.start[rows]] = result.is_success[rows]
             if isinstance(result.final_judge, DreamJudgement):
                 p_success[turn.start[rows]] = result.final_judge.p_success[rows]
             progress.advance(task, int(rows.sum()))
     starts = Starts.first_observations([firsts[i] for i in range(episodes)])
-    return Outcomes(success, length, starts, p_success, time.monotonic() - began)
+    return Outcomes(success, length, starts, p_success, score, time.monotonic() - began)

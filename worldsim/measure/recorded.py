@@ -19,7 +19,7 @@ from worldsim.core.spec import Spec
 from worldsim.core.types import float_image
 from worldsim.data.store import FrameStore
 
-FEWEST = 8  # episodes without which an interval says nothing
+FEWEST = 4  # episodes without which an interval says nothing
 MOVING = 0.08  # change of a pixel since a dream's start, of 1, from which on it counts as moving
 STATE = ""  # stands for no camera
 Window = dict[str, Any]

@@ -177,11 +177,6 @@ def times(*values: float) -> Callable[[Path], object]:
         (times(0, 0.2, 0.6, 0.8), "time", "a time stamp of episode 1 is 200 ms, half a frame or more, from its place at 5 frames"),
         (times(0, 0.1, 0.2, 0.3), "time", "a time stamp of episode 1 is 300 ms"),
         (times(0, 0.2, 0.2, 0.4), "time", "a time stamp of episode 1 is 200 ms"),
-        (
-            lambda root: foreign_dataset(root, task_index=[1, 1, 1, 0, 0, 1, 1]),
-            "tasks",
-            r"episode 1 of .* has 2 tasks, \[0, 1\]; split it where the task changes",
-        ),
     ],
 )
 def test_what_would_teach_something_wrong_is_refused(

@@ -163,7 +163,11 @@ def test_merging_statistics_is_exact_for_moments() -> None:
     [
         (lambda root: shutil.rmtree(root), FileNotFoundError, "no LeRobot dataset at .*record one first"),
         (lambda root: (root / fmt.INFO).write_text("{"), ValueError, "info.json is not valid JSON"),
-        (lambda root: edit_info(root, codebase_version="v2.1"), ValueError, "codebase_version v2.1, expected v3.0; convert"),
+        (
+            lambda root: edit_info(root, codebase_version="v1.6"),
+            ValueError,
+            "codebase_version v1.6, expected v2.0, v2.1 or v3.0; convert",
+        ),
         (lambda root: edit_info(root, features={}), ValueError, "lacks the feature action and observation.state"),
         (
             lambda root: edit_info(root, total_episodes=3),
