@@ -316,6 +316,7 @@ def a_task_that_changes(root: Path) -> list[Take]:
     """An episode has another task from frame 20 on, so it is two."""
     made = write(root, takes())
     edit_column(root / DATA, "task_index", dict.fromkeys(range(20, 40), 1))
+    edit_column(root / EPISODES, "tasks", {0: [made[0].task, made[1].task]})
     cut = [
         {f: getattr(made[0], f)[part] for f in ("state", "action", "pictures", "success", "progress")}
         for part in (slice(20), slice(20, 40))
@@ -323,8 +324,16 @@ def a_task_that_changes(root: Path) -> list[Take]:
     return [replace(made[0], **cut[0]), replace(made[0], **cut[1], task=made[1].task), *made[1:]]
 
 
-@case("error episodes", "B29")
-def one_frame(root: Path) -> None:
+@case("error tasks", "B13")
+def a_task_that_changes_unsaid(root: Path) -> None:
+    """The same, but meta/episodes says one task, so that either is wrong."""
+    write(root, takes())
+    edit_column(root / DATA, "task_index", dict.fromkeys(range(20, 40), 1))
+
+
+@case("warning episodes", "B29")
+def one_frame(root: Path) -> list[Take]:
     """An episode of one frame, and thus of no action."""
     made = takes()
     write(root, [*made, *takes(1, 1)])
+    return made

@@ -44,10 +44,16 @@ def main(commit: str, robovet: Path, lerobot_doctor: Path) -> None:
             for column, by in seen.items()
         }
         for column, ask, venv in (("robovet", ask_robovet, robovet), ("lerobot-doctor", ask_lerobot_doctor, lerobot_doctor)):
-            said = {case.name: ask(venv, folder / "museum" / case.name) for case in cases()}
-            verdicts[column] = {case.name: judge_tool(case, said, folder / "museum" / case.name) for case in cases()}
+            roots = {case.name: recording(folder / "museum" / case.name) for case in cases()}
+            said = {name: ask(venv, root) for name, root in roots.items()}
+            verdicts[column] = {case.name: judge_tool(case, said, roots[case.name]) for case in cases()}
     versions = {"robovet": version(robovet, "robovet"), "lerobot-doctor": version(lerobot_doctor, "lerobot-doctor")}
     page(commit, versions, verdicts)
+
+
+def recording(root: Path) -> Path:
+    """Where LeRobot's files of a case lie: a folder that adopts them is worldsim's alone."""
+    return root / "recording" if (root / "spec.yaml").is_file() else root
 
 
 def looked(folder: Path, code: Path) -> dict[str, Seen]:

@@ -255,3 +255,33 @@ def quantiles_as_means(root: Path) -> list[Take]:
         stats[key] |= {name: np.mean([part[name] for part in parts], axis=0).tolist() for name in ("q01", "q50", "q99")}
     write_json(root / fmt.STATS, stats)
     return made
+
+
+def adopt(root: Path, features: str, drop: str = "") -> list[Take]:
+    """A recording whose features have other names, and a folder that says which they are."""
+    made = write(root / "recording", takes())
+    names = {"observation.state": "state", "action": "actions", CAMERA: "image"}
+    info = fmt.read_json(root / "recording" / fmt.INFO)["features"]
+    edit_info(root / "recording", features={names.get(key, key): said for key, said in info.items() if key != drop})
+    table = pq.read_table(root / "recording" / DATA)
+    table = table.drop_columns([drop] if drop else [])
+    save(root / "recording" / DATA, table.rename_columns([names.get(name, name) for name in table.column_names]))
+    stats = fmt.read_json(root / "recording" / fmt.STATS)
+    write_json(root / "recording" / fmt.STATS, {names.get(key, key): said for key, said in stats.items() if key != drop})
+    for name in [name for name in pq.read_schema(root / "recording" / EPISODES).names if name.startswith("stats/")]:
+        drop_column(root / "recording" / EPISODES, name)
+    (root / "spec.yaml").write_text(f"dataset: recording\nfeatures: {features}\n")
+    return made
+
+
+@case("fine", "B21")
+def adopted(root: Path) -> list[Take]:
+    """Features named state, actions and image, adopted by a folder that says which they are."""
+    return adopt(root, "{state: state, action: actions}")
+
+
+@case("fine", "B21")
+def adopted_without_a_state(root: Path) -> list[Take]:
+    """The same without a state."""
+    made = adopt(root, "{state: [], action: actions}", drop="observation.state")
+    return [replace(take, state=np.zeros((40, 1), np.float32)) for take in made]

@@ -9,9 +9,12 @@ import pytest
 from museum import cases as museum
 from museum import visit
 from museum.cases import Case, cases
-from museum.recorder import Take, takes, write
+from museum.recorder import Take, takes, write, write_v2
 from museum.visit import GOOD, Seen, differs, judge, look
 from rich.console import Console
+from toy_datasets import edit_info
+
+from worldsim.data.counters import mend_counters
 
 # Every check of robovet 0.2.2 but VIDEO-400, which says that PyAV is not installed.
 ROBOVET = {f"STRUCT-{name}" for name in ("001", "002", "002b", "003", "004", "005", "006", "007", "008")}
@@ -99,3 +102,14 @@ def test_a_visit_counts_what_is_not_as_expected(monkeypatch: pytest.MonkeyPatch)
     stream = io.StringIO()
     assert visit.visit(Console(file=stream, width=200)) == 1
     assert "silent" in stream.getvalue() and "2 cases, 1 not as expected" in stream.getvalue()
+
+
+@pytest.mark.parametrize("version", ["v2.0", "v2.1"])
+def test_counters_of_older_versions_are_mended(version: str, tmp_path: Path) -> None:
+    """Which have no statistics in their episodes, and v2.1 none of the whole."""
+    write_v2(tmp_path, takes(), version=version)
+    edit_info(tmp_path, total_episodes=2, total_frames=80, total_tasks=1)
+    assert "meta/tasks.jsonl" in " ".join(fault[2] for fault in look(tmp_path).faults)
+    assert "total_episodes 2 -> 4, total_frames 80 -> 160, total_tasks 1 -> 2" in mend_counters(tmp_path)
+    assert judge("fine", takes(), look(tmp_path)) == "fine" and "nothing to mend" in mend_counters(tmp_path)
+    assert (tmp_path / "meta/stats.json").exists() == (version == "v2.0")

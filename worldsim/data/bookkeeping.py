@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 
 from worldsim.data import lerobot_format as fmt
 from worldsim.data.columns import WRONG
-from worldsim.data.contents import Contents, EpisodeFiles, Fault
+from worldsim.data.contents import Contents, Fault
 from worldsim.data.episode_faults import AGAIN, fault, some
+from worldsim.data.lerobot_layout import EpisodeFiles
 from worldsim.data.timing import nearest, timing
 from worldsim.data.video import frame_times
 
@@ -30,7 +31,7 @@ LEFT_ALONE = "worldsim does not read it, other readers do: convert the dataset a
 def feature_columns(contents: Contents) -> Iterator[Fault]:
     """Columns without a feature, features without a column, and features of another shape or type than their column.
 
-    State, action, cameras and labels have checks of their own.
+    State, action, cameras and labels have checks of their own; what is adopted from other features are those.
     """
     for path in contents.data_files:
         schema, name = fmt.open_parquet(path).schema_arrow, contents.name(path)
@@ -38,7 +39,7 @@ def feature_columns(contents: Contents) -> Iterator[Fault]:
             found = f"{name} has columns that {fmt.INFO} does not list: {some(unknown)}"
             yield Fault("features", "warning", found, f"list them in features of {fmt.INFO}; nobody reads them until then")
         for key, feature in contents.features.items():
-            if key in WRONG or feature["dtype"] in ("video", "image"):
+            if key in WRONG or feature["dtype"] in ("video", "image") or "columns" in feature:
                 continue
             if key not in schema.names:
                 if key not in fmt.number_features(contents.features):  # those are an error of the files
@@ -121,7 +122,7 @@ def odd_sentences(contents: Contents) -> Iterator[Fault]:
     for episode in contents.held:
         held = {contents.tasks.get(number) for number in contents.task_numbers.get(episode.index, ())}
         names = said.get(episode.index)
-        if names and held and None not in held and held != {*names}:
+        if names and len(held) == 1 and held != {*names}:  # several are the check of the tasks
             other.append(episode)
     if other:
         found = "meta/episodes names other tasks than the rows of {}, whose task_index is what counts"

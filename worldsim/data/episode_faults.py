@@ -7,7 +7,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
-from worldsim.data.contents import EpisodeFiles, Fault
+from worldsim.data.contents import Fault
+from worldsim.data.lerobot_layout import EpisodeFiles
 
 NAMED = 3  # episodes, or other things of which there are many, that a fault names
 AGAIN = "record the episodes again, or delete them with LeRobot (lerobot-edit-dataset)"

@@ -21,10 +21,11 @@ from rich.table import Table
 from worldsim.data import bookkeeping, picture_suspicions, statistics_check, suspicions
 from worldsim.data import lerobot_format as fmt
 from worldsim.data.columns import WRONG, pictures, wrong_rows
-from worldsim.data.contents import Contents, EpisodeFiles, Fault
+from worldsim.data.contents import Contents, Fault
 from worldsim.data.counters import count_faults, mend_counters
 from worldsim.data.dataset_spec import OVERLAY, read_spec
 from worldsim.data.episode_faults import AGAIN, NAMED, fault, fault_of
+from worldsim.data.lerobot_layout import EpisodeFiles
 from worldsim.data.timing import in_order, nearest, timing
 from worldsim.data.video import decode_images, frame_times
 
@@ -111,14 +112,16 @@ def camera_faults(contents: Contents) -> Iterator[Fault]:
 def short_episodes(contents: Contents) -> Iterator[Fault]:
     """Episodes of one frame."""
     if short := [episode for episode in contents.episodes if episode.length < 2]:
-        yield fault("episodes", "error", short, "{} have a single frame and thus no action", AGAIN)
+        found = "{} have a single frame and thus no action; they are left out"
+        yield fault("episodes", "warning", short, found, f"nothing, or {AGAIN}")
 
 
 def missing_columns(contents: Contents) -> Iterator[Fault]:
     """Columns that data files lack of what `info.json` says and worldsim reads."""
     images = [key for key, feature in contents.features.items() if feature["dtype"] == "image" and fmt.is_rgb(feature)]
     source = [key for key in ("source",) if key in contents.features]
-    wanted = [*dict.fromkeys([*fmt.number_features(contents.features), *source, *images, "episode_index", "task_index"])]
+    numbers = [column for key in fmt.number_features(contents.features) for column in fmt.columns(contents.features, key)]
+    wanted = [*dict.fromkeys([*numbers, *source, *images, "episode_index", "task_index"])]
     for path in contents.data_files:
         try:
             fmt.open_parquet(path, wanted)
@@ -207,8 +210,12 @@ def video_faults(contents: Contents) -> Iterator[Fault]:
 
 
 def task_changes(contents: Contents) -> Iterator[Fault]:
-    """Episodes under several tasks."""
-    if several := [e for e in contents.episodes if len(contents.task_numbers.get(e.index, ())) > 1]:
+    """Episodes under several tasks, which is an error where `meta/` gives them one."""
+    changing = [episode for episode in contents.episodes if len(contents.task_numbers.get(episode.index, ())) > 1]
+    if other := [episode for episode in changing if episode.tasks == 1]:
+        found = f"{contents.name(other[0].metadata)} gives {{}} one task, their rows have several"
+        yield fault("tasks", "error", other, found, "correct whichever is wrong, or convert the dataset again")
+    if several := [episode for episode in changing if episode.tasks != 1]:
         found = (
             "{} change their task; each is read as one episode per task, as an episode has one instruction for all of its frames"
         )

@@ -16,8 +16,9 @@ from scipy.stats import rankdata
 
 from worldsim.data import lerobot_format as fmt
 from worldsim.data.columns import pictures
-from worldsim.data.contents import Contents, EpisodeFiles, Fault
+from worldsim.data.contents import Contents, Fault
 from worldsim.data.episode_faults import fault
+from worldsim.data.lerobot_layout import EpisodeFiles
 from worldsim.data.suspicions import Rows, finite_rows
 from worldsim.data.video import decode_images, video_frames
 

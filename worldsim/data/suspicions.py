@@ -10,9 +10,11 @@ from hashlib import sha256
 import numpy as np
 from jaxtyping import Num
 
-from worldsim.data.contents import Contents, EpisodeFiles, Fault
+from worldsim.data import lerobot_format as fmt
+from worldsim.data.contents import Contents, Fault
 from worldsim.data.dataset_spec import OVERLAY, read_spec
 from worldsim.data.episode_faults import fault, some
+from worldsim.data.lerobot_layout import EpisodeFiles
 
 STILL = 1e-6  # of a magnitude: less is rounding
 ALIKE = 10  # frames from which on standing still is worth a word
@@ -30,12 +32,13 @@ def finite_rows(contents: Contents, key: str) -> Rows:
 
 def dead_channels(contents: Contents) -> Iterator[Fault]:
     """Channels that never move, and joints that stand still through an episode in which they are told to move."""
-    spec = read_spec(contents.root, contents.info, ())
+    spec = read_spec(contents.given, contents.info, ())
     names = {"state": spec.state_names, "action": spec.action_names}
     rows = {feature: finite_rows(contents, key) for feature, key in KEYS.items()}
     for feature, values in rows.items():
         whole = np.concatenate([*values.values()]) if values else np.empty((0, 0))
-        if len(whole) >= ALIKE and (dead := [names[feature][i] for i in np.flatnonzero(_still(whole))]):
+        there = fmt.columns(contents.features, KEYS[feature])  # of an adopted dataset without a state there are none
+        if there and len(whole) >= ALIKE and (dead := [names[feature][i] for i in np.flatnonzero(_still(whole))]):
             found = f"{some(dead)} of the {feature} is {whole[0, _still(whole)][0]:.4g} in all {len(whole)} frames"
             remedy = "look whether its sensor or motor is connected; a channel that says nothing is better left out"
             yield Fault("channels", "warning", found, remedy)
@@ -55,7 +58,7 @@ def dead_channels(contents: Contents) -> Iterator[Fault]:
 
 def saturated_actions(contents: Contents) -> Iterator[Fault]:
     """Actions that lie at both of their extremes for a large share of all frames, as clipped ones do. Grippers may."""
-    spec, rows = read_spec(contents.root, contents.info, ()), finite_rows(contents, "action")
+    spec, rows = read_spec(contents.given, contents.info, ()), finite_rows(contents, "action")
     whole = np.concatenate([*rows.values()]) if rows else np.empty((0, 0))
     if len(whole) < ALIKE:
         return
@@ -88,7 +91,7 @@ def duplicated_episodes(contents: Contents) -> Iterator[Fault]:
 
 def impossible_units(contents: Contents) -> Iterator[Fault]:
     """Radians beyond a turn, and states and actions of which one looks like degrees and the other like radians."""
-    spec = read_spec(contents.root, contents.info, ())
+    spec = read_spec(contents.given, contents.info, ())
     channels = {"state": spec.state, "action": spec.action}
     whole = {
         feature: np.concatenate([np.empty((0, len(channels[feature]))), *finite_rows(contents, key).values()])

@@ -89,9 +89,8 @@ def test_everything_that_is_wrong_is_listed_at_once_errors_first(tmp_path: Path)
         ("time", "warning", "time stamps are uneven, by up to 20.0 ms at 10 frames per second: 1 episode (3)"),
         (
             "tasks",
-            "warning",
-            "1 episode (4) change their task; each is read as one episode per task, as an episode has one instruction for all of "
-            "its frames",
+            "error",
+            "meta/episodes/chunk-000/file-004.parquet gives 1 episode (4) one task, their rows have several",
         ),
         (
             "statistics",
@@ -112,7 +111,7 @@ def test_everything_that_is_wrong_is_listed_at_once_errors_first(tmp_path: Path)
     assert severities == sorted(severities), "errors first"
     text = report(tmp_path)
     assert all(found in text for _, _, found in faults) and text.count("\nERROR ") == 1
-    assert f"ERROR {tmp_path} has 5 errors (counters, values, time, videos); see the table above" in text
+    assert f"ERROR {tmp_path} has 6 errors (counters, values, time, videos, tasks); see the table above" in text
 
 
 def test_short_episodes_and_datasets_without_cameras(tmp_path: Path) -> None:
@@ -124,7 +123,7 @@ def test_short_episodes_and_datasets_without_cameras(tmp_path: Path) -> None:
     edit_column(tmp_path / "data/chunk-000/file-000.parquet", "task_index", dict.fromkeys((1, 2), 0))
     found = {(fault.kind, fault.severity): fault.found for fault in dataset_faults(tmp_path)}
     assert found["cameras", "warning"] == "there is no camera"
-    assert found["episodes", "error"] == "1 episode (0) have a single frame and thus no action"
+    assert found["episodes", "warning"] == "1 episode (0) have a single frame and thus no action; they are left out"
 
 
 def test_a_damaged_file_stops_no_other_check(tmp_path: Path) -> None:
@@ -141,7 +140,7 @@ def test_a_damaged_file_stops_no_other_check(tmp_path: Path) -> None:
         ("files", "error"),
         ("statistics", "warning"),
         ("tasks", "error"),
-        ("tasks", "warning"),
+        ("tasks", "error"),
         ("values", "error"),
     ]
     (damaged,) = (fault for fault in faults if fault.kind == "files")

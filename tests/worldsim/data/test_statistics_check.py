@@ -67,6 +67,15 @@ def test_mending_makes_them_true(tmp_path: Path) -> None:
     assert Dataset(tmp_path).stored_stats() is not None
 
 
+def test_an_adopted_dataset_is_mended_where_it_lies(tmp_path: Path) -> None:
+    write(tmp_path / "recording", [random_episode(0)])
+    (tmp_path / "spec.yaml").write_text("dataset: recording\n")
+    before = files(tmp_path)
+    with pytest.raises(ValueError, match=f"adopts another dataset; worldsim doctor data={tmp_path}/recording mend=true mends"):
+        mend_counters(tmp_path)
+    assert files(tmp_path) == before
+
+
 def test_counters_and_statistics_are_mended_at_once(tmp_path: Path) -> None:
     """Statistics of all frames that contradict them, beside an info.json that counts one of two tasks."""
     write(tmp_path, [random_episode(0)], [random_episode(1)])
