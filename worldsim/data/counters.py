@@ -10,8 +10,10 @@ from pathlib import Path
 
 from worldsim.data import journal
 from worldsim.data import lerobot_format as fmt
-from worldsim.data.contents import Contents, EpisodeFiles, Fault, counter_faults
+from worldsim.data.contents import Contents, Fault, counter_faults
+from worldsim.data.lerobot_layout import EpisodeFiles, tasks_file
 from worldsim.data.lerobot_reader import Dataset
+from worldsim.data.statistics_check import mended_statistics
 from worldsim.data.stats import NAMES, Stats
 
 NAMED = 3  # of many alike, so many are named
@@ -59,7 +61,7 @@ def check_counters(root: Path) -> None:
 
 
 def mend_counters(root: Path) -> str:
-    """Make `info.json` count the whole episodes that the files hold, and the statistics be theirs; returns what was changed.
+    """Make `info.json` count the whole episodes that the files hold, and `stats.json` not contradict them; says what was changed.
 
     What is replaced stays beside it as `<name>.bak-<n>`. Data, videos and `meta/episodes` are not touched, and nothing is if the
     dataset could not be read afterwards.
@@ -68,7 +70,8 @@ def mend_counters(root: Path) -> str:
         FileNotFoundError: if there is no dataset, or a file is missing without which nothing can be said.
         ValueError: if a file is damaged, if an episode is not whole that no counter can leave out, or if somebody is recording.
     """
-    fmt.read_info(root)
+    if (contents := Contents(root)).root != root:
+        raise ValueError(f"{root} adopts another dataset; worldsim doctor data={contents.root} mend=true mends that one")
     with journal.alone(root):
         contents = Contents(root)
         lacking = {episode.index: contents.what_lacks(episode) or _unknown_task(contents, episode) for episode in contents.episodes}
@@ -79,7 +82,9 @@ def mend_counters(root: Path) -> str:
         counts = {"total_episodes": total, "total_frames": frames, "total_tasks": len(contents.tasks)}
         old = contents.info
         if all(old.get(key) == value for key, value in counts.items()):
-            return f"{root}: {fmt.INFO} counts what the files hold, {total} episodes; nothing to mend"
+            if (stats := mended_statistics(contents)) is None:
+                return f"{root}: {fmt.INFO} counts what the files hold, {total} episodes; nothing to mend"
+            return f"{root}: {_replace_statistics(root, stats)}"
         whole = f"0:{old['total_episodes']}"
         splits = {name: f"0:{total}" if span == whole else span for name, span in (old.get("splits") or {}).items()}
         mended = {**old, **counts, "splits": splits}
@@ -87,22 +92,26 @@ def mend_counters(root: Path) -> str:
             index, why = [*lacking.items()][total]
             left_out = f"{fmt.INFO} cannot leave it out; copy its files again, or delete it with LeRobot (lerobot-edit-dataset)"
             raise ValueError(f"{root}: episode {index} is not whole ({why}), and {left_out}")
-        stats = _mended_statistics(Dataset(root, info=mended))
-        if stats is not None:
-            if (root / fmt.STATS).is_file():
-                _keep(root / fmt.STATS)
-            fmt.write_json(root / fmt.STATS, stats)
+        stats = _new_statistics(Dataset(root, info=mended)) or mended_statistics(Contents(root, info=mended))
+        said = f"; {_replace_statistics(root, stats)}" if stats is not None else ""
         kept = _keep(root / fmt.INFO)
         fmt.write_json(root / fmt.INFO, mended)  # last: until then the dataset is what it was
         changed = ", ".join(f"{key} {old.get(key)} -> {value}" for key, value in counts.items() if old.get(key) != value)
-        return f"{root}: {changed}; the old {fmt.INFO} is {kept.name}"
+        return f"{root}: {changed}; the old {fmt.INFO} is {kept.name}{said}"
 
 
-def _mended_statistics(data: Dataset) -> dict[str, Stats] | None:
+def _replace_statistics(root: Path, stats: dict[str, Stats]) -> str:
+    """Write `stats.json`, keep the old one, and say so."""
+    kept = f"; the old one is {_keep(root / fmt.STATS).name}" if (root / fmt.STATS).is_file() else ""
+    fmt.write_json(root / fmt.STATS, stats)
+    return f"{fmt.STATS} was computed again{kept}"
+
+
+def _new_statistics(data: Dataset) -> dict[str, Stats] | None:
     """What `stats.json` should say; None if it does, or if the episodes do not carry what that takes."""
     columns = {f"stats/{fmt.camera_key(camera)}/{name}" for camera in data.cameras for name in NAMES}
-    files = [path for path in data.files() if path.is_relative_to(data.root / "meta")]
-    if data.stored_stats() is None and all(columns <= {*fmt.open_parquet(path).schema_arrow.names} for path in files):
+    files = [path for path in data.files() if path.is_relative_to(data.root / "meta") and path.suffix == ".parquet"]
+    if data.stored_stats() is None and files and all(columns <= {*fmt.open_parquet(path).schema_arrow.names} for path in files):
         return data.stats
     return None
 
@@ -117,23 +126,23 @@ def _keep(path: Path) -> Path:
 
 
 def _task_faults(contents: Contents, counted: list[EpisodeFiles], mend: str) -> Iterator[Fault]:
-    total, tasks = contents.info["total_tasks"], contents.tasks
+    total, tasks, file = contents.info["total_tasks"], contents.tasks, tasks_file(contents.info)
     if total > len(tasks):
-        found = f"{fmt.INFO} counts {total} tasks, {fmt.TASKS} holds {len(tasks)}"
-        yield Fault("counters", "error", found, f"copy {fmt.TASKS} again if some are missing; {mend} counts what is there")
+        found = f"{fmt.INFO} counts {total} tasks, {file} holds {len(tasks)}"
+        yield Fault("counters", "error", found, f"copy {file} again if some are missing; {mend} counts what is there")
     known = [*tasks][:total]
     used = set[int]().union(*(contents.task_numbers.get(episode.index, set()) for episode in counted))
     if uncounted := used & (tasks.keys() - set(known)):
-        found = f"{fmt.INFO} counts {total} tasks, but episodes have task {_some(sorted(uncounted))} of {fmt.TASKS}, too"
+        found = f"{fmt.INFO} counts {total} tasks, but episodes have task {_some(sorted(uncounted))} of {file}, too"
         yield Fault("counters", "error", found, f"{mend} counts it")
     if nameless := used - tasks.keys():
-        found = f"episodes have task {_some(sorted(nameless))}, which {fmt.TASKS} does not name"
-        yield Fault("tasks", "error", found, f"add its sentence to {fmt.TASKS}, or copy that file again")
+        found = f"episodes have task {_some(sorted(nameless))}, which {file} does not name"
+        yield Fault("tasks", "error", found, f"add its sentence to {file}, or copy that file again")
 
 
 def _unknown_task(contents: Contents, episode: EpisodeFiles) -> str:
     nameless = contents.task_numbers.get(episode.index, set()) - contents.tasks.keys()
-    return f"{fmt.TASKS} does not name its task {min(nameless)}" if nameless else ""
+    return f"{tasks_file(contents.info)} does not name its task {min(nameless)}" if nameless else ""
 
 
 def _some(things: list) -> str:

@@ -1,11 +1,15 @@
 """`worldsim doctor data=ROOT`: what is wrong with a dataset, in numbers, and what to do about it.
 
 Reading stops at the first fault that would teach something wrong; this looks at everything, counted or not, and lists all of it. A
-check is a function from what the files hold to faults: write one, and add it to `CHECKS`. Read `worldsim/report/doctor.py` next.
+check is a function from what the files hold to faults: write one, and add it to `CHECKS`. Here are those of what worldsim reads;
+`bookkeeping.py` and `statistics_check.py` have those of what a dataset says of itself, `suspicions.py` and `picture_suspicions.py`
+what can be read and is hardly meant. `tests/museum/` has a dataset for each. Read `worldsim/report/doctor.py` next.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -14,16 +18,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from worldsim.data import bookkeeping, picture_suspicions, statistics_check, suspicions
 from worldsim.data import lerobot_format as fmt
 from worldsim.data.columns import WRONG, pictures, wrong_rows
-from worldsim.data.contents import Contents, EpisodeFiles, Fault
+from worldsim.data.contents import Contents, Fault
 from worldsim.data.counters import count_faults, mend_counters
 from worldsim.data.dataset_spec import OVERLAY, read_spec
+from worldsim.data.episode_faults import AGAIN, NAMED, fault, fault_of
+from worldsim.data.lerobot_layout import EpisodeFiles
 from worldsim.data.timing import in_order, nearest, timing
 from worldsim.data.video import decode_images, frame_times
-
-NAMED = 3  # episodes that a fault names
-AGAIN = "record the episodes again, or delete them with LeRobot (lerobot-edit-dataset)"
 
 
 def dataset_faults(root: Path) -> list[Fault]:
@@ -38,30 +42,46 @@ def dataset_faults(root: Path) -> list[Fault]:
         try:
             faults += check(contents)
         except (ValueError, FileNotFoundError) as error:  # a file that is damaged or missing, in words that name it
-            faults.append(_fault_of("files", error))
-    faults += [_fault_of("files", error) for error in contents.damages]
-    return sorted(dict.fromkeys(faults), key=lambda fault: fault.severity)
+            faults.append(fault_of("files", error))
+    faults += [fault_of("files", error) for error in contents.damages]
+    first = {(fault.found, fault.remedy): fault for fault in reversed(faults)}  # several checks stumble over the same file
+    return sorted(reversed(first.values()), key=lambda fault: fault.severity)
 
 
-def print_faults(root: Path, *, mend: bool = False, console: Console | None = None) -> list[Fault]:
+def print_faults(root: Path, *, mend: bool = False, out: Path | None = None, console: Console | None = None) -> list[Fault]:
     """Print `dataset_faults` as a table, after mending what counters can mend if that is wanted.
+
+    Args:
+        root: the dataset's folder.
+        mend: whether to make `meta/info.json` and `meta/stats.json` say what the data are.
+        out: a new file for the same as JSON, as `findings` gives it.
+        console: where to print; the terminal by default.
 
     Raises:
         FileNotFoundError: if there is no dataset.
-        ValueError: if there is an error among the faults, after the table, or if `mend` is asked for what it cannot do.
+        ValueError: if there is an error among the faults, after the table; if `mend` is asked for what it cannot do; or if `out`
+            is there already.
     """
     console = console or Console()
+    if out is not None and out.exists():
+        raise ValueError(f"out={out} is there already; name another file, or remove that one")
     if mend:
         console.print(escape(mend_counters(root)), soft_wrap=True)
-    faults, contents = dataset_faults(root), Contents(root)
-    info = contents.info
+    try:
+        faults, info = dataset_faults(root), Contents(root).info
+    except (ValueError, FileNotFoundError) as error:
+        if out is not None:
+            fmt.write_json(out, findings(root, [fault_of("files", error)]))
+        raise
+    if out is not None:
+        fmt.write_json(out, findings(root, faults))
     title = f"{root}: {info['total_episodes']} episodes, {info['total_frames']} frames at {info['fps']} frames per second"
     console.print(escape(title), style="italic", soft_wrap=True)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for fault in faults:
-        colour = {"error": "red", "warning": "yellow"}[fault.severity]
-        remedy = f"\n[dim]-> {escape(fault.remedy)}[/]"
-        table.add_row(escape(fault.kind), f"[{colour}]{fault.severity}[/]", escape(fault.found) + remedy)
+    for said in faults:
+        colour = {"error": "red", "warning": "yellow"}[said.severity]
+        remedy = f"\n[dim]-> {escape(said.remedy)}[/]"
+        table.add_row(escape(said.kind), f"[{colour}]{said.severity}[/]", escape(said.found) + remedy)
     if not faults:
         table.add_row("everything", "[green]ok[/]", "nothing is wrong")
     console.print(table)
@@ -71,6 +91,12 @@ def print_faults(root: Path, *, mend: bool = False, console: Console | None = No
     return faults
 
 
+def findings(root: Path, faults: list[Fault]) -> dict[str, Any]:
+    """Faults for programs: counts and a list, each with kind, severity, found, remedy and, if it names some, all its episodes."""
+    counts = {f"{severity}s": sum(fault.severity == severity for fault in faults) for severity in ("error", "warning")}
+    return {"dataset": str(root), **counts, "findings": [asdict(fault) for fault in faults]}
+
+
 def camera_faults(contents: Contents) -> Iterator[Fault]:
     """Shapes that are not pictures."""
     cameras = {key: feature for key, feature in contents.features.items() if fmt.is_rgb(feature)}
@@ -78,7 +104,7 @@ def camera_faults(contents: Contents) -> Iterator[Fault]:
         try:
             fmt.resolution(key, feature)
         except ValueError as error:
-            yield _fault_of("cameras", error)
+            yield fault_of("cameras", error)
     if not cameras:
         yield Fault("cameras", "warning", "there is no camera", "record with one: every learner looks at pictures")
 
@@ -86,19 +112,21 @@ def camera_faults(contents: Contents) -> Iterator[Fault]:
 def short_episodes(contents: Contents) -> Iterator[Fault]:
     """Episodes of one frame."""
     if short := [episode for episode in contents.episodes if episode.length < 2]:
-        yield Fault("episodes", "error", f"{_named(short)} have a single frame and thus no action", AGAIN)
+        found = "{} have a single frame and thus no action; they are left out"
+        yield fault("episodes", "warning", short, found, f"nothing, or {AGAIN}")
 
 
 def missing_columns(contents: Contents) -> Iterator[Fault]:
     """Columns that data files lack of what `info.json` says and worldsim reads."""
     images = [key for key, feature in contents.features.items() if feature["dtype"] == "image" and fmt.is_rgb(feature)]
     source = [key for key in ("source",) if key in contents.features]
-    wanted = [*dict.fromkeys([*fmt.number_features(contents.features), *source, *images, "episode_index", "task_index"])]
+    numbers = [column for key in fmt.number_features(contents.features) for column in fmt.columns(contents.features, key)]
+    wanted = [*dict.fromkeys([*numbers, *source, *images, "episode_index", "task_index"])]
     for path in contents.data_files:
         try:
             fmt.open_parquet(path, wanted)
         except ValueError as error:
-            yield _fault_of("files", error)
+            yield fault_of("files", error)
 
 
 def wrong_values(contents: Contents) -> Iterator[Fault]:
@@ -109,7 +137,7 @@ def wrong_values(contents: Contents) -> Iterator[Fault]:
             where = ", ".join(f"{rows[e]} in episode {e.index} ({contents.name(e.data)})" for e in broken[:NAMED])
             more = f" and {len(broken) - NAMED} more episodes" if len(broken) > NAMED else ""
             total = sum(rows.values())
-            yield Fault("values", "error", f"{total} rows of {key} {WRONG[key]}: {where}{more}", AGAIN)
+            yield fault("values", "error", broken, f"{total} rows of {key} {WRONG[key]}: {where}{more}", AGAIN)
 
 
 def disorder(contents: Contents) -> Iterator[Fault]:
@@ -117,7 +145,7 @@ def disorder(contents: Contents) -> Iterator[Fault]:
     if "frame_index" not in contents.features:
         return
     if mixed := [episode for episode, values in contents.values("frame_index") if not in_order(values[:, 0])]:
-        yield Fault("order", "error", f"frame_index does not rise in the rows of {_named(mixed)}", f"sort the rows, or {AGAIN}")
+        yield fault("order", "error", mixed, "frame_index does not rise in the rows of {}", f"sort the rows, or {AGAIN}")
 
 
 def picture_faults(contents: Contents) -> Iterator[Fault]:
@@ -127,7 +155,7 @@ def picture_faults(contents: Contents) -> Iterator[Fault]:
             try:
                 _decode_ends(contents, path, key)
             except ValueError as error:
-                yield _fault_of("files", error)
+                yield fault_of("files", error)
 
 
 def actions_beyond(contents: Contents) -> Iterator[Fault]:
@@ -136,7 +164,7 @@ def actions_beyond(contents: Contents) -> Iterator[Fault]:
     try:
         found = read_spec(contents.given, contents.info).clipped(np.concatenate(actions)) if actions else ""
     except ValueError as error:
-        yield _fault_of("actions", error)
+        yield fault_of("actions", error)
         return
     if found:
         yield Fault("actions", "warning", found, f"correct the limits in {OVERLAY}, unless that is meant")
@@ -152,12 +180,12 @@ def uneven_time(contents: Contents) -> Iterator[Fault]:
     for broken in (True, False):
         if uneven := [e for e, time in times.items() if not time.even and time.broken == broken]:
             worst = 1000 * max(times[e].worst_s for e in uneven)
-            where = f"by up to {worst:.1f} ms at {fps} frames per second: {_named(uneven)}"
+            where = f"by up to {worst:.1f} ms at {fps} frames per second: {{}}"
             if broken:
-                yield Fault("time", "error", f"time stamps are half a frame or more from their place, {where}", AGAIN)
+                yield fault("time", "error", uneven, f"time stamps are half a frame or more from their place, {where}", AGAIN)
             else:
                 remedy = "record with steps of equal length; every step is taken to last 1/fps"
-                yield Fault("time", "warning", f"time stamps are uneven, {where}", remedy)
+                yield fault("time", "warning", uneven, f"time stamps are uneven, {where}", remedy)
 
 
 def video_faults(contents: Contents) -> Iterator[Fault]:
@@ -170,24 +198,28 @@ def video_faults(contents: Contents) -> Iterator[Fault]:
                 shown = frame_times(path, fps)
                 yield from _size_fault(contents, key, path)
             except (ValueError, FileNotFoundError) as error:
-                yield _fault_of("videos", error)
+                yield fault_of("videos", error)
                 continue
             for episode in (e for e in contents.episodes if e.videos[key][0] == path):
                 wanted = episode.videos[key][1] + np.arange(episode.length) / fps
                 if gaps := int((nearest(shown, wanted, fps) < 0).sum()):
                     lost[episode] = gaps
         if lost:
-            found = f"{key} shows no frame at {sum(lost.values())} moments, nor within half a step of them: {_named([*lost])}"
-            yield Fault("videos", "error", found, "copy those videos again, or encode them again")
+            found = f"{key} shows no frame at {sum(lost.values())} moments, nor within half a step of them: {{}}"
+            yield fault("videos", "error", lost, found, "copy those videos again, or encode them again")
 
 
 def task_changes(contents: Contents) -> Iterator[Fault]:
-    """Episodes under several tasks."""
-    if several := [e for e in contents.episodes if len(contents.task_numbers.get(e.index, ())) > 1]:
-        found = f"{_named(several)} change their task, while an episode has one instruction for all of its frames"
-        yield Fault(
-            "tasks", "error", found, "split them where the task changes, or delete them with LeRobot (lerobot-edit-dataset)"
+    """Episodes under several tasks, which is an error where `meta/` gives them one."""
+    changing = [episode for episode in contents.episodes if len(contents.task_numbers.get(episode.index, ())) > 1]
+    if other := [episode for episode in changing if episode.tasks == 1]:
+        found = f"{contents.name(other[0].metadata)} gives {{}} one task, their rows have several"
+        yield fault("tasks", "error", other, found, "correct whichever is wrong, or convert the dataset again")
+    if several := [episode for episode in changing if episode.tasks != 1]:
+        found = (
+            "{} change their task; each is read as one episode per task, as an episode has one instruction for all of its frames"
         )
+        yield fault("tasks", "warning", several, found, "nothing, unless task_index is wrong there")
 
 
 def unjudged_frames(contents: Contents) -> Iterator[Fault]:
@@ -222,13 +254,23 @@ CHECKS: list[Callable[[Contents], Iterator[Fault]]] = [
     video_faults,
     task_changes,
     unjudged_frames,
+    bookkeeping.feature_columns,
+    bookkeeping.undeclared_cameras,
+    bookkeeping.unread_values,
+    bookkeeping.broken_numbering,
+    bookkeeping.unknown_splits,
+    bookkeeping.odd_sentences,
+    bookkeeping.wandering_clocks,
+    bookkeeping.video_clocks,
+    statistics_check.wrong_statistics,
+    statistics_check.wrong_episode_statistics,
+    suspicions.dead_channels,
+    suspicions.saturated_actions,
+    suspicions.duplicated_episodes,
+    suspicions.impossible_units,
+    suspicions.contradictory_labels,
+    picture_suspicions.odd_pictures,
 ]
-
-
-def _fault_of(kind: str, error: Exception) -> Fault:
-    """An error as a fault; what follows its last semicolon says what to do."""
-    found, _, remedy = str(error).rpartition("; ")
-    return Fault(kind, "error", found, remedy) if found else Fault(kind, "error", remedy, "copy the dataset again")
 
 
 def _decode_ends(contents: Contents, path: Path, key: str) -> None:
@@ -259,10 +301,3 @@ def _size_fault(contents: Contents, key: str, path: Path) -> Iterator[Fault]:
         sizes = " x ".join(map(str, size)), " x ".join(map(str, expected))
         found = f"{contents.name(path)} has {sizes[0]} pixels (height x width), {fmt.INFO} says {sizes[1]} of {key}"
         yield Fault("videos", "warning", found, f"correct the shape in {fmt.INFO}, or encode the video again")
-
-
-def _named(episodes: Sequence[EpisodeFiles]) -> str:
-    """ "3 episodes (0, 4, 7)", of many the first ones."""
-    some = ", ".join(str(episode.index) for episode in episodes[:NAMED])
-    number = f"{len(episodes)} episode{'s' if len(episodes) > 1 else ''}"
-    return f"{number} ({some}{', ...' if len(episodes) > NAMED else ''})"

@@ -125,33 +125,43 @@ def print_findings(findings: list[Finding], console: Console | None = None) -> N
         console.print()
 
 
-def examine(data: str | Path | None, *, mend: bool, needs: Mapping[str, Sequence[str]], check: str | None = None) -> None:
+def examine(
+    data: str | Path | None,
+    *,
+    mend: bool,
+    needs: Mapping[str, Sequence[str]],
+    check: str | None = None,
+    out: str | Path | None = None,
+) -> None:
     """The verb: report on the machine or, if it is given, on the dataset at `data`, or on what `check` names.
 
     Args:
         data: folder of a dataset, or None.
-        mend: first make its `info.json` count what its files hold.
+        mend: first make its `info.json` count what its files hold, and its `stats.json` not contradict them.
         needs: of each verb, for the report on the machine.
         check: one of `CHECKS`, or None.
+        out: a new file for what was found in the dataset, as JSON; or None.
 
     Raises:
         FileNotFoundError: if there is no dataset.
-        ValueError: if something is wrong that must be mended first, after the report; if `mend` is given no dataset; or if there
-            is no such check.
+        ValueError: if something is wrong that must be mended first, after the report; if `mend` or `out` is given no dataset; if
+            `out` is there already; or if there is no such check.
     """
     if check is not None:
-        if check not in [*CHECKS] or data is not None or mend:
-            raise ValueError(f"check is {check!r}, expected one of {', '.join(CHECKS)}, with neither data nor mend beside it")
+        if check not in [*CHECKS] or data is not None or mend or out is not None:
+            raise ValueError(f"check is {check!r}, expected one of {', '.join(CHECKS)}, with neither data, mend nor out beside it")
         print_findings(CHECKS[check]())
         return
     if data is None and mend:
         raise ValueError("mend=true needs the dataset to mend: worldsim doctor data=ROOT mend=true")
+    if data is None and out is not None:
+        raise ValueError("out=FILE needs the dataset to look at: worldsim doctor data=ROOT out=FILE")
     if data is None:
         print_report(needs)
         return
     from worldsim.data.faults import print_faults  # here, as it needs packages of which the report on a machine says that they lack
 
-    print_faults(Path(data), mend=mend)
+    print_faults(Path(data), mend=mend, out=None if out is None else Path(out))
 
 
 def _plugins() -> list[Finding]:

@@ -1,6 +1,7 @@
 """`worldsim doctor data=ROOT`: one table with everything that is wrong, an exit code, and the mend that it offers."""
 
 import io
+import json
 import re
 from pathlib import Path
 
@@ -86,7 +87,17 @@ def test_everything_that_is_wrong_is_listed_at_once_errors_first(tmp_path: Path)
             "time stamps are half a frame or more from their place, by up to 550.0 ms at 10 frames per second: 1 episode (2)",
         ),
         ("time", "warning", "time stamps are uneven, by up to 20.0 ms at 10 frames per second: 1 episode (3)"),
-        ("tasks", "error", "1 episode (4) change their task, while an episode has one instruction for all of its frames"),
+        (
+            "tasks",
+            "error",
+            "meta/episodes/chunk-000/file-004.parquet gives 1 episode (4) one task, their rows have several",
+        ),
+        (
+            "statistics",
+            "warning",
+            "statistics of action that single episodes carry are not theirs in 1 episode (0): max of channel 0 is 0.9284 instead "
+            "of 2",
+        ),
         ("videos", "error", f"video file {where} shows 29.98 frames per second, the dataset says 10"),
         (
             "videos",
@@ -112,7 +123,7 @@ def test_short_episodes_and_datasets_without_cameras(tmp_path: Path) -> None:
     edit_column(tmp_path / "data/chunk-000/file-000.parquet", "task_index", dict.fromkeys((1, 2), 0))
     found = {(fault.kind, fault.severity): fault.found for fault in dataset_faults(tmp_path)}
     assert found["cameras", "warning"] == "there is no camera"
-    assert found["episodes", "error"] == "1 episode (0) have a single frame and thus no action"
+    assert found["episodes", "warning"] == "1 episode (0) have a single frame and thus no action; they are left out"
 
 
 def test_a_damaged_file_stops_no_other_check(tmp_path: Path) -> None:
@@ -127,6 +138,7 @@ def test_a_damaged_file_stops_no_other_check(tmp_path: Path) -> None:
     assert sorted((fault.kind, fault.severity) for fault in faults) == [
         ("actions", "warning"),
         ("files", "error"),
+        ("statistics", "warning"),
         ("tasks", "error"),
         ("tasks", "error"),
         ("values", "error"),
@@ -222,3 +234,53 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_mending_needs_a_dataset() -> None:
     with pytest.raises(ValueError, match="mend=true needs the dataset to mend"):
         doctor.examine(None, mend=True, needs={})
+
+
+def test_findings_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """out=FILE has what the table has, with the numbers of all episodes; also of what cannot be looked at."""
+    root, out = tmp_path / "data", tmp_path / "found.json"
+    write(root, *([random_episode(i)] for i in range(5)))
+    for i in range(4):
+        edit_column(root / f"data/chunk-000/file-{i:03d}.parquet", "timestamp", {1: 0.12})
+    edit_column(root / "data/chunk-000/file-004.parquet", "action", {0: [float("nan"), 0]})
+    assert cli.main(["doctor", f"data={root}", f"out={out}"]) == 2
+    said = json.loads(out.read_text())
+    assert (said["dataset"], said["errors"], said["warnings"]) == (str(root), 1, 1)
+    error, warning = said["findings"]
+    assert (error["kind"], error["severity"], error["episodes"]) == ("values", "error", [4]) and error["remedy"]
+    assert (warning["kind"], warning["severity"], warning["episodes"]) == ("time", "warning", [0, 1, 2, 3])
+    assert "4 episodes (0, 1, 2, ...)" in warning["found"]
+    capsys.readouterr()
+    assert cli.main(["doctor", f"data={root}", f"out={out}"]) == 2
+    assert capsys.readouterr().err == f"worldsim: out={out} is there already; name another file, or remove that one\n"
+    edit_info(root, fps=0)
+    assert cli.main(["doctor", f"data={root}", f"out={tmp_path / 'refused.json'}"]) == 2
+    (refused,) = json.loads((tmp_path / "refused.json").read_text())["findings"]
+    assert "has fps 0, expected a number above 0" in refused["found"] and refused["remedy"].startswith("correct it there")
+
+
+def test_a_warning_is_no_reason_to_fail(tmp_path: Path) -> None:
+    write(tmp_path / "data", [random_episode(0)])
+    edit_column(tmp_path / "data/data/chunk-000/file-000.parquet", "timestamp", {1: 0.12})
+    assert cli.main(["doctor", f"data={tmp_path / 'data'}", f"out={tmp_path / 'found.json'}"]) == 0
+    assert json.loads((tmp_path / "found.json").read_text())["warnings"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["out=found.json"], "out=FILE needs the dataset to look at: worldsim doctor data=ROOT out=FILE"),
+        (["museum=true", "data=x"], "museum=true looks at datasets of its own; leave out data, mend, check and out"),
+        (["museum=yes"], "museum is 'yes', expected true or false; write museum=true or leave it out"),
+    ],
+)
+def test_arguments_that_do_not_go_together(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", *arguments]) == 2
+    assert capsys.readouterr().err == f"worldsim: {line}\n"
+
+
+def test_a_wheel_has_no_museum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("training.app.doctor.shipped", lambda folder: tmp_path / folder)
+    assert cli.main(["doctor", "museum=true"]) == 2
+    line = "museum=true needs a checkout, where tests/museum lies; clone the repository and run it there"
+    assert capsys.readouterr().err == f"worldsim: {line}\n"
