@@ -156,7 +156,8 @@ def _earlier(file: Path, cfg: Config) -> Config:
 
 def _played(entry: Config, other: Outcomes) -> tuple[Outcomes, Outcomes | None]:
     """The outcomes in an earlier evaluation, on the starts that another policy has just shown."""
-    other = replace(other, score=torch.tensor(entry["scores"])) if "scores" in entry else other
+    unknown = torch.full_like(other.score, torch.nan)
+    other = replace(other, score=torch.tensor(entry["scores"]) if "scores" in entry else unknown)
     first, second = (
         replace(other, success=_succeeded(entry[key])) if key in entry else None for key in ("outcomes", "outcomes_again")
     )
