@@ -34,7 +34,7 @@ def stages(cfg: Config) -> list[Stage]:
         loop.append(Stage("collect_demos", _collect(cfg, "demos", ("actor=expert",), size["demos"], 0)))
     chunk = cfg["action_horizon"]
     cloning = (f"+model.policy.action_horizon={chunk}", f"trainer.max_steps={size['policy_steps']}")
-    loop.append(Stage("policy", _fit(cfg, "policy", "policy", [demos], *cloning), ("collect_demos",) * (not cfg["data"])))
+    loop.append(Stage("policy", _fit(cfg, cfg["policy"], "policy", [demos], *cloning), ("collect_demos",) * (not cfg["data"])))
     policy, models = "policy", {"world_model": "", "reflector": ""}
     for number in range(1, rounds + 1):
         # Half of the episodes are the policy as it is, half with noise, so that the dream knows what comes of other actions.
@@ -68,7 +68,7 @@ def stages(cfg: Config) -> list[Stage]:
     for name, more in cfg["evaluations"].items():
         settings = (f"episodes={size['episodes']}", f"world.num_envs={size['envs']}", n_action_steps(cfg), f"out={run}/{name}")
         both = (f"policy={run}/{policy}", f"baseline={run}/policy")
-        loop.append(Stage(f"evaluate_{name}", ("evaluate", *cfg["world"], *more, *both, *settings), (policy,)))
+        loop.append(Stage(f"evaluate_{name}", ("evaluate", *cfg["environment"], *more, *both, *settings), (policy,)))
     return loop
 
 
@@ -76,13 +76,13 @@ def _collect(cfg: Config, root: str, actor: tuple[str, ...], episodes: int, stre
     """`worldsim collect`, with starts of its own for every seed and stream."""
     seed = cfg["seed"] * STARTS_PER_SEED + stream * STARTS_PER_SEED // STREAMS
     where = (f"root={cfg['run']}/data/{root}", f"episodes={episodes}", f"seed={seed}", f"world.num_envs={cfg['size']['envs']}")
-    return ("collect", *cfg["world"], *actor, *where)
+    return ("collect", *cfg["environment"], *actor, *where)
 
 
 def _fit(cfg: Config, experiment: str, name: str, roots: list[str], *more: str) -> tuple[str, ...]:
     """`worldsim fit` into the folder `name` of the run; continues if it was interrupted."""
     where = (f"experiment={experiment}", f"name={name}", f"run_dir={cfg['run']}/{name}", f"data.roots=[{','.join(roots)}]")
-    return ("fit", *where, f"seed_everything={cfg['seed']}", f"data.seed={cfg['seed']}", "resume=true", *more)
+    return ("fit", *cfg["fit"], *where, f"seed_everything={cfg['seed']}", f"data.seed={cfg['seed']}", "resume=true", *more)
 
 
 def run_demo(cfg: Config) -> None:

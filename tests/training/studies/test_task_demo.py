@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from models.policies.flow_vla import FlowVLA
 from training.app.cli import compose_config, main
 from training.studies.task_demo import stages
+from worldsim.core import checkpoint
 from worldsim.data.lerobot import Dataset
 
 
@@ -48,6 +51,9 @@ def test_people_demonstrate_pusht_and_experts_metaworld() -> None:
     assert names[0] == "collect_demos" and names[-4:] == [
         f"evaluate_{n}" for n in ("push", "drawer_open", "button_press", "unseen")
     ]
+    few = {stage.name: stage.arguments for stage in stages(composed("task=few", "size.demos=10"))}
+    assert "episodes=10" in few["collect_demos"] and "experiment=push_policy" in few["policy"]
+    assert all("augmentation=push_block" in few[name] for name in ("policy", "world_model_1", "reflector_1", "post_train_1"))
     second = next(stage for stage in meta if stage.name == "world_model_2")
     assert "model.weights=runs/metaworld/world_model_1" in second.arguments and "world_model_1" in second.needs
 
@@ -69,18 +75,21 @@ def test_what_cannot_run_is_one_line(overrides: list[str], expected: str, tmp_pa
 @pytest.mark.slow
 @pytest.mark.studies
 def test_all_of_it_once(tmp_path: Path, capsys) -> None:
-    """On demonstrations that a policy of two training steps gave, which nobody should learn from."""
+    """On demonstrations of a policy that has learned nothing."""
     pytest.importorskip("gym_pusht", reason="needs the extra pusht")
-    from test_worlds_policies import untrained_policy
+    from worldsim.worlds.pusht import PushTWorld
 
+    rows = np.array([[0.0, 0.0], [512.0, 512.0]])
+    untrained = FlowVLA(state_dim=2, action_dim=2, width=16, channels=8, blocks=1, num_steps=2, views={"image": (32, 32)})
+    untrained.fit_statistics(PushTWorld(1).spec.fitted(rows, rows))
     world = ["world=pusht", "world.num_envs=2", "world.size=32"]
-    actor = ["actor=policy", f"actor.folder={untrained_policy(tmp_path / 'untrained')}"]
+    actor = ["actor=policy", f"actor.folder={checkpoint.save(untrained, tmp_path / 'untrained')}"]
     assert main(["collect", *world, *actor, "episodes=3", f"root={tmp_path / 'demos'}"]) == 0
     few = ["size.envs=2", "size.policy_steps=2", "size.world_model_steps=2", "size.reflector_steps=2", "size.iterations=2"]
-    few += ["size.episodes=2", "evolve.episodes=80", "jobs=1", "world=[world=pusht,world.size=32]"]
+    few += ["size.episodes=2", "evolve.episodes=40", "jobs=1", 'environment=["world=pusht","world.size=32"]']
     assert main(["demo", "task=pusht", f"data={tmp_path / 'demos'}", f"run={tmp_path / 'run'}", *few]) == 0
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["evaluations"]["pusht"]["after"]["episodes"] == 2 and "score" in summary["evaluations"]["pusht"]["before"]
     assert summary["physics_steps"].keys() == {"policy_1", "noisy_1"} and min(summary["physics_steps"].values()) > 0
-    assert Dataset(tmp_path / "run/data/policy_1").num_episodes == 40
+    assert Dataset(tmp_path / "run/data/policy_1").num_episodes == 20
     assert "physics steps of data, none for learning in the dream" in capsys.readouterr().out
