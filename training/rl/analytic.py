@@ -44,7 +44,7 @@ class AnalyticPostTraining(PostTraining):
         anchor: weight of |a - a_BC|^2, both sampled from the same noise.
         penalty: weight of actions beyond their limits.
         exploration: standard deviation of the noise on the actions of half of the dreams.
-        judged: frames of a chunk that the reflector looks at.
+        judged: frames of a chunk that the reflector looks at, the last among them; null: it, and each second one before it.
         clip: largest gradient norm.
         ema_decay: of the shipped policy.
         critics: number of critics, the least of whose estimates counts (clipped double Q, arXiv:1802.09477).
@@ -70,7 +70,7 @@ class AnalyticPostTraining(PostTraining):
         anchor: float = 0.02,
         penalty: float = 0.1,
         exploration: float = 0.5,
-        judged: tuple[int, ...] = (1, 3),
+        judged: tuple[int, ...] | None = None,
         clip: float = 0.5,
         ema_decay: float = 0.95,
         critics: int = 1,
@@ -91,6 +91,12 @@ class AnalyticPostTraining(PostTraining):
             raise ValueError(
                 f"continuation.doubt={continuation.doubt:g} ends dreams about which world models disagree, and there is one; name "
                 "others with model.rivals"
+            )
+        last = policy.action_horizon - 1
+        self.judged = tuple(range(last % 2, last + 1, 2)) if judged is None else tuple(judged)
+        if not self.judged or self.judged[-1] != last or sorted({*self.judged}.intersection(range(last + 1))) != [*self.judged]:
+            raise ValueError(
+                f"judged is {[*self.judged]}, expected rising frames of a chunk up to its last, {last}; null chooses some"
             )
         self.save_hyperparameters(ignore=["policy", "world_model", "reflector", "rivals", "continuation", "chain", "reward"])
         self.continuation, self.chain = continuation, Deterministic() if chain is None else chain
@@ -172,7 +178,7 @@ class AnalyticPostTraining(PostTraining):
             chunks=self.settings.chunks,
             exploration=noisy,
             reward=self.reward,
-            judged=self.settings.judged,
+            judged=self.judged,
             rivals=self.rivals,  # type: ignore[arg-type]
             noise=noise,
         )

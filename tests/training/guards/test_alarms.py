@@ -163,7 +163,7 @@ def test_policy_that_deceives_its_reflector(models: dict[str, Any], data: list[s
     judge = SecondReflector(*three, data, episodes=EPISODES, max_episode_steps=1)
     torch.manual_seed(0)
     learner = analytic(
-        models, lr=1e-2, anchor=0.0, penalty=0.0, exploration=0.0, reward=ProgressReward(progress=0.0), gamma=0.0, judged=(0,)
+        models, lr=1e-2, anchor=0.0, penalty=0.0, exploration=0.0, reward=ProgressReward(progress=0.0), gamma=0.0, judged=(0, 3)
     )
     _, record, _ = guarded(learner, tmp_path / "run", Guard([NotFinite(), alarm], judge, every=5), iterations=40)
     verdicts = read(tmp_path / "run" / "guard.json")["verdicts"]

@@ -11,6 +11,7 @@ from toy_spec import toy_spec
 from models.policies.flow_vla import FlowVLA
 from models.world.latent_flow import LatentFlowWorldModel
 from reflectors.instant import InstantReflector
+from training.rl.analytic import AnalyticPostTraining
 from training.rl.chains import Deterministic
 from training.rl.critics import Critic
 from training.rl.imagine import Continuation, Dream, Moment, imagine
@@ -239,3 +240,13 @@ def test_a_critic_takes_the_pictures_of_a_reflector_whose_network_it_does_not_kn
     del reflector.trunk
     critic = Critic.like(reflector, values=2)
     assert critic.values({"wrist": torch.randint(0, 256, (B, 32, 48, 3), dtype=torch.uint8)}, SENTENCES).shape == (B, 2)
+
+
+@pytest.mark.parametrize(("horizon", "expected"), [(1, (0,)), (4, (1, 3)), (5, (0, 2, 4)), (8, (1, 3, 5, 7))])
+def test_the_last_frame_of_a_chunk_is_judged_whatever_its_length(nets: tuple[Any, Any], horizon: int, expected: tuple[int, ...]):
+    """Progress is that of the last frame that is judged: of a chunk of eight, frame 3 would be half way."""
+    acting = FlowVLA(width=16, channels=8, blocks=1, action_horizon=horizon)
+    assert AnalyticPostTraining(acting, *nets).judged == expected
+    for wrong in ([0, horizon], [-1], [], [horizon - 2] if horizon > 1 else [1]):
+        with pytest.raises(ValueError, match=f"expected rising frames of a chunk up to its last, {horizon - 1}; null chooses"):
+            AnalyticPostTraining(acting, *nets, judged=tuple(wrong))
