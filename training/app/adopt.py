@@ -5,9 +5,11 @@ experiment each for world model, reflector, policy, post-training, dreams and ev
 `worldsim/data/inspection.py` for the guesses, `worldsim/report/adoption.py` for the page.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -18,7 +20,7 @@ from training.app.cli import compose_config
 from training.app.costs import Price, price
 from worldsim.core.views import usual_view
 from worldsim.data import lerobot_format as fmt
-from worldsim.data.adoption import CALLED, SPEC
+from worldsim.data.adoption import CALLED, SPEC, adoption
 from worldsim.data.contents import Fault
 from worldsim.data.faults import dataset_faults
 from worldsim.data.inspection import named
@@ -38,38 +40,58 @@ def adopt(cfg: Mapping[str, Any]) -> None:
         ValueError: if it cannot be learned from, with the first reason; if a hub cannot be reached; if the name is none.
     """
     root = _located(str(cfg["dataset"])).resolve()
-    name = cfg["name"] or re.sub(r"\W+", "_", root.name).strip("_").lower()
-    if not re.fullmatch(r"\w+", str(name)):
+    name = str(cfg["name"] or re.sub(r"\W+", "_", Path(str(cfg["dataset"])).expanduser().resolve().name).strip("_").lower())
+    if not re.fullmatch(r"\w+", name):
         raise ValueError(f"name is {name!r}, expected letters, digits and underscores; choose another one with name=...")
-    out = Path(cfg["out"]).resolve()
-    folder, console, written = out / str(name), Console(), []
-    said = yaml.safe_dump({"dataset": str(root), "features": _features(root)}, sort_keys=False, default_flow_style=None)
-    if (folder / SPEC).is_file():
-        written.append(f"kept {folder / SPEC}, which was there")
-    else:
-        _write(folder / SPEC, said)  # so much is needed to read it by its own names
-        written.append(f"wrote {folder / SPEC}")
-    faults = dataset_faults(folder)
-    found = find(Dataset(folder))
-    if written[0].startswith("wrote"):
-        _write(folder / SPEC, said + _spec(found))
-    for experiment, text in _experiments(str(name), folder, found).items():
-        path = out / "experiment" / str(name) / f"{experiment}.yaml"
-        if path.is_file():
-            written.append(f"kept {path}, which was there")
-            continue
-        _write(path, text)
-        written.append(f"wrote {path}")
+    out, console = Path(cfg["out"]).resolve(), Console()
+    folder = out / name
+    if (there := adoption(folder)) is not None and there.dataset.resolve() != root:
+        raise ValueError(f"{folder} adopts {there.dataset}, not {root}; choose another name with name=...")
+    said = yaml.safe_dump(
+        {"dataset": str(root), "features": _features(root)}, sort_keys=False, default_flow_style=None, width=10**6
+    )
+    faults, found = _looked_at(folder if there else None, said, console)
+    written = [_kept_or_written(folder / SPEC, said + _spec(found))]
+    for experiment, text in _experiments(name, folder, found).items():
+        written.append(_kept_or_written(out / "experiment" / name / f"{experiment}.yaml", text))
+    found = found._replace(dataset=Dataset(folder))
     prices = {experiment: _price(f"{name}/{experiment}", out) for experiment in EXPERIMENTS}
-    page = write_page(folder / "report.html", str(name), found, faults, prices)
-    for line in lines(str(name), found, faults, prices):
+    page = write_page(folder / "report.html", name, found, faults, prices)
+    for line in lines(name, found, faults, prices):
         console.print(escape(line), soft_wrap=True)
     console.print(escape("\n".join(written)), soft_wrap=True)
     at = "" if out == Path("adopted").resolve() else f" --config-dir {out}"
     verbs = [*(f"fit experiment={name}/{e}" for e in (*EXPERIMENTS, "post_train")), f"rollout experiment={name}/dream"]
-    steps = [f"worldsim {verb}{at}" for verb in (*verbs, f"evaluate experiment={name}/evaluate")]
+    verbs += [f"evaluate experiment={name}/evaluate"] if found.measurable else []
+    steps = [f"worldsim {verb}{at}" for verb in verbs]
     console.print(escape(f"Read {page}, correct {folder / SPEC}, then:\n" + "\n".join(steps)), soft_wrap=True)
+    if not found.measurable:
+        console.print(f"{len(found.lengths)} episodes are too few to hold some out and measure a world model on them.")
     _refuse(folder, faults)
+
+
+def _looked_at(folder: Path | None, said: str, console: Console) -> tuple[list[Fault], Findings]:
+    """Faults and findings of a dataset that is adopted in a folder, or by what would be said of it; nothing is written for it."""
+    with TemporaryDirectory() as scratch:
+        if folder is None:
+            folder = Path(scratch)
+            (folder / SPEC).write_text(said)
+        faults = dataset_faults(folder)
+        try:
+            return faults, find(Dataset(folder))
+        except (ValueError, FileNotFoundError):
+            for fault in faults:
+                console.print(escape(f"{fault.severity}: {fault.found}; {fault.remedy}"), soft_wrap=True)
+            raise
+
+
+def _kept_or_written(path: Path, text: str) -> str:
+    """Write a file that is not there; which of both happened."""
+    if path.is_file():
+        return f"kept {path}, which was there"
+    with fmt.replacing(path) as temporary:
+        temporary.write_text(text)
+    return f"wrote {path}"
 
 
 def _refuse(folder: Path, faults: list[Fault]) -> None:
@@ -108,10 +130,11 @@ def _features(root: Path) -> dict[str, list[str]]:
 
 def _spec(found: Findings) -> str:
     """What is to be looked at and corrected: units and kinds with what the guesses rest on, and how large cameras are seen."""
-    text = "\n# Cameras that models look through, and the height and width at which they do, in multiples of 8 pixels.\nviews:\n"
+    text = "\n# Cameras that models look through, and the height and width at which they do, in multiples of 8 pixels.\n"
+    text += "views:\n" if found.cameras else "views: {}\n"
     for camera, size in found.cameras.items():
-        text += f"  {camera}: {[*usual_view(*size)]}    # recorded {size[0]} x {size[1]}\n"
-    text += f"\nrobot_type: {found.robot}\n"
+        text += f"  {_quoted(camera)}: {[*usual_view(*size)]}    # recorded {size[0]} x {size[1]}\n"
+    text += f"\nrobot_type: {_quoted(found.robot)}\n"
     for feature, guesses in (("state", found.state), ("action", found.action)):
         text += f"\n# unit: rad, deg, m, percent ...; kind: absolute, delta, velocity, binary, angle.\n{feature}:\n"
         for guess in guesses:
@@ -120,7 +143,8 @@ def _spec(found: Findings) -> str:
 
 
 def _quoted(word: str) -> str:
-    return yaml.safe_dump(word, default_flow_style=True).splitlines()[0]
+    """A word as YAML reads it, whatever it is."""
+    return word if re.fullmatch(r"[A-Za-z_][\w.-]*", word) and yaml.safe_load(word) == word else json.dumps(word)
 
 
 def _experiments(name: str, folder: Path, found: Findings) -> dict[str, str]:
@@ -128,6 +152,7 @@ def _experiments(name: str, folder: Path, found: Findings) -> dict[str, str]:
     horizon = min(16, max(4, round(SECONDS_OF_CHUNK * found.fps)))
     held_out = found.held_out
     label = f"  - override /label: {found.label}\n" if found.label != "outcome" else ""
+    longest = f"label:\n  horizon_s: {(max(found.lengths) - 1) / found.fps:.4g}\n" if found.label == "time_to_go" else ""
     models = {part: f"runs/{name}/{part}" for part in EXPERIMENTS}
     dream = min(10 * horizon, found.longest)
     data = f"data:\n  roots: [{_quoted(str(folder))}]\n"
@@ -142,9 +167,9 @@ def _experiments(name: str, folder: Path, found: Findings) -> dict[str, str]:
     verb = f"# @package _global_\n# Of {folder}: written by worldsim adopt, to be edited.\n"
     return {
         "world_model": text("world_model", f"model:\n  world_model:\n{chunk}{data}  held_out: {held_out}\n"),
-        "reflector": text("reflector", f"{data}  held_out: {held_out}\n", label),
+        "reflector": text("reflector", f"{longest}{data}  held_out: {held_out}\n", label),
         "policy": text("policy", f"model:\n  policy:\n{chunk}{data}"),
-        "post_train": text("post_train", f"model:\n{both}{data}", label),
+        "post_train": text("post_train", f"{longest}model:\n{both}{data}", label),
         "dream": f"""{verb}policy: {models["policy"]}
 world:
   world_model: {models["world_model"]}
@@ -155,6 +180,7 @@ out: runs/{name}/dream
 """,
         "evaluate": verb
         + (f"defaults:\n  - override /label: {found.label}\n  - _self_\n" if judged else "")
+        + longest
         + f"""world_model: {models["world_model"]}
 reflector: {models["reflector"]}
 data: {_quoted(str(folder))}
@@ -167,8 +193,3 @@ out: runs/{name}/evaluation
 
 def _price(experiment: str, out: Path) -> Price:
     return price(compose_config("fit", [f"experiment={experiment}"], str(out)))
-
-
-def _write(path: Path, text: str) -> None:
-    with fmt.replacing(path) as temporary:
-        temporary.write_text(text)

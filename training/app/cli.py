@@ -211,7 +211,8 @@ def compose_config(verb: str, overrides: Sequence[str] = (), search_dir: str | N
         HydraException: if the configuration cannot be composed for another reason.
     """
     places = [Path(place).resolve() for place in (search_dir, ADOPTED if ADOPTED.is_dir() else None) if place]
-    extra = [f"hydra.searchpath=[{','.join(f'file://{place}' for place in places)}]"] if places else []
+    quoted = ["'file://{}'".format(str(place).replace("\\", "\\\\").replace("'", "\\'")) for place in places]
+    extra = [f"hydra.searchpath=[{','.join(quoted)}]"] if places else []
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         try:
             return compose(verb, overrides=[*overrides, *extra])

@@ -72,7 +72,7 @@ def evaluate(cfg: Config) -> None:
                 outcomes[name] = _played(earlier, outcomes["policy"][0])
             else:
                 outcomes[name] = play_episodes(world, policies[name], **_settings(cfg)), None
-            scored = world.reward is None  # it pays by a score of its own
+            scored = world.reward is None and not outcomes[name][0].score.isnan().any()  # it pays by a score of its own
             result["policies"][name] = _measured(folders[name], *outcomes[name], scored=scored)
             _write(cfg, result, world)
             if outcomes[name][1] is None and (cfg["repeat"] or dreams):
@@ -85,7 +85,7 @@ def evaluate(cfg: Config) -> None:
             outcome = outcomes[name][0]
             if outcome is not reference:
                 entry["paired_gain"] = paired_difference(reference.success, outcome.success)
-                if "score" in entry:
+                if "score" in entry and not reference.score.isnan().any():
                     entry["paired_score_gain"] = mean_score(outcome.score - reference.score)
             where = "physics" if world.physics else "a dream"
             print(f"{name}: {percent(entry)} in {where}{_scored(entry)}", flush=True)

@@ -22,6 +22,7 @@ from worldsim.measure.collect import check_n_action_steps
 from worldsim.measure.metrics import percent
 
 STREAMS = 10  # of starts within a seed
+HELD_OUT = 0.1  # share of the episodes of each recording that world models and reflectors are measured on
 
 Config = dict[str, Any]
 
@@ -45,7 +46,7 @@ def stages(cfg: Config) -> list[Stage]:
             loop.append(Stage(f"collect_{root}", _collect(cfg, root, actor, count, place), (policy,)))
         seen = [f"{run}/data/{name}_{n}" for n in range(1, number + 1) for name in ("policy", "noisy")]
         for kind, roots, more in (
-            ("world_model", [demos, *seen], (f"+model.world_model.action_horizon={chunk}",)),
+            ("world_model", [demos, *seen], (f"+model.world_model.action_horizon={chunk}", f"+data.held_out={HELD_OUT}")),
             ("reflector", seen if cfg["data"] else [demos, *seen], ()),  # people's demonstrations say nothing of success
         ):
             weights = (f"model.weights={run}/{models[kind]}",) if models[kind] else ()
@@ -64,7 +65,7 @@ def stages(cfg: Config) -> list[Stage]:
         loop.append(Stage(policy, _fit(cfg, "post_train", policy, [demos, *seen], *learn), tuple(inputs.values()), alone=True))
     held = (f"world_model={run}/{models['world_model']}", f"reflector={run}/{models['reflector']}")
     recorded = f"data=[{run}/data/policy_{rounds},{run}/data/noisy_{rounds}]"
-    loop.append(Stage("models", ("evaluate", *held, recorded, "held_out=0.1", f"out={run}/models"), tuple(models.values())))
+    loop.append(Stage("models", ("evaluate", *held, recorded, f"held_out={HELD_OUT}", f"out={run}/models"), tuple(models.values())))
     for name, more in cfg["evaluations"].items():
         settings = (f"episodes={size['episodes']}", f"world.num_envs={size['envs']}", n_action_steps(cfg), f"out={run}/{name}")
         both = (f"policy={run}/{policy}", f"baseline={run}/policy")

@@ -115,16 +115,16 @@ class TableData(StreamData):
         paraphrases = self.augmentation.paraphrases
         return sentences if paraphrases is None else paraphrases(sentences, generator)
 
-    def rows(self, candidates: Tensor, generator: torch.Generator) -> Tensor:
-        """`batch_size` rows drawn from `candidates`, which rise: uniformly, or so many from each dataset as it weighs."""
-        b = self.batch_size
+    def rows(self, candidates: Tensor, generator: torch.Generator, number: int | None = None) -> Tensor:
+        """`batch_size` rows, or so many, of `candidates`, which rise: uniformly, or so many from each dataset as it weighs."""
+        b = self.batch_size if number is None else number
         if self.weights is None:
             return candidates[torch.randint(len(candidates), (b,), generator=generator)]
         end = torch.searchsorted(candidates, self.ends)
-        number = end.diff(prepend=end.new_zeros(1))
-        weights = torch.tensor(self.weights, dtype=torch.float64) * (number > 0)
-        root = torch.multinomial(weights if weights.any() else number.double(), b, replacement=True, generator=generator)
-        return candidates[end[root] - number[root] + (torch.rand(b, generator=generator) * number[root]).long()]
+        there = end.diff(prepend=end.new_zeros(1))
+        weights = torch.tensor(self.weights, dtype=torch.float64) * (there > 0)
+        root = torch.multinomial(weights if weights.any() else there.double(), b, replacement=True, generator=generator)
+        return candidates[end[root] - there[root] + (torch.rand(b, generator=generator) * there[root]).long()]
 
 
 class WorldModelData(TableData):
@@ -308,7 +308,7 @@ class StartData(TableData):
     def moments(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Rows of the table and numbers of instructions, [number] each."""
         candidates = self.table.acting_rows
-        rows = candidates[torch.randint(len(candidates), (number,), generator=generator)]
+        rows = self.rows(candidates, generator, number)
         first = torch.rand(number, generator=generator) < self.first_share
         rows = torch.where(first, self.table.first[rows], rows)
         return rows, torch.randint(len(self.instructions), (number,), generator=generator)
@@ -353,6 +353,9 @@ class KeyframeStarts(StartData):
             )
         change = change.nan_to_num()
         weight = change**self.sharpness + 0.01
+        if self.weights is not None:
+            root = torch.searchsorted(self.ends, rows, right=True)
+            weight = weight * torch.tensor(self.weights)[root] / root.bincount(minlength=len(self.ends))[root]
         rows = rows[torch.multinomial(weight, number, replacement=True, generator=generator)]
         first = torch.rand(number, generator=generator) < self.first_share
         rows = torch.where(first, self.table.first[rows], rows)

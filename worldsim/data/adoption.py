@@ -59,6 +59,12 @@ def adoption(root: Path) -> Adoption | None:
     }
     if empty := [name for name, parts in features.items() if not parts and name != CALLED["state"]]:
         raise ValueError(f"{path}: {empty[0]} has no feature; name one, only a state may be missing ([])")
+    for name in (name for name in ("next.reward", "success", "progress") if name in features):
+        if len(features[name]) != 1 or features[name] == ["next.success"]:
+            found = ", ".join(features[name])
+            raise ValueError(
+                f"{path}: {name} is {found}, expected one feature that is of the frame itself; next.success is read as it is"
+            )
     views = None
     if "views" in said:
         views = {name: [side.count() for side in node.items()] for name, node in said["views"].entries().items()}

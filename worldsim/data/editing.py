@@ -64,7 +64,8 @@ class Edits:
         for what, number in ((what, number) for what, numbers in named.items() for number in numbers):
             if not fmt.is_count(number) or number >= len(places):
                 raise ValueError(f"{what} names episode {number!r}; there are {len(places)}, counted from 0 through all datasets")
-        taken = [i for i in range(len(places)) if i not in self.drop and (self.keep is None or i in self.keep)]
+        dropped, kept = {*self.drop}, range(len(places)) if self.keep is None else {*self.keep}
+        taken = [i for i in range(len(places)) if i not in dropped and i in kept]
         if lost := sorted({*self.split, *by_number}.difference(taken)):
             raise ValueError(f"split or relabel names episode {lost[0]}, which is not taken; correct drop or keep")
         by_sentence = {key: value for key, value in self.relabel.items() if isinstance(key, str)}
@@ -145,7 +146,7 @@ def convert_datasets(
     """
     if not roots:
         raise ValueError("there is no dataset to convert; name one or several")
-    out, edits, sources = Path(out), edits or Edits(), [Dataset(root) for root in roots]
+    out, edits, sources = Path(out), edits or Edits(), [Dataset(str(root)) for root in roots]
     first = sources[0]
     _check_apart(out, sources)
     _check_alike(sources)

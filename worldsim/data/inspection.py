@@ -6,8 +6,8 @@ rest on. Read `adoption.py` next: the file into which they go.
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -24,9 +24,9 @@ NAMED = {
         r"(observation\.)?(proprio\w*|qpos|joint_\w+)",
     ),
     "action": (r"action", r"action\..+", r"actions", r"(target_|commanded_)?(action|ctrl|command)\w*"),
-    "reward": (r"next\.reward", r"(observation\.)?rewards?"),
-    "success": (r"success|next\.success", r"(next\.|observation\.)?(is_)?success(ful)?"),
-    "progress": (r"progress", r"(observation\.)?(task_)?progress"),
+    "reward": (r"(observation\.)?rewards?",),
+    "success": (r"(observation\.)?(is_)?success(ful)?",),
+    "progress": (r"(observation\.)?(task_)?progress",),
 }
 JOINT = re.compile(r"joint|shoulder|elbow|wrist|hip|knee|ankle|waist|neck|pan|lift|flex|roll|pitch|yaw", re.I)
 GRIPPER = re.compile(r"gripper|claw|jaw|hand|finger|thumb|pinky", re.I)
@@ -57,7 +57,8 @@ class Guess(NamedTuple):
 
 
 def named(features: fmt.Features) -> dict[str, list[str]]:
-    """Features that are worldsim's, by what `spec.yaml` calls them; several make up one where a pattern fits several.
+    """Features that are worldsim's, by what `spec.yaml` calls them. Several may make up a state or an action; reward, success and
+    progress are one each, and none if the dataset has them under the names that worldsim reads.
 
     Raises:
         ValueError: if there is nothing that could be an action.
@@ -65,10 +66,13 @@ def named(features: fmt.Features) -> dict[str, list[str]]:
     vectors = fmt.number_features(features)
     found = {}
     for ours, patterns in NAMED.items():
-        wide = {key for key, width in vectors.items() if width == 1 or ours in ("state", "action")}
+        several = ours in ("state", "action")
+        if not several and vectors.keys() & {ours, f"next.{ours}"}:
+            continue
+        wide = {key for key, width in vectors.items() if width == 1 or several}
         fits = ([key for key in vectors if key in wide and re.fullmatch(pattern, key, re.I)] for pattern in patterns)
         if some := next((keys for keys in fits if keys), []):
-            found[ours] = some
+            found[ours] = some if several else some[:1]
     if "action" not in found:
         raise ValueError(
             f"no feature looks like an action, there are {', '.join(features)}; name one in spec.yaml: features: {{action: ...}}"
@@ -164,9 +168,3 @@ def _kind(name: str, values: Float[np.ndarray, " n"]) -> tuple[Kind, str]:
     if len(different) == 2 and set(different.tolist()) <= {0.0, 1.0}:
         return "binary", "0 and 1 and nothing else"
     return UNKNOWN, ""
-
-
-def recorded(tables: Iterator[tuple[Any, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """All rows of a feature, as `Contents.values` gives them, and the number of the episode that each is of."""
-    parts = [(np.full(len(values), episode.index), values) for episode, values in tables]
-    return np.concatenate([index for index, _ in parts]), np.concatenate([values for _, values in parts])

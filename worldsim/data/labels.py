@@ -64,7 +64,8 @@ class TimeToGo(DemoEnd):
 
     Args:
         seconds: as `DemoEnd`.
-        horizon_s: that long before the end nothing has been achieved; null: the length of the longest episode.
+        horizon_s: that long before the end nothing has been achieved; null: the longest episode of the first frames that are asked
+            about, which are those to learn from.
     """
 
     def __init__(self, seconds: float = 0.3, horizon_s: float | None = None):
@@ -75,8 +76,9 @@ class TimeToGo(DemoEnd):
 
     def __call__(self, table: FrameStore) -> FrameStore:
         left_s = (table.last - torch.arange(len(table.last))).float() / table.spec.fps
-        longest_s = float((table.last - table.first).max()) / table.spec.fps
-        progress = (1 - left_s / (longest_s if self.horizon_s is None else self.horizon_s)).clamp(min=0)
+        if self.horizon_s is None:
+            self.horizon_s = float((table.last - table.first).max()) / table.spec.fps
+        progress = (1 - left_s / self.horizon_s).clamp(min=0)
         return replace(super().__call__(table), progress=progress)
 
 
@@ -99,7 +101,9 @@ class Human(Label):
 
     def __call__(self, table: FrameStore) -> FrameStore:
         success, progress = (torch.full_like(table.success, torch.nan) for _ in range(2))
-        first = {origin: int(row) for origin, row in zip(table.origin, table.first.unique(), strict=True)}
+        first: dict[tuple[str, int], list[int]] = {}
+        for origin, row in zip(table.origin, table.first.unique().tolist(), strict=True):
+            first.setdefault(origin, []).append(row)  # of a dataset that is named twice, twice
         files = {root: Path(root) / self.file for root, _ in table.origin}
         there = {root: path for root, path in files.items() if path.is_file()}
         if not there:
@@ -111,7 +115,7 @@ class Human(Label):
             for number, line in enumerate(_lines(path), start=2):
                 where = f"{path}, line {number}"
                 episode = _count(where, "episode", line["episode"], 0, episodes)
-                if (start := first.get((root, episode))) is not None:  # others are held out, or learned from
+                for start in first.get((root, episode), ()):  # others are held out, or learned from
                     length = int(table.last[start]) - start + 1
                     low = _count(where, "first_frame", line["first_frame"] or "0", 0)
                     high = _count(where, "last_frame", line["last_frame"] or str(length - 1), low, length)
@@ -122,7 +126,7 @@ class Human(Label):
 
 
 def _lines(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
             raise ValueError(f"{path} has no column {missing[0]}, expected {','.join(COLUMNS)}; add it to the first line")

@@ -194,6 +194,10 @@ def _renamed(root: Path, features: Features, names: Mapping[str, Sequence[str]])
             found = f"{features[odd[0]]['dtype']} {features[odd[0]]['shape']}"
             raise ValueError(f"{root}: feature {odd[0]} is {found}, {ours} needs a vector of numbers; choose another one")
         widths = {key: features[key]["shape"][0] for key in theirs}
+        if ours in SCALARS and sum(widths.values()) != 1:
+            raise ValueError(
+                f"{root}: {', '.join(theirs)} has {sum(widths.values())} numbers, {ours} needs one; choose another one"
+            )
         parts = {key: dimension_names(features[key]) for key in theirs}
         distinct = len({name for part in parts.values() for name in part}) == sum(widths.values())
         labels = [name if distinct else f"{key}.{name}" for key, part in parts.items() for name in part]
@@ -225,6 +229,8 @@ def _meaningless(info: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
             (info.get(key) or "").format(**names)
         except (AttributeError, LookupError, ValueError):
             yield key, info[key], f"a path with {{{'} and {'.join(names)}}}"
+    if major(info) == 2 and not (is_count(size := info.get("chunks_size", FILES_PER_CHUNK)) and size):
+        yield "chunks_size", size, "a whole number above 0"
     features = info.get("features")
     if not isinstance(features, dict):
         yield "features", features, "an object with one entry per feature"

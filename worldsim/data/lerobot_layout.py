@@ -114,7 +114,10 @@ def _from_lines(root: Path, info: Mapping[str, Any], videos: Sequence[str]) -> I
     path = root / EPISODE_LINES
     for row in _lines(path):
         _check_row(path, row, ["episode_index", "length"], [])
-        place = {"episode_index": row["episode_index"], "episode_chunk": row["episode_index"] // info.get("chunks_size", 1000)}
+        place = {
+            "episode_index": row["episode_index"],
+            "episode_chunk": row["episode_index"] // info.get("chunks_size", fmt.FILES_PER_CHUNK),
+        }
         data = root / fmt.template(info, "data_path").format(**place)
         where = {key: (root / fmt.template(info, "video_path").format(video_key=key, **place), 0.0) for key in videos}
         yield _episode(row, data, where, path)
@@ -138,7 +141,11 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a file with one on each line."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; copy the dataset again, completely")
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # sentences may hold what else breaks lines
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8 ({error}); copy the dataset again") from error
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:

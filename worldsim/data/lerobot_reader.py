@@ -43,7 +43,8 @@ class Dataset:
     `episodes` reads frames.
 
     Datasets by others may lack what an `Episode` has: reward is then 0, success that of `next.success`, what nobody judged is NaN,
-    and the source "unknown". Their last action is dropped, because n frames have n - 1 transitions. Actions keep their units.
+    and the source "unknown". Their last action is dropped, because n frames have n - 1 transitions, and its reward with it; a
+    success that it alone has brought is taken to be the last frame's. Actions keep their units.
 
     Episodes are counted by position: their numbers, and those of the tasks, may have gaps. One whose task changes is read as
     several, because all learners take all frames of an episode, with success and progress, to be under its one instruction. What
@@ -138,7 +139,7 @@ class Dataset:
         """What the frames of each episode are decoded from: a hash of its file's name, size and time of change and of its place."""
         key = self._camera_keys[camera]
         in_video = key in self._video_keys
-        files = [(e.videos[key] if in_video else (e.data, (e.index, e.first))) for e in self._episodes]
+        files = [(e.videos[key] if in_video else (e.data, (e.index, e.first) if e.first else e.index)) for e in self._episodes]
         stats = {path: (self._contents.name(path), path.stat().st_size, path.stat().st_mtime_ns) for path, _ in files}
         named = [(*stats[path], place, length) for (path, place), length in zip(files, self.lengths, strict=True)]
         return [sha256(repr(values).encode()).hexdigest()[:32] for values in named]
@@ -194,7 +195,9 @@ class Dataset:
             yield path, table.filter(pa.array(np.isin(vectors(path, table, "episode_index", 1)[:, 0], committed)))
 
     def image_stats(self) -> dict[str, Stats]:
-        """Statistics of the cameras, merged from those that every committed episode carries."""
+        """Statistics of the cameras, merged from those that every committed episode carries; none of v2.x."""
+        if fmt.major(self.info) == 2:
+            return {}  # whose episodes carry none that could be merged
         columns = {key: {name: f"stats/{key}/{name}" for name in NAMES} for key in self._camera_keys.values()}
         wanted = ["episode_index", *chain.from_iterable(names.values() for names in columns.values())]
         committed, rows = set(self.episode_indices), []
@@ -333,6 +336,8 @@ class Dataset:
         success = self._values(path, table, "success")[:, 0]
         if "success" not in self.features:  # nobody judged the first frame
             success = np.append(np.float32(np.nan), self._values(path, table, "next.success")[:-1, 0])
+            if "next.success" in self.features and self._values(path, table, "next.success")[-1, 0] == 1:
+                success[-1] = 1  # as recorders say it who say it once: what their last action brought has no frame
         return Episode(
             images={
                 camera: torch.from_numpy(np.concatenate([*self._clips(key, episode, table, pool)]))

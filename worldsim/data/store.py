@@ -119,7 +119,7 @@ class FrameStore:
         """
         parts = []
         for data in _open(roots, views):
-            numbers = range(training_episodes(data.num_episodes, held_out))
+            numbers = range(training_episodes(data.episode_indices, held_out))
             if held_out and data.num_episodes == 1:
                 warnings.warn(f"{data.root} has one episode: it is trained on, and none is held out", stacklevel=2)
             parts.append(_Part.read(data, numbers))
@@ -135,7 +135,7 @@ class FrameStore:
         Raises:
             FileNotFoundError, ValueError: as `read`.
         """
-        unseen = [(data, training_episodes(data.num_episodes, held_out)) for data in _open(roots, views)]
+        unseen = [(data, training_episodes(data.episode_indices, held_out)) for data in _open(roots, views)]
         parts = [_Part.read(data, range(first, data.num_episodes)) for data, first in unseen]
         return cls._join(parts, views) if any(part.numbers for part in parts) else None
 
@@ -220,13 +220,21 @@ class FrameStore:
         return (torch.arange(len(self.last)) < self.last).nonzero().flatten()
 
 
-def training_episodes(number: int, held_out: float) -> int:
+def training_episodes(indices: Sequence[int], held_out: float) -> int:
     """How many of a dataset's episodes training sees: the share 1 - `held_out` of them, but one at least, and not all if it is > 0.
 
     With a single episode there is nothing to hold out.
+
+    Args:
+        indices: their numbers; parts of one recording, which have one number, stay together.
+        held_out: share to leave out.
     """
-    share = round((1 - held_out) * number)
-    return number if held_out == 0 or number < 2 else min(max(share, 1), number - 1)
+    number = len(indices)
+    if held_out == 0 or number < 2:
+        return number
+    wished = min(max(round((1 - held_out) * number), 1), number - 1)
+    cuts = [i for i in range(1, number) if indices[i] != indices[i - 1]]
+    return min(cuts, key=lambda cut: (abs(cut - wished), cut), default=number)
 
 
 class _Part(NamedTuple):

@@ -73,8 +73,9 @@ def named(roots: list[str], held_out: float) -> list[tuple[str, int]]:
     """Dataset and number of each episode, in the order of `FrameStore.read_held_out(roots)`, or of `read` if all are held out."""
     found = []
     for root in roots:
-        total = Dataset(root, cameras=[]).num_episodes
-        found += [(root, i) for i in range(0 if held_out == 1 else training_episodes(total, held_out), total)]
+        indices = Dataset(root, cameras=[]).episode_indices
+        first = 0 if held_out == 1 else training_episodes(indices, held_out)
+        found += [(root, i) for i in range(first, len(indices))]
     return found
 
 

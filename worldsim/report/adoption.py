@@ -5,6 +5,7 @@ Read `worldsim/data/inspection.py` for where guesses come from, `training/app/ad
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,13 +16,13 @@ from matplotlib.figure import Figure
 
 from worldsim.core.views import resize, usual_view
 from worldsim.data import lerobot_format as fmt
-from worldsim.data.contents import Contents, Fault
-from worldsim.data.inspection import Guess, action_kinds, channels, paired, recorded
+from worldsim.data.contents import Fault
+from worldsim.data.inspection import Guess, action_kinds, channels, paired
 from worldsim.data.lerobot_reader import Dataset
 from worldsim.report.video import png_bytes
 
 SHOWN, STRIP, DRAWN = 6, 8, 32  # episodes of a contact sheet, frames of each, channels of a figure
-HELD_OUT = 8  # episodes that give a world model's figures an interval worth its name
+HELD_OUT, FEWEST = 8, 4  # episodes that give a world model's figures an interval worth its name, or one at all
 
 
 class Findings(NamedTuple):
@@ -65,7 +66,13 @@ class Findings(NamedTuple):
     def held_out(self) -> float:
         """Share of the episodes to hold out: a tenth, or more for good intervals as long as two thirds are left to learn from."""
         n = len(self.lengths)
-        return round(max(0.1, min(HELD_OUT / n, 1 / 3)), 3) if n > 1 else 0.0
+        some = max(0.1, min(HELD_OUT / n, 1 / 3))
+        return round(max(some, FEWEST / n) if self.measurable else some, 3)
+
+    @property
+    def measurable(self) -> bool:
+        """There are enough episodes to hold out what gives figures, and to learn from two."""
+        return len(self.lengths) >= FEWEST + 2
 
 
 def find(data: Dataset) -> Findings:
@@ -74,16 +81,17 @@ def find(data: Dataset) -> Findings:
     Raises:
         ValueError: if it is damaged.
     """
-    contents = Contents(data.root)
-    episode, state = recorded(contents.values("observation.state"))
-    _, action = recorded(contents.values("action"))
-    kinds = action_kinds(action, state, episode, paired(data.action_names, data.state_names))
-    tasks: dict[str, int] = {}
-    ends = []
-    for one in Dataset(data.root, cameras=[]).episodes():
-        tasks[one.instruction] = tasks.get(one.instruction, 0) + 1
-        ends.append(float(one.success[-1]))
-    won, lost = sum(end == 1 for end in ends), sum(end == 0 for end in ends)
+    if not data.num_episodes:
+        raise ValueError(f"{data.root} has no episode to learn from; record some")
+    episodes = [*Dataset(data.root, cameras=[]).episodes()]
+    tasks = Counter(episode.instruction for episode in episodes)
+    won, lost = (sum(float(episode.success[-1]) == end for episode in episodes) for end in (1, 0))
+    state = np.concatenate([episode.state.numpy() for episode in episodes])
+    action = np.concatenate([episode.action.numpy()[[*range(len(episode)), -1]] for episode in episodes])  # the last one twice
+    number = np.repeat(np.arange(len(episodes)), data.lengths)
+    kinds = action_kinds(action, state, number, paired(data.action_names, data.state_names))
+    judged = data.judged_share()
+    label = "outcome" if won else "demo_end" if judged["progress"] else "time_to_go"
     return Findings(
         dataset=data,
         version=data.info["codebase_version"],
@@ -91,12 +99,12 @@ def find(data: Dataset) -> Findings:
         fps=data.fps,
         cameras=data.cameras,
         lengths=data.lengths,
-        tasks=tasks,
+        tasks=dict(tasks),
         state=channels(data.state_names, state, {}),
         action=channels(data.action_names, action, kinds),
-        judged=data.judged_share(),
+        judged=judged,
         outcomes=(won, lost),
-        label="outcome" if won else "time_to_go",
+        label=label,
         numbers={"state": state, "action": action},
     )
 
@@ -174,8 +182,8 @@ def _labels(found: Findings) -> str:
         return f"{won} episodes end in a recorded success, {lost} in a failure; label=outcome"
     known = "success is recorded, and never true" if lost else "nobody recorded success"
     return (
-        f"{known}; label=time_to_go takes every episode for a demonstration that ends when the task is done. Look whether that is "
-        "true, or write labels.csv and choose label=human"
+        f"{known}; label={found.label} takes every episode for a demonstration that ends when the task is done. Look whether that "
+        "is true, or write labels.csv and choose label=human"
     )
 
 

@@ -6,10 +6,12 @@ configuration describes; those of `pusht.py` and `metaworld.py` are for one envi
 """
 
 import atexit
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from weakref import ref
 
@@ -29,6 +31,9 @@ from worldsim.core.world import Branchable, ChunkResult, Reward, Scripted, Sight
 SAME = 1e-5  # of a state and absolute: some simulators keep rounding errors of the episode before
 
 
+DRAWING = {"OpenGL", "mujoco", "glfw", "pyglet", "pygame", "dm_control"}  # packages that open displays
+
+
 @contextmanager
 def display(what: str) -> Iterator[None]:
     """Around what opens a display for `what`: ValueError with a remedy if there is nothing to draw on."""
@@ -37,6 +42,9 @@ def display(what: str) -> Iterator[None]:
     except ModuleNotFoundError:
         raise
     except (ImportError, AttributeError, OSError, RuntimeError) as error:  # what PyOpenGL and its platforms raise
+        places = [Path(frame.filename).parts for frame in traceback.extract_tb(error.__traceback__)]
+        if not any(DRAWING.intersection(parts) for parts in places):  # a mistake of the environment's own
+            raise
         reason = " ".join(str(error).split())
         raise ValueError(
             f"{what} finds nothing to draw on ({reason}); set MUJOCO_GL=egl (Debian: apt-get install libegl1 libgl1) or "

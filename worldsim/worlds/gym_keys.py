@@ -59,11 +59,13 @@ def make(env: str, **settings: Any) -> gym.Env:
 
 
 def look_up(tree: Any, key: str, what: str) -> Any:
-    """`tree["a"]["b"]` for the key a.b.
+    """`tree["a"]["b"]` for the key a.b, or `tree["a.b"]` where that is a key.
 
     Raises:
         ValueError: if it is not there; it names what is.
     """
+    if isinstance(tree, Mapping) and key in tree:
+        return tree[key]
     for part in key.split("."):
         if not isinstance(tree, Mapping) or part not in tree:
             found = (
@@ -123,6 +125,8 @@ class KeyedAdapter(Adapter):
             )
         if not cameras:
             raise ValueError(f"environment {env} has no camera; name where its pictures lie, such as cameras={{front: {RENDER}}}")
+        if round(rate) < 1:  # type: ignore[arg-type]
+            raise ValueError(f"fps is {rate}, expected 1 or more; a world has whole steps per second")
         self.fps, self.max_episode_steps, self.robot_type, self.repeats = round(rate), limit, robot_type, repeats  # type: ignore[arg-type]
         self._sentence, self._cameras, self._key, self._success_key = instruction, cameras, state, success
         self.reset(0)

@@ -29,7 +29,8 @@ with display("Meta-World"):  # MuJoCo opens OSMesa when it is imported
     from metaworld.policies import ENV_POLICY_MAP
 
 RATE = 80  # control steps of Meta-World itself [Hz]
-KEPT = 384  # numbers of what is kept, zeros at its end; the largest task has 367
+KEPT = 384  # numbers of what is kept, zeros at its end; the largest task has 368
+BEGUN = "_target_to_obj_init"  # bin-picking's distance when it first paid for one, which its later rewards refer to
 WHOLE = mujoco.mjtState.mjSTATE_INTEGRATION
 
 
@@ -166,14 +167,18 @@ class Metaworld(ScriptedAdapter):
             return np.clip(ENV_POLICY_MAP[self._task]().get_action(self.seen), -1, 1)
 
     def keep(self) -> Float[np.ndarray, " n"]:
-        kept = np.concatenate([self.seen, self.env.unwrapped._prev_obs, self._whole()])  # type: ignore[attr-defined]
+        arm: Any = self.env.unwrapped
+        begun = getattr(arm, BEGUN, None)
+        kept = np.concatenate([self.seen, arm._prev_obs, [-1 if begun is None else begun], self._whole()])
         return np.pad(kept, (0, KEPT - len(kept)))
 
     def resume(self, seed: int, actions: Float[np.ndarray, "t 4"], kept: Float[np.ndarray, " n"]) -> None:
         """The start, which places what does not move, and MuJoCo's whole state."""
         self.reset(seed)
         arm: Any = self.env
-        self.seen, arm._prev_obs, whole, _ = np.split(kept, np.cumsum([39, 18, len(self._whole())]))
+        self.seen, arm._prev_obs, begun, whole, _ = np.split(kept, np.cumsum([39, 18, 1, len(self._whole())]))
+        if hasattr(arm.unwrapped, BEGUN):
+            setattr(arm.unwrapped, BEGUN, None if begun[0] < 0 else float(begun[0]))
         self._place(whole)
 
     def _whole(self) -> Float[np.ndarray, " n"]:

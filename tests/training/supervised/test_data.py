@@ -15,7 +15,7 @@ from toy_tables import CLASSES, EPISODES, HELD_OUT, LENGTH, VIEWS, attached, bui
 
 from training.supervised import dream_judge as dreamed
 from training.supervised.batches import BatchStream
-from training.supervised.data import ReflectorData, WorldModelData
+from training.supervised.data import KeyframeStarts, ReflectorData, StartData, WorldModelData
 from worldsim.core.interfaces import WorldModel
 from worldsim.data.dataset_spec import OVERLAY
 from worldsim.data.labels import DemoEnd
@@ -358,6 +358,10 @@ def test_datasets_have_the_weight_that_they_are_given(root: Path, tmp_path: Path
     assert set(rows.tolist()) == set(data.table.acting_rows.tolist())
     only = data.rows(data.table.acting_rows[:5], torch.Generator().manual_seed(0))
     assert set(only.tolist()) == set(data.table.acting_rows[:5].tolist()), "where the heavier one has none"
+    for moments in (StartData, KeyframeStarts):
+        starts = attached(moments([str(root), str(few)], batch_size=4000, weights=[0, 1], first_share=0.0))
+        starts.setup("fit")
+        assert (starts.moments(4000, torch.Generator().manual_seed(0))[0] >= starts.ends[0]).all(), "starts of dreams, too"
     with pytest.raises(ValueError, match=r"data.weights is \[1\], expected a number from 0 on for each of 2 roots"):
         WorldModelData([str(root), str(few)], weights=[1])
 

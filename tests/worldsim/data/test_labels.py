@@ -74,3 +74,18 @@ def test_no_file_and_no_column_are_told(store: FrameStore, tmp_path: Path) -> No
     (tmp_path / "labels.csv").write_text("episode,success\n0,1\n")
     with pytest.raises(ValueError, match="has no column first_frame, expected episode,first_frame"):
         Human()(store)
+
+
+def test_frames_to_learn_from_set_the_scale_of_all(store: FrameStore) -> None:
+    """What is held out is on the scale of what was learned from: the longest of that lasts 1 s, of this .4 s."""
+    label = TimeToGo()
+    label(store)
+    short = replace(store, first=store.first[:5], last=store.last[:5], success=store.success[:5], progress=store.progress[:5])
+    torch.testing.assert_close(label(short).progress, torch.tensor([0.6, 0.7, 0.8, 0.9, 1.0]))
+
+
+def test_a_file_of_a_spreadsheet_for_a_dataset_that_counts_twice(store: FrameStore, tmp_path: Path) -> None:
+    """Excel begins a file with a byte order mark."""
+    (tmp_path / "labels.csv").write_text("episode,first_frame,last_frame,success,progress\n1,,,1,\n", encoding="utf-8-sig")
+    twice = FrameStore.read([tmp_path, tmp_path], {"top": (16, 24)})
+    assert Human()(twice).success.nan_to_num(0).tolist() == ([0] * 5 + [1] * 11) * 2

@@ -136,3 +136,28 @@ def test_a_file_that_changes_meanwhile_is_told(tmp_path: Path) -> None:
     edit_column(tmp_path / DATA_FILE, "action", {6: 0.0})
     with pytest.raises(ValueError, match="file-000.parquet has changed while .* was read; wait until nobody writes it"):
         next(episodes)
+
+
+def test_a_success_that_the_last_action_brings_is_the_last_frames(tmp_path: Path) -> None:
+    """As recorders have it who say it once, in the last row, of which no frame follows."""
+    foreign_dataset(tmp_path, **{"next.success": [0, 0, 1, 0, 0, 0, 0]})
+    first, second = Dataset(tmp_path).episodes()
+    assert first.success.tolist()[1:] == [0, 1] and second.success.tolist()[1:] == [0, 0, 0] and first.success[:1].isnan()
+
+
+def test_sentences_may_hold_what_else_breaks_lines(recorded: Path, tmp_path: Path) -> None:
+    as_v2(recorded, tmp_path)
+    path = tmp_path / "meta/tasks.jsonl"
+    path.write_text(path.read_text().replace("push the block", "push\u2028the block"), encoding="utf-8")
+    assert Dataset(tmp_path).tasks == ("push\u2028the block",)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="tasks.jsonl is not text in UTF-8"):
+        Dataset(tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, None, "many"])
+def test_chunks_of_no_size_are_told(recorded: Path, tmp_path: Path, size: object) -> None:
+    as_v2(recorded, tmp_path)
+    edit_info(tmp_path, chunks_size=size)
+    with pytest.raises(ValueError, match="has chunks_size .*, expected a whole number above 0"):
+        Dataset(tmp_path)

@@ -137,7 +137,13 @@ def test_no_episodes(tmp_path: Path):
     ],
 )
 def test_episodes_that_training_sees(number: int, share: float, training: int):
-    assert training_episodes(number, share) == training
+    assert training_episodes(range(number), share) == training
+
+
+def test_parts_of_one_recording_are_held_out_together():
+    """Of episodes 0, 1, 1, 1, 2 a fifth would begin in the middle of 1 or at 2; three fifths at the second part of 1."""
+    assert training_episodes([0, 1, 1, 1, 2], 0.2) == 4 and training_episodes([0, 1, 1, 1, 2], 0.6) == 1
+    assert training_episodes([3, 3, 3], 0.5) == 3, "there is nothing to hold out"
 
 
 def test_read_takes_a_share_of_each_dataset_and_a_single_path(tmp_path: Path):

@@ -83,8 +83,8 @@ def test_equal_doubt_is_believed_or_not_together() -> None:
 
 
 def test_too_few_episodes_for_a_horizon() -> None:
-    with pytest.raises(ValueError, match="16 are the fewest, got 15; hold out more"):
-        trusted(made(torch.zeros(15, 4), torch.ones(15, 4)))
+    with pytest.raises(ValueError, match="8 are the fewest, got 7; hold out more"):
+        trusted(made(torch.zeros(7, 4), torch.ones(7, 4)))
 
 
 def test_rivals_of_another_kind_are_refused() -> None:
