@@ -119,6 +119,8 @@ def _located(dataset: str) -> Path:
 
 def _features(root: Path) -> dict[str, list[str]]:
     """What the dataset calls worldsim's features, as far as that is not the same."""
+    if adoption(root) is not None:
+        raise ValueError(f"{root} adopts a dataset already; edit its {SPEC}")
     if not (root / fmt.INFO).is_file():
         raise FileNotFoundError(f"no LeRobot dataset at {root}: {fmt.INFO} is missing; check the path")
     features = fmt.read_json(root / fmt.INFO).get("features")
@@ -136,7 +138,8 @@ def _spec(found: Findings) -> str:
         text += f"  {_quoted(camera)}: {[*usual_view(*size)]}    # recorded {size[0]} x {size[1]}\n"
     text += f"\nrobot_type: {_quoted(found.robot)}\n"
     for feature, guesses in (("state", found.state), ("action", found.action)):
-        text += f"\n# unit: rad, deg, m, percent ...; kind: absolute, delta, velocity, binary, angle.\n{feature}:\n"
+        text += "\n# unit: rad, deg, m, percent ...; kind: absolute, delta, velocity, binary, angle.\n"
+        text += f"# Add limits: [low, high] where it may not go further.\n{feature}:\n"
         for guess in guesses:
             text += f"  {_quoted(guess.name)}: {{unit: {_quoted(guess.unit)}, kind: {guess.kind}}}    # {guess.why}\n"
     return text

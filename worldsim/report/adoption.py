@@ -14,8 +14,10 @@ import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 
+from worldsim.core.channels import UNKNOWN
 from worldsim.core.views import resize, usual_view
 from worldsim.data import lerobot_format as fmt
+from worldsim.data.adoption import SPEC
 from worldsim.data.contents import Fault
 from worldsim.data.inspection import Guess, action_kinds, channels, paired
 from worldsim.data.lerobot_reader import Dataset
@@ -125,6 +127,10 @@ def lines(name: str, found: Findings, faults: Sequence[Fault], prices: Mapping[s
         *_channels("action", found.action),
         f"  labels: {_labels(found)}",
     ]
+    if odd := [guess.name for guess in found.action if guess.kind == UNKNOWN]:
+        told.append(
+            f"  of {len(odd)} actions nobody knows the kind: say in {SPEC} whether {', '.join(odd[:4])} are absolute or delta"
+        )
     told += [f"  {fault.severity}: {fault.found}; {fault.remedy}" for fault in faults] or ["  faults: none"]
     return told + [f"  {line}" for line in _costs(found, prices)]
 
