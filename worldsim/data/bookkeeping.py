@@ -183,6 +183,22 @@ def video_clocks(contents: Contents) -> Iterator[Fault]:
             )
 
 
+def overlapping_windows(contents: Contents) -> Iterator[Fault]:
+    """Episodes that begin in a video before the one before them is over, so that pictures belong to both."""
+    fps = contents.info["fps"]
+    for key in (key for key, f in contents.features.items() if f["dtype"] == "video" and fmt.is_rgb(f)):
+        ordered = sorted(contents.held, key=lambda episode: (episode.videos[key][0], episode.videos[key][1]))
+        pairs = [(one, other) for one, other in pairwise(ordered) if one.videos[key][0] == other.videos[key][0]]
+        early = {other: one.videos[key][1] + one.length / fps - other.videos[key][1] for one, other in pairs}
+        if shared := [episode for episode, seconds in early.items() if seconds > 0.5 / fps]:
+            worst = round(max(early[episode] for episode in shared) * fps)
+            found = f"{key} begins up to {worst} frames before the episode before is over in {{}}, so pictures may be of other rows"
+            remedy = (
+                "correct from_timestamp in meta/episodes (the frames before it in that video, divided by fps), or convert again"
+            )
+            yield fault("videos", "warning", shared, found, remedy)
+
+
 def episode_rows(contents: Contents, columns: list[str]) -> Iterator[dict[str, Any]]:
     """Rows of `meta/episodes` with `episode_index` and those of `columns` that are there; none in a version without these files."""
     for path in sorted({episode.metadata for episode in contents.held if episode.metadata.suffix == ".parquet"}):

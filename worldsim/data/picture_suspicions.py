@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from av.error import FFmpegError
 from jaxtyping import Float
 from scipy.stats import rankdata
 
@@ -109,7 +110,7 @@ def lag_of(clips: Sequence[Clip]) -> Lag | None:
 
 
 def clips_of(contents: Contents, key: str, states: Rows) -> Iterator[Clip]:
-    """Clips of camera `key`; none of what cannot be decoded, which another check says."""
+    """Clips of camera `key`; none of what cannot be decoded, which another check says, or `damages` if it is a video."""
     there = [episode for episode in contents.held if episode in states and episode.length > 1]
     if not there:
         return
@@ -120,7 +121,9 @@ def clips_of(contents: Contents, key: str, states: Rows) -> Iterator[Clip]:
         number = min(CLIP, episode.length - first)
         try:
             frames = _decoded(contents, key, episode, first, number)
-        except (ValueError, FileNotFoundError, pa.ArrowInvalid):
+        except (ValueError, FileNotFoundError, pa.ArrowInvalid) as error:
+            if isinstance(error, ValueError) and isinstance(error.__cause__, FFmpegError):  # no other check decodes it
+                contents.damages.append(error)
             continue
         small = [cv2.resize(frame, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(float) for frame in frames]
         rows = states[episode][first : first + number].astype(float) / np.where(spread > 0, spread, 1)
