@@ -24,6 +24,23 @@ from worldsim.data.video import frame_times
 
 # Columns that LeRobot's own tools add and no `info.json` lists.
 UNLISTED = {"episode_index", "frame_index", "timestamp", "index", "task_index", "__index_level_0__"}
+# What examples and forms say where a task should stand, in lower case and without a full stop.
+PLACEHOLDERS = {"dataset task description", "task description", "your task description", "my task description", "describe the task"}
+PLACEHOLDERS |= {
+    "task",
+    "test",
+    "todo",
+    "tbd",
+    "none",
+    "null",
+    "n/a",
+    "unknown",
+    "default",
+    "default task",
+    "my task",
+    "dummy task",
+}
+PLACEHOLDERS |= {"describe your task here", "enter task description", "insert task description here", "placeholder", "example task"}
 OFF_GRID = 0.1  # of a step: more than what rounding of time stamps explains
 LEFT_ALONE = "worldsim does not read it, other readers do: convert the dataset again"
 
@@ -117,6 +134,16 @@ def odd_sentences(contents: Contents) -> Iterator[Fault]:
         numbers = [number for number, sentence in contents.tasks.items() if sentence == twice[0]]
         found = f"tasks {some(numbers)} have one sentence, {twice[0]!r}"
         yield Fault("tasks", "warning", found, "merge them, or say what tells them apart")
+    alike: dict[str, list[str]] = {}
+    for sentence in dict.fromkeys(sentences):
+        alike.setdefault(" ".join(sentence.casefold().split()).rstrip(" .!"), []).append(sentence)
+    for spellings in (spellings for said, spellings in alike.items() if said and len(spellings) > 1):
+        found = f"one sentence is spelled in {len(spellings)} ways: {some([repr(spelling) for spelling in spellings])}"
+        renamed = ", ".join(f"{spelling!r}: {spellings[0]!r}" for spelling in spellings[1:])
+        yield Fault("tasks", "warning", found, f'worldsim convert data={contents.given} out=NEW "relabel={{{renamed}}}"')
+    if empty_words := [sentence for sentence in alike if sentence in PLACEHOLDERS]:
+        found = f"the sentence of a task is that of an example, {alike[empty_words[0]][0]!r}"
+        yield Fault("tasks", "warning", found, "write what is to be done (worldsim convert relabel=...): policies read it")
     said = {row["episode_index"]: row.get("tasks") for row in episode_rows(contents, ["tasks"])}
     other = []
     for episode in contents.held:

@@ -17,7 +17,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from worldsim.data import bookkeeping, picture_suspicions, statistics_check, stored_pictures, suspicions
+from worldsim.data import (
+    bookkeeping,
+    picture_suspicions,
+    row_suspicions,
+    session_suspicions,
+    statistics_check,
+    stored_pictures,
+    suspicions,
+)
 from worldsim.data import lerobot_format as fmt
 from worldsim.data.columns import WRONG, wrong_rows
 from worldsim.data.contents import Contents, Fault
@@ -280,6 +288,9 @@ CHECKS: list[Callable[[Contents], Iterator[Fault]]] = [
     suspicions.duplicated_episodes,
     suspicions.impossible_units,
     suspicions.contradictory_labels,
+    suspicions.careless_labels,
+    row_suspicions.odd_rows,
+    session_suspicions.odd_sessions,
     picture_suspicions.odd_pictures,
 ]
 

@@ -70,7 +70,8 @@ def wrong_statistics(contents: Contents) -> Iterator[Fault]:
 def uncounted_statistics(contents: Contents) -> Iterator[Fault]:
     """Statistics of other frames than there are, as after a merge; worldsim computes its own instead, other readers use them."""
     total, count = contents.info["total_frames"], _count(contents)
-    counted = total == sum(episode.length for episode in contents.held)  # else the check of the counters says so
+    held = sum(episode.length for episode in contents.episodes)
+    counted = held == total  # else the check of the counters says so
     if counted and count is not None and count != total:
         found = f"{fmt.STATS} is of {count} frames, there are {total}"
         yield Fault("statistics", "warning", found, f"worldsim doctor data={contents.root} mend=true computes it again")
