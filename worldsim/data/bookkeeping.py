@@ -139,8 +139,7 @@ def odd_sentences(contents: Contents) -> Iterator[Fault]:
         alike.setdefault(" ".join(sentence.casefold().split()).rstrip(" .!"), []).append(sentence)
     for spellings in (spellings for said, spellings in alike.items() if said and len(spellings) > 1):
         found = f"one sentence is spelled in {len(spellings)} ways: {some([repr(spelling) for spelling in spellings])}"
-        renamed = ", ".join(f"{spelling!r}: {spellings[0]!r}" for spelling in spellings[1:])
-        yield Fault("tasks", "warning", found, f'worldsim convert data={contents.given} out=NEW "relabel={{{renamed}}}"')
+        yield Fault("tasks", "warning", found, "say it in one way (worldsim convert relabel=...): they count as several tasks")
     if empty_words := [sentence for sentence in alike if sentence in PLACEHOLDERS]:
         found = f"the sentence of a task is that of an example, {alike[empty_words[0]][0]!r}"
         yield Fault("tasks", "warning", found, "write what is to be done (worldsim convert relabel=...): policies read it")

@@ -85,7 +85,7 @@ def two_zeros(channels: Channels, contents: Contents) -> Iterator[Fault]:
             shifts = [np.median(ends[cut:, i]) - np.median(ends[:cut, i]) for ends in (low, high)]
             apart = all(_apart(ends[:cut, i], ends[cut:, i]) > 0.25 * width for ends in (low, high))
             if apart and min(map(abs, shifts)) > 0.5 * width and {*tasks[:cut]} == {*tasks[cut:]}:
-                found = f"{channels.names[i]} of the {channels.feature} goes through the same range, {np.mean(shifts):.3g} further, in {{}}"
+                found = f"{channels.names[i]} of the {channels.feature} has the same range, {np.mean(shifts):.3g} further, in {{}}"
                 remedy = "subtract that there, if the robot was calibrated anew in between; nothing, if it works elsewhere since"
                 yield fault("units", "warning", episodes[cut:], found, remedy)
                 break

@@ -147,13 +147,12 @@ def careless_labels(contents: Contents) -> Iterator[Fault]:
     good = [episode for episode, values in success.items() if values.any()]
     if len(good) > 1 and all(success[episode].all() for episode in good):
         found = "success is 1 in every frame of each episode in which it is 1 at all: {}"
-        remedy = "say it of the frames in which the task is done: a reflector learns that nothing need be done (label=... relabels)"
+        remedy = "say it of the frames in which the task is done, as a reflector learns from each frame"
         yield fault("labels", "warning", good, found, remedy)
-    if late := [episode for episode, values in success.items() if values[0] == 1 and not values[1:3].any()]:
-        if len(late) > 1:
-            yield fault(
-                "labels", "warning", late, "success is 1 in the first frame and 0 after it in {}", "shift the labels by a row"
-            )
+    late = [episode for episode, values in success.items() if values[0] == 1 and not values[1:3].any()]
+    if len(late) > 1:
+        found = "success is 1 in the first frame and 0 after it in {}"
+        yield fault("labels", "warning", late, found, "shift the labels by a row, each to the end of the episode before")
     again = [e for e, v in labels.get("progress", {}).items() if len(v) > 1 and np.isfinite(v).all() and np.diff(v).min() < -0.8]
     if again:
         found = "progress falls back from one frame to the next, as where a take begins within {}"
