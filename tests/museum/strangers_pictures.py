@@ -120,7 +120,7 @@ def pictures_before_the_crop(root: Path) -> None:
     edit_column(root / DATA, CAMERA, {80 + i: png(cv2.resize(picture, (64, 48))) for i, picture in enumerate(made[2].pictures)})
 
 
-@case("error files", "stranger")
+@case("error files")
 def a_picture_cut_off(root: Path) -> None:
     """One PNG in the middle of an episode ends early, as after a full disk."""
     made = write(root, takes())

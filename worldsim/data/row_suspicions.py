@@ -18,6 +18,7 @@ from worldsim.data.lerobot_layout import EpisodeFiles
 from worldsim.data.suspicions import ALIKE, KEYS, Rows, finite_rows
 
 FAR = 5  # median steps: more than an arm does from one frame to the next
+SUDDEN = 3  # steps beside it: an arm that sets off from its zero is about as fast in the next frame
 OUTLIER = 20  # median steps
 TURNS = ((2 * np.pi, "2 pi"), (360.0, "360"))  # in radians, in degrees
 LEAVE_OUT = f"leave those episodes out (worldsim convert drop=[...]), or {AGAIN}"
@@ -90,7 +91,10 @@ def zero_rows(state: Channels, action: Channels) -> Iterator[Fault]:
     first = 0
     for episode, values in state.rows.items() if len(state.moving) > 1 else ():
         zero = (values == 0).all(axis=1)
-        if ((zero[1:] != zero[:-1]) & state.far(values)).any():
+        steps = np.abs(np.diff(values, axis=0, prepend=values[:1], append=values[-1:]))  # [n + 1, d]: into each row, and out
+        on = np.where(zero[:-1, None], steps[2:], steps[:-2])  # on the other side of the row that is not zeros
+        sudden = (steps[1:-1] > SUDDEN * on)[:, state.moving].any(axis=1)
+        if ((zero[1:] != zero[:-1]) & state.far(values) & sudden).any():
             lost[episode] = int(zero.sum())
             first += bool(zero[0])
     if lost:

@@ -153,9 +153,10 @@ def careless_labels(contents: Contents) -> Iterator[Fault]:
     if len(late) > 1:
         found = "success is 1 in the first frame and 0 after it in {}"
         yield fault("labels", "warning", late, found, "shift the labels by a row, each to the end of the episode before")
-    again = [e for e, v in labels.get("progress", {}).items() if len(v) > 1 and np.isfinite(v).all() and np.diff(v).min() < -0.8]
+    rises = {e: np.diff(v) for e, v in labels.get("progress", {}).items() if len(v) >= 2 * ALIKE and np.isfinite(v).all()}
+    again = [episode for episode, rise in rises.items() if rise.min() < -0.8 and (rise < 0).sum() == 1]
     if again:
-        found = "progress falls back from one frame to the next, as where a take begins within {}"
+        found = "progress rises, falls back within a step and rises again, as where another take begins, in {}"
         remedy = "cut those episodes there (worldsim convert split=...) if they hold several takes"
         yield fault("labels", "warning", again, found, remedy)
 
