@@ -2,8 +2,9 @@
 
 Reading stops at the first fault that would teach something wrong; this looks at everything, counted or not, and lists all of it. A
 check is a function from what the files hold to faults: write one, and add it to `CHECKS`. Here are those of what worldsim reads;
-`bookkeeping.py` and `statistics_check.py` have those of what a dataset says of itself, `suspicions.py` and `picture_suspicions.py`
-what can be read and is hardly meant. `tests/museum/` has a dataset for each. Read `worldsim/report/doctor.py` next.
+`stored_pictures.py` has that of encoded pictures, `bookkeeping.py` and `statistics_check.py` have those of what a dataset says of
+itself, `suspicions.py`, `row_suspicions.py`, `session_suspicions.py`, `picture_suspicions.py` and `picture_sessions.py` what can be
+read and is hardly meant. `tests/museum/` has a dataset for each. Read `worldsim/report/doctor.py` next.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,8 +1,8 @@
 """Episodes that do not go together: units, scales, zeros and kinds of action that change from one session to the next.
 
 Also states against actions over all of them: units of any factor, and channels in another order. Most datasets are merged from
-several sessions, and what each of them says alone is sound. All of it is warnings. Read `picture_sessions.py` next, which does the
-same for cameras.
+several sessions, and what each of them says alone is sound. All of it is warnings. Read `picture_suspicions.py` next, which looks
+at cameras.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,7 @@
 """Numbers that can be read and are hardly what somebody meant to record: dead joints, clipped actions, copies, units, labels.
 
 All of them are warnings: whoever recorded may know better. A world model believes whatever it is shown, so they are worth a look.
-Read `picture_suspicions.py` next, which looks at cameras.
+Read `row_suspicions.py` next, which looks at single rows.
 """
 
 from collections.abc import Iterator
