@@ -1,7 +1,7 @@
 """What a case of the museum is: a small dataset, what is wrong with it, and what worldsim should say.
 
 A case is a function that builds one into a folder; its name is the case's, its docstring says what is wrong. Rooms: `healthy.py`
-(must be read), `broken.py` and `broken_values.py`, `doubtful.py` (can be read, is hardly meant), `strangers.py` (all of these, by
+(must be read), `broken.py` and `broken_values.py`, `doubtful.py` (can be read, is hardly meant), `strangers*.py` (all of these, by
 somebody who had not read the doctor). Read `visit.py` next.
 """
 
@@ -24,7 +24,7 @@ class Case:
         wrong: what is wrong, or unusual.
         expected: "fine"; "warning KIND" or "error KIND" of a fault that the doctor must find; "refused WORD" if neither doctor nor
             reader can begin, and say so in one line with that word.
-        source: where it comes from: B.. is a public fault report, NAME-1.. a check of robovet, stranger the room `strangers.py`.
+        source: where it comes from: B.. is a public fault report, NAME-1.. a check of robovet, stranger the rooms `strangers*.py`.
         build: writes it into a folder; gives back the episodes that must be read, or None where nobody can say.
     """
 
@@ -49,7 +49,7 @@ def case(expected: str, source: str = "") -> Callable[[Build], Build]:
 def cases() -> list[Case]:
     """All cases, room by room."""
     if not _CASES:
-        for room in ("healthy", "broken", "broken_values", "doubtful", "strangers"):
+        for room in ("healthy", "broken", "broken_values", "doubtful", "strangers", "strangers_numbers", "strangers_pictures"):
             import_module(f"museum.{room}")
     return _CASES
 

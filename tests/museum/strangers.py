@@ -1,7 +1,7 @@
 """Mistakes of recording, merging, converting and copying, and unusual sound datasets, by somebody who had not read the doctor.
 
 They came from what goes wrong in camera drivers, teleoperation scripts and converters, and only then was the doctor asked: so it is
-held to more than its authors thought of. Read `visit.py` next, which judges them.
+held to more than its authors thought of. Read `strangers_numbers.py` next: what it was silent about.
 """
 
 import os

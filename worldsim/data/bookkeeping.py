@@ -24,6 +24,23 @@ from worldsim.data.video import frame_times
 
 # Columns that LeRobot's own tools add and no `info.json` lists.
 UNLISTED = {"episode_index", "frame_index", "timestamp", "index", "task_index", "__index_level_0__"}
+# What examples and forms say where a task should stand, in lower case and without a full stop.
+PLACEHOLDERS = {"dataset task description", "task description", "your task description", "my task description", "describe the task"}
+PLACEHOLDERS |= {
+    "task",
+    "test",
+    "todo",
+    "tbd",
+    "none",
+    "null",
+    "n/a",
+    "unknown",
+    "default",
+    "default task",
+    "my task",
+    "dummy task",
+}
+PLACEHOLDERS |= {"describe your task here", "enter task description", "insert task description here", "placeholder", "example task"}
 OFF_GRID = 0.1  # of a step: more than what rounding of time stamps explains
 LEFT_ALONE = "worldsim does not read it, other readers do: convert the dataset again"
 
@@ -117,6 +134,15 @@ def odd_sentences(contents: Contents) -> Iterator[Fault]:
         numbers = [number for number, sentence in contents.tasks.items() if sentence == twice[0]]
         found = f"tasks {some(numbers)} have one sentence, {twice[0]!r}"
         yield Fault("tasks", "warning", found, "merge them, or say what tells them apart")
+    alike: dict[str, list[str]] = {}
+    for sentence in dict.fromkeys(sentences):
+        alike.setdefault(" ".join(sentence.casefold().split()).rstrip(" .!"), []).append(sentence)
+    for spellings in (spellings for said, spellings in alike.items() if said and len(spellings) > 1):
+        found = f"one sentence is spelled in {len(spellings)} ways: {some([repr(spelling) for spelling in spellings])}"
+        yield Fault("tasks", "warning", found, "say it in one way (worldsim convert relabel=...): they count as several tasks")
+    if empty_words := [sentence for sentence in alike if sentence in PLACEHOLDERS]:
+        found = f"the sentence of a task is that of an example, {alike[empty_words[0]][0]!r}"
+        yield Fault("tasks", "warning", found, "write what is to be done (worldsim convert relabel=...): policies read it")
     said = {row["episode_index"]: row.get("tasks") for row in episode_rows(contents, ["tasks"])}
     other = []
     for episode in contents.held:
@@ -181,6 +207,22 @@ def video_clocks(contents: Contents) -> Iterator[Fault]:
             yield fault(
                 "videos", "warning", other, found, "convert the dataset again: a conversion cut videos elsewhere than tables"
             )
+
+
+def overlapping_windows(contents: Contents) -> Iterator[Fault]:
+    """Episodes that begin in a video before the one before them is over, so that pictures belong to both."""
+    fps = contents.info["fps"]
+    for key in (key for key, f in contents.features.items() if f["dtype"] == "video" and fmt.is_rgb(f)):
+        ordered = sorted(contents.held, key=lambda episode: (episode.videos[key][0], episode.videos[key][1]))
+        pairs = [(one, other) for one, other in pairwise(ordered) if one.videos[key][0] == other.videos[key][0]]
+        early = {other: one.videos[key][1] + one.length / fps - other.videos[key][1] for one, other in pairs}
+        if shared := [episode for episode, seconds in early.items() if seconds > 0.5 / fps]:
+            worst = round(max(early[episode] for episode in shared) * fps)
+            found = f"{key} begins up to {worst} frames before the episode before is over in {{}}, so pictures may be of other rows"
+            remedy = (
+                "correct from_timestamp in meta/episodes (the frames before it in that video, divided by fps), or convert again"
+            )
+            yield fault("videos", "warning", shared, found, remedy)
 
 
 def episode_rows(contents: Contents, columns: list[str]) -> Iterator[dict[str, Any]]:

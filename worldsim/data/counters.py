@@ -33,7 +33,8 @@ def count_faults(contents: Contents) -> Iterator[Fault]:
     yield from _task_faults(contents, counted, mend)
     if broken := {episode.index: why for episode in contents.held if (why := contents.what_lacks(episode))}:
         some = "; ".join(f"episode {index}: {why}" for index, why in [*broken.items()][:NAMED])
-        yield Fault("files", "error", f"{len(broken)} episodes are not whole: {some}{_more(broken)}", "copy those files again")
+        again = f"copy those files again{', if they are not among those that are counted nowhere' if contents.strays else ''}"
+        yield Fault("files", "error", f"{len(broken)} episodes are not whole: {some}{_more(broken)}", again)
     numbers = {episode.index for episode in contents.episodes}
     for path, rows in contents.frames.items():
         if unknown := sorted(rows.keys() - numbers):
@@ -41,11 +42,7 @@ def count_faults(contents: Contents) -> Iterator[Fault]:
             yield Fault("files", "error", found, "copy meta/episodes again")
     if contents.strays:
         found = f"{len(contents.strays)} files are counted nowhere and no journal names them: {_some(contents.strays)}"
-        source, target = (
-            shlex.quote(str(path)) for path in (root / contents.strays[0], (root / journal.ORPHANS / contents.strays[0]).parent)
-        )
-        move = f"mkdir -p {target} && mv -n {source} {target}/"
-        yield Fault("files", "error", found, f"copy meta/episodes again; if they are leftovers, move each away: {move}")
+        yield Fault("files", "error", found, _misplaced(contents, counted) or _as_leftovers(contents))
     if contents.leftovers:
         whole = [e for e in contents.episodes if contents.is_leftover(e) and not contents.what_lacks(e)]
         found = f"a killed recording left {len(contents.leftovers)} files, {len(whole)} whole episodes: {_some(contents.leftovers)}"
@@ -143,6 +140,28 @@ def _task_faults(contents: Contents, counted: list[EpisodeFiles], mend: str) -> 
 def _unknown_task(contents: Contents, episode: EpisodeFiles) -> str:
     nameless = contents.task_numbers.get(episode.index, set()) - contents.tasks.keys()
     return f"{tasks_file(contents.info)} does not name its task {min(nameless)}" if nameless else ""
+
+
+def _misplaced(contents: Contents, counted: list[EpisodeFiles]) -> str:
+    """What to do about strays while files of counted episodes are missing, as these are likely to be them; "" if none is."""
+    lost = next((path for episode in counted for path in episode.files if not path.is_file()), None)
+    if lost is None:
+        return ""
+    keep = f"keep them: {contents.name(lost)} is missing, and they may be what is looked for there"
+    for key in ("data_path", "video_path"):
+        if "\\" in (contents.info.get(key) or ""):
+            return f"{keep}; {key} in {fmt.INFO} has backslashes, write it with / and look again"
+    if fmt.major(contents.info) == 2 and lost.name in {path.name for path in contents.strays}:
+        size = contents.info.get("chunks_size", 1000)
+        return f"{keep}; {fmt.INFO} says chunks_size {size}, correct it to the number of episodes in data/chunk-000 and look again"
+    return f"{keep}; correct the paths in {fmt.INFO}, or copy the missing files and meta/ again"
+
+
+def _as_leftovers(contents: Contents) -> str:
+    """What to do about strays that no episode lacks."""
+    source, target = (contents.root / path for path in (contents.strays[0], journal.ORPHANS / contents.strays[0]))
+    source, target = shlex.quote(str(source)), shlex.quote(str(target.parent))
+    return f"copy meta/episodes again; if they are leftovers, move each away: mkdir -p {target} && mv -n {source} {target}/"
 
 
 def _some(things: list) -> str:

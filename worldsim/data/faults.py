@@ -2,8 +2,9 @@
 
 Reading stops at the first fault that would teach something wrong; this looks at everything, counted or not, and lists all of it. A
 check is a function from what the files hold to faults: write one, and add it to `CHECKS`. Here are those of what worldsim reads;
-`bookkeeping.py` and `statistics_check.py` have those of what a dataset says of itself, `suspicions.py` and `picture_suspicions.py`
-what can be read and is hardly meant. `tests/museum/` has a dataset for each. Read `worldsim/report/doctor.py` next.
+`stored_pictures.py` has that of encoded pictures, `bookkeeping.py` and `statistics_check.py` have those of what a dataset says of
+itself, `suspicions.py`, `row_suspicions.py`, `session_suspicions.py`, `picture_suspicions.py` and `picture_sessions.py` what can be
+read and is hardly meant. `tests/museum/` has a dataset for each. Read `worldsim/report/doctor.py` next.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,21 +14,28 @@ from typing import Any
 
 import av
 import numpy as np
-import pyarrow as pa
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from worldsim.data import bookkeeping, picture_suspicions, statistics_check, suspicions
+from worldsim.data import (
+    bookkeeping,
+    picture_suspicions,
+    row_suspicions,
+    session_suspicions,
+    statistics_check,
+    stored_pictures,
+    suspicions,
+)
 from worldsim.data import lerobot_format as fmt
-from worldsim.data.columns import WRONG, pictures, wrong_rows
+from worldsim.data.columns import WRONG, wrong_rows
 from worldsim.data.contents import Contents, Fault
 from worldsim.data.counters import count_faults, mend_counters
 from worldsim.data.dataset_spec import OVERLAY, read_spec
 from worldsim.data.episode_faults import AGAIN, NAMED, fault, fault_of
 from worldsim.data.lerobot_layout import EpisodeFiles
 from worldsim.data.timing import in_order, nearest, timing
-from worldsim.data.video import decode_images, frame_times
+from worldsim.data.video import frame_times, rotation
 
 
 def dataset_faults(root: Path) -> list[Fault]:
@@ -148,16 +156,6 @@ def disorder(contents: Contents) -> Iterator[Fault]:
         yield fault("order", "error", mixed, "frame_index does not rise in the rows of {}", f"sort the rows, or {AGAIN}")
 
 
-def picture_faults(contents: Contents) -> Iterator[Fault]:
-    """Pictures in data files that cannot be decoded or have another size; of each file the first and the last one."""
-    for key in (key for key, f in contents.features.items() if f["dtype"] == "image" and fmt.is_rgb(f)):
-        for path in contents.data_files:
-            try:
-                _decode_ends(contents, path, key)
-            except ValueError as error:
-                yield fault_of("files", error)
-
-
 def actions_beyond(contents: Contents) -> Iterator[Fault]:
     """Actions beyond their limits, or a file of limits that says nothing."""
     actions = [values for _, values in contents.values("action")]
@@ -209,6 +207,24 @@ def video_faults(contents: Contents) -> Iterator[Fault]:
             yield fault("videos", "error", lost, found, "copy those videos again, or encode them again")
 
 
+def turned_videos(contents: Contents) -> Iterator[Fault]:
+    """Videos that ask to be shown turned, as phones write them: players obey, readers of pixels do not."""
+    for key in (key for key, f in contents.features.items() if f["dtype"] == "video" and fmt.is_rgb(f)):
+        turned: dict[EpisodeFiles, int] = {}
+        for path in dict.fromkeys(episode.videos[key][0] for episode in contents.episodes):
+            try:
+                angle = rotation(path)
+            except (ValueError, FileNotFoundError) as error:
+                yield fault_of("videos", error)
+                continue
+            if angle:
+                turned |= {episode: angle for episode in contents.episodes if episode.videos[key][0] == path}
+        if turned:
+            angles = ", ".join(str(angle) for angle in sorted({*turned.values()}))
+            found = f"{key} asks to be shown turned by {angles} degrees in {{}}, and is read as it is stored"
+            yield fault("videos", "warning", turned, found, "encode those videos again with the pictures turned, as ffmpeg does")
+
+
 def task_changes(contents: Contents) -> Iterator[Fault]:
     """Episodes under several tasks, which is an error where `meta/` gives them one."""
     changing = [episode for episode in contents.episodes if len(contents.task_numbers.get(episode.index, ())) > 1]
@@ -248,10 +264,11 @@ CHECKS: list[Callable[[Contents], Iterator[Fault]]] = [
     missing_columns,
     wrong_values,
     disorder,
-    picture_faults,
+    stored_pictures.picture_faults,
     actions_beyond,
     uneven_time,
     video_faults,
+    turned_videos,
     task_changes,
     unjudged_frames,
     bookkeeping.feature_columns,
@@ -262,32 +279,21 @@ CHECKS: list[Callable[[Contents], Iterator[Fault]]] = [
     bookkeeping.odd_sentences,
     bookkeeping.wandering_clocks,
     bookkeeping.video_clocks,
+    bookkeeping.overlapping_windows,
     statistics_check.wrong_statistics,
+    statistics_check.uncounted_statistics,
+    statistics_check.bytes_for_colours,
     statistics_check.wrong_episode_statistics,
     suspicions.dead_channels,
     suspicions.saturated_actions,
     suspicions.duplicated_episodes,
     suspicions.impossible_units,
     suspicions.contradictory_labels,
+    suspicions.careless_labels,
+    row_suspicions.odd_rows,
+    session_suspicions.odd_sessions,
     picture_suspicions.odd_pictures,
 ]
-
-
-def _decode_ends(contents: Contents, path: Path, key: str) -> None:
-    """ValueError if the first or last picture of a data file is damaged or of another size."""
-    file = fmt.open_parquet(path)
-    if key not in file.schema_arrow.names or not file.metadata.num_rows:  # the check of the columns says so
-        return
-    try:
-        size = fmt.resolution(key, contents.features[key])
-    except ValueError:  # the cameras' own check says so
-        return
-    for group, row in ((0, 0), (file.num_row_groups - 1, -1)):
-        try:
-            table = file.read_row_group(group, [key])
-        except (pa.ArrowInvalid, OSError) as error:
-            raise fmt.unreadable(path, error) from error
-        decode_images(path, key, size, [pictures(path, table, key)[row]])
 
 
 def _size_fault(contents: Contents, key: str, path: Path) -> Iterator[Fault]:

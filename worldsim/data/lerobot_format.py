@@ -17,6 +17,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from worldsim.data import damaged
 from worldsim.data.video import PIXEL_FORMAT
 
 VERSION = "v3.0"
@@ -338,7 +339,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); copy the dataset again") from error
+        raise ValueError(f"{path} is not valid JSON ({error}); {damaged.remedy(path)}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected a JSON object; copy the dataset again")
     return content
@@ -356,7 +357,7 @@ def open_parquet(path: Path, columns: Sequence[str] = ()) -> pq.ParquetFile:
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} is not a readable parquet file ({str(error).splitlines()[0]}); copy it again") from error
+        raise ValueError(f"{path} is not a readable parquet file ({str(error).splitlines()[0]}); {damaged.remedy(path)}") from error
     if missing := [column for column in columns if column not in file.schema_arrow.names]:
         raise ValueError(f"{path} lacks the column {missing[0]}, has {', '.join(file.schema_arrow.names)}; copy or record it again")
     return file

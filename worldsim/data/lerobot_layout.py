@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from worldsim.data import damaged
 from worldsim.data import lerobot_format as fmt
 
 EPISODE_LINES, TASK_LINES = Path("meta/episodes.jsonl"), Path("meta/tasks.jsonl")
@@ -72,7 +73,7 @@ def tasks(root: Path, info: Mapping[str, Any]) -> dict[int, str]:
     """
     path = root / tasks_file(info)
     if fmt.major(info) == 2:
-        return _numbered(path, [(row.get("task_index"), row.get("task")) for row in _lines(path)])
+        return _numbered(path, [(row.get("task_index"), row.get("task")) for row in json_lines(path)])
     return _from_table(root)
 
 
@@ -112,7 +113,7 @@ def _from_tables(root: Path, info: Mapping[str, Any], videos: Sequence[str]) -> 
 
 def _from_lines(root: Path, info: Mapping[str, Any], videos: Sequence[str]) -> Iterator[EpisodeFiles]:
     path = root / EPISODE_LINES
-    for row in _lines(path):
+    for row in json_lines(path):
         _check_row(path, row, ["episode_index", "length"], [])
         place = {
             "episode_index": row["episode_index"],
@@ -137,8 +138,13 @@ def _episode(row: Mapping[str, Any], data: Path, videos: dict[str, tuple[Path, f
     )
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file with one on each line."""
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file with one on each line, blank lines aside.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if a line holds something else.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; copy the dataset again, completely")
     try:
@@ -151,7 +157,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise ValueError(f"{path} is not valid JSON in line {number} ({error}); copy the dataset again") from error
+            raise ValueError(f"{path} is not valid JSON in line {number} ({error}); {damaged.remedy(path)}") from error
         if not isinstance(row, dict):
             raise ValueError(f"{path} holds a {type(row).__name__} in line {number}, expected an object; copy the dataset again")
         yield row

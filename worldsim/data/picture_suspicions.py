@@ -1,48 +1,27 @@
 """Cameras that freeze, go black or run late: what is wrong with pictures that decode without a complaint.
 
-Only a few frames are decoded, `CLIP` in a row from the middle of each of `LOOKS` episodes, and what is found says of how many; what
-is wrong elsewhere goes unnoticed. Read `suspicions.py` for the same about numbers.
+Only a few frames are decoded (`clips.py`), and what is found says of how many; what is wrong elsewhere goes unnoticed. Read
+`picture_sessions.py` next, which holds episodes and cameras against each other.
 """
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import cv2
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Float
 from scipy.stats import rankdata
 
 from worldsim.data import lerobot_format as fmt
-from worldsim.data.columns import pictures
+from worldsim.data.clips import SAME, Clip, clips_of
 from worldsim.data.contents import Contents, Fault
 from worldsim.data.episode_faults import fault
-from worldsim.data.lerobot_layout import EpisodeFiles
-from worldsim.data.suspicions import Rows, finite_rows
-from worldsim.data.video import decode_images, video_frames
+from worldsim.data.picture_sessions import changes_of, odd_cameras, odd_sessions
+from worldsim.data.suspicions import finite_rows
 
-LOOKS, CLIP = 8, 48
-SIDE = 32  # pixels at which frames are compared: what a codec adds averages out there
-SAME = 1.0  # grey levels
 FROZEN = 10  # frames
 MAX_LAG = 8  # steps
 WEAK = 0.4  # correlation
 RESAMPLES, SURE = 200, 0.95
-
-
-class Clip(NamedTuple):
-    """Frames in a row, and how far the state went.
-
-    Attributes:
-        episode: of which they are.
-        frames: [n, 32, 32, 3] in grey levels.
-        states: [n, s], each channel in its standard deviations.
-    """
-
-    episode: EpisodeFiles
-    frames: Float[np.ndarray, "n 32 32 3"]
-    states: Float[np.ndarray, "n s"]
 
 
 class Lag(NamedTuple):
@@ -64,12 +43,15 @@ class Lag(NamedTuple):
 def odd_pictures(contents: Contents) -> Iterator[Fault]:
     """Frames of one colour, cameras that stand still while the state moves, and cameras that are not in step with the state."""
     states = finite_rows(contents, "observation.state")
-    for key in (key for key, feature in contents.features.items() if fmt.is_rgb(feature)):
-        if clips := [*clips_of(contents, key, states)]:
+    cameras = {key: [*clips_of(contents, key, states)] for key, feature in contents.features.items() if fmt.is_rgb(feature)}
+    yield from odd_cameras(cameras)
+    for key, clips in cameras.items():
+        if clips:
             looked = f"of the {sum(len(clip.frames) for clip in clips)} frames of {len(clips)} episodes that were looked at"
             yield from _blank(key, clips, looked)
             yield from _frozen(key, clips, looked)
             yield from _late(key, clips, looked, contents.info["fps"])
+            yield from odd_sessions(contents, key, clips, states)
 
 
 def camera_lag(changes: Sequence[Float[np.ndarray, " n"]], moves: Sequence[Float[np.ndarray, " n"]]) -> Lag | None:
@@ -101,40 +83,10 @@ def camera_lag(changes: Sequence[Float[np.ndarray, " n"]], moves: Sequence[Float
 
 def lag_of(clips: Sequence[Clip]) -> Lag | None:
     """The lag of a camera; of the whole state's moves and those of each channel, which may be a velocity, the clearest counts."""
-    changes = [np.sqrt((np.diff(clip.frames, axis=0) ** 2).mean(axis=(1, 2, 3))) for clip in clips]
-    moves = [np.abs(np.diff(clip.states, axis=0)) for clip in clips]
+    changes, moves = [changes_of(clip) for clip in clips], [np.abs(np.diff(clip.states, axis=0)) for clip in clips]
     lags = [camera_lag(changes, [np.linalg.norm(move, axis=1) for move in moves])]
     lags += [camera_lag(changes, [move[:, channel] for move in moves]) for channel in range(moves[0].shape[1])]
     return max((lag for lag in lags if lag is not None), key=lambda lag: lag.correlation, default=None)
-
-
-def clips_of(contents: Contents, key: str, states: Rows) -> Iterator[Clip]:
-    """Clips of camera `key`; none of what cannot be decoded, which another check says."""
-    there = [episode for episode in contents.held if episode in states and episode.length > 1]
-    if not there:
-        return
-    spread = np.concatenate([*states.values()]).std(axis=0)
-    for i in np.unique(np.linspace(0, len(there) - 1, LOOKS).round().astype(int)):
-        episode = there[i]
-        first = max(0, (episode.length - CLIP) // 2)
-        number = min(CLIP, episode.length - first)
-        try:
-            frames = _decoded(contents, key, episode, first, number)
-        except (ValueError, FileNotFoundError, pa.ArrowInvalid):
-            continue
-        small = [cv2.resize(frame, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(float) for frame in frames]
-        rows = states[episode][first : first + number].astype(float) / np.where(spread > 0, spread, 1)
-        if len(small) == len(rows):
-            yield Clip(episode, np.stack(small), rows)
-
-
-def _decoded(contents: Contents, key: str, episode: EpisodeFiles, first: int, number: int) -> list[np.ndarray]:
-    fps, size = contents.info["fps"], fmt.resolution(key, contents.features[key])
-    if contents.features[key]["dtype"] == "video":
-        path, start_s = episode.videos[key]
-        return [*video_frames(path, start_s=start_s + first / fps, num_frames=number, fps=fps)]
-    table = pq.read_table(episode.data, columns=[key], filters=[("episode_index", "=", episode.index)])
-    return decode_images(episode.data, key, size, pictures(episode.data, table, key)[first : first + number])
 
 
 def _blank(key: str, clips: Sequence[Clip], looked: str) -> Iterator[Fault]:

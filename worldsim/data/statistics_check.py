@@ -3,7 +3,6 @@
 Statistics of pictures are not compared, which would take decoding all of them. Read `counters.py` next: it mends what is wrong.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from worldsim.data import lerobot_format as fmt
 from worldsim.data.bookkeeping import episode_rows
 from worldsim.data.contents import Contents, Fault
 from worldsim.data.episode_faults import fault, some
+from worldsim.data.lerobot_layout import json_lines
 from worldsim.data.stats import NAMES, QUANTILES, Stats, statistics
 
 EPISODE_STATISTICS = "meta/episodes_stats.jsonl"  # of LeRobot v2.1
@@ -67,6 +67,27 @@ def wrong_statistics(contents: Contents) -> Iterator[Fault]:
             yield Fault("statistics", "warning", f"{fmt.STATS} has rough quantiles of {key}: {some(wrong)}", mend)
 
 
+def uncounted_statistics(contents: Contents) -> Iterator[Fault]:
+    """Statistics of other frames than there are, as after a merge; worldsim computes its own instead, other readers use them."""
+    total, count = contents.info["total_frames"], _count(contents)
+    held = sum(episode.length for episode in contents.episodes)
+    counted = held == total  # else the check of the counters says so
+    if counted and count is not None and count != total:
+        found = f"{fmt.STATS} is of {count} frames, there are {total}"
+        yield Fault("statistics", "warning", found, f"worldsim doctor data={contents.root} mend=true computes it again")
+
+
+def bytes_for_colours(contents: Contents) -> Iterator[Fault]:
+    """Statistics of pictures that count from 0 to 255, where LeRobot's colours are between 0 and 1."""
+    stored = fmt.read_json(contents.root / fmt.STATS) if (contents.root / fmt.STATS).is_file() else {}
+    for key in (key for key, feature in contents.features.items() if fmt.is_rgb(feature) and isinstance(stored.get(key), dict)):
+        said = np.concatenate([_numbers(name, stored[key].get(name, [])) for name in ("max", "mean")])
+        if (said > 1.01).any():
+            found = f"{fmt.STATS} has colours of {key} up to {said.max():.4g}, expected between 0 and 1"
+            remedy = f"divide min, max, mean, std and quantiles of {key} there by 255, or convert the dataset again"
+            yield Fault("statistics", "warning", found, remedy)
+
+
 def wrong_episode_statistics(contents: Contents) -> Iterator[Fault]:
     """Statistics of single episodes that are of other frames; LeRobot merges them when it edits a dataset."""
     for key in CHECKED:
@@ -92,20 +113,36 @@ def wrong_episode_statistics(contents: Contents) -> Iterator[Fault]:
 
 def mended_statistics(contents: Contents) -> dict[str, Stats] | None:
     """What `stats.json` should say; None if nothing in it contradicts the data. Cameras keep what is said of them."""
-    if not [*wrong_statistics(contents)]:
+    if not [*wrong_statistics(contents), *uncounted_statistics(contents)]:
         return None
     stored = fmt.read_json(contents.root / fmt.STATS)
-    return {**stored, **{key: statistics(values) for key, _, values in _used(contents)}}
+    return {**stored, **{key: statistics(values) for key, values in _readable(contents) if key in stored}}
 
 
 def _used(contents: Contents) -> Iterator[tuple[str, dict[str, Any], np.ndarray]]:
     """Key, stored statistics and values of state and action, if worldsim uses the former, and if all of the latter can be read."""
-    total = contents.info["total_frames"]
-    stored = fmt.read_statistics(contents.root, total) or {}
-    for key in (key for key in CHECKED if isinstance(stored.get(key), dict)):
-        rows = [values for _, values in contents.values(key)]
-        if rows and sum(map(len, rows)) == total and np.isfinite(values := np.concatenate(rows)).all():
+    stored = fmt.read_statistics(contents.root, contents.info["total_frames"]) or {}
+    for key, values in _readable(contents) if stored else ():
+        if isinstance(stored.get(key), dict):
             yield key, stored[key], values
+
+
+def _readable(contents: Contents) -> Iterator[tuple[str, np.ndarray]]:
+    """Key and values of state and action, of each if all of it can be read."""
+    for key in CHECKED:
+        rows = [values for _, values in contents.values(key)]
+        whole = sum(map(len, rows)) == contents.info["total_frames"]
+        if rows and whole and np.isfinite(values := np.concatenate(rows)).all():
+            yield key, values
+
+
+def _count(contents: Contents) -> int | None:
+    """The frames that `stats.json` says it is of; None if it does not."""
+    if not (contents.root / fmt.STATS).is_file():
+        return None
+    stored = fmt.read_json(contents.root / fmt.STATS).get("action")
+    count = stored.get("count") if isinstance(stored, dict) else None
+    return count[0] if isinstance(count, list) and len(count) == 1 and fmt.is_count(count[0]) else None
 
 
 def _of_episodes(contents: Contents, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -116,10 +153,12 @@ def _of_episodes(contents: Contents, key: str) -> Iterator[tuple[int, dict[str, 
         if stored:
             yield row["episode_index"], stored
     path = contents.root / EPISODE_STATISTICS
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        row = json.loads(line)
-        if key in row.get("stats", {}):
-            yield row["episode_index"], row["stats"][key]
+    for row in json_lines(path) if path.is_file() else ():
+        stats = row.get("stats")
+        if not isinstance(stats, dict) or not isinstance(stats.get(key, {}), dict) or not fmt.is_count(row.get("episode_index")):
+            raise ValueError(f"{path} holds {str(row)[:60]}, expected episode_index and stats by feature; copy it again")
+        if key in stats:
+            yield row["episode_index"], stats[key]
 
 
 def _numbers(name: str, said: Any) -> np.ndarray:

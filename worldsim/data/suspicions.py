@@ -1,7 +1,7 @@
 """Numbers that can be read and are hardly what somebody meant to record: dead joints, clipped actions, copies, units, labels.
 
 All of them are warnings: whoever recorded may know better. A world model believes whatever it is shown, so they are worth a look.
-Read `picture_suspicions.py` next, which looks at cameras.
+Read `row_suspicions.py` next, which looks at single rows.
 """
 
 from collections.abc import Iterator
@@ -90,7 +90,7 @@ def duplicated_episodes(contents: Contents) -> Iterator[Fault]:
 
 
 def impossible_units(contents: Contents) -> Iterator[Fault]:
-    """Radians beyond a turn, and states and actions of which one looks like degrees and the other like radians."""
+    """Radians beyond a turn, and degrees that are as small as radians."""
     spec = read_spec(contents.given, contents.info, ())
     channels = {"state": spec.state, "action": spec.action}
     whole = {
@@ -109,14 +109,6 @@ def impossible_units(contents: Contents) -> Iterator[Fault]:
         if len(narrow) > 1 and max(narrow) < np.pi:
             found = f"all {len(narrow)} {feature} channels called deg stay within {max(narrow):.3g} of 0, as radians do"
             yield Fault("units", "warning", found, f"say rad in {OVERLAY} if that is what they are")
-    reach = {
-        feature: dict(zip((c.name for c in channels[feature]), np.ptp(v, axis=0), strict=True)) for feature, v in whole.items()
-    }
-    ratios = [reach["action"][name] / size for name, size in reach["state"].items() if name in reach["action"] and size > 0]
-    powers = np.log([ratio for ratio in ratios if ratio > 0]) / np.log(np.degrees(1))  # 1 or -1 where only one is in degrees
-    if len(powers) == len(ratios) > 1 and min(np.abs(powers - 1).max(), np.abs(powers + 1).max()) < 0.1:
-        found = f"states and actions of one name differ by a factor of about {np.median(ratios):.3g}, as degrees and radians do"
-        yield Fault("units", "warning", found, f"say the unit of both in {OVERLAY}, and convert one of them")
 
 
 def contradictory_labels(contents: Contents) -> Iterator[Fault]:
@@ -146,6 +138,27 @@ def contradictory_labels(contents: Contents) -> Iterator[Fault]:
     if min(len(at), len(before)) >= ALIKE and at.mean() < before.mean() - 0.1:
         found = f"progress is {at.mean():.2f} on average where success is 1, and {before.mean():.2f} where it is 0"
         yield Fault("labels", "warning", found, judge)
+
+
+def careless_labels(contents: Contents) -> Iterator[Fault]:
+    """Success of an episode in each of its frames, labels that are a row late, and episodes that begin again in the middle."""
+    labels = {key: {e: v[:, 0] for e, v in contents.values(key)} for key in ("success", "progress") if key in contents.features}
+    success = {episode: v for episode, v in labels.get("success", {}).items() if len(v) >= ALIKE and np.isfinite(v).all()}
+    good = [episode for episode, values in success.items() if values.any()]
+    if len(good) > 1 and all(success[episode].all() for episode in good):
+        found = "success is 1 in every frame of each episode in which it is 1 at all: {}"
+        remedy = "say it of the frames in which the task is done, as a reflector learns from each frame"
+        yield fault("labels", "warning", good, found, remedy)
+    late = [episode for episode, values in success.items() if values[0] == 1 and not values[1:3].any()]
+    if len(late) > 1:
+        found = "success is 1 in the first frame and 0 after it in {}"
+        yield fault("labels", "warning", late, found, "shift the labels by a row, each to the end of the episode before")
+    rises = {e: np.diff(v) for e, v in labels.get("progress", {}).items() if len(v) >= 2 * ALIKE and np.isfinite(v).all()}
+    again = [episode for episode, rise in rises.items() if rise.min() < -0.8 and (rise < 0).sum() == 1]
+    if again:
+        found = "progress rises, falls back within a step and rises again, as where another take begins, in {}"
+        remedy = "cut those episodes there (worldsim convert split=...) if they hold several takes"
+        yield fault("labels", "warning", again, found, remedy)
 
 
 def _still(values: np.ndarray) -> np.ndarray:

@@ -17,6 +17,8 @@ from av.error import FFmpegError
 from av.video.stream import VideoStream
 from jaxtyping import Float, UInt8
 
+from worldsim.data import damaged
+
 # LeRobot's encoder settings: a key frame every second frame makes random access cheap.
 CODEC, PIXEL_FORMAT, OPTIONS = "libsvtav1", "yuv420p", {"g": "2", "crf": "30", "preset": "12"}
 MIN_SIDE = 4  # pixels; the encoder refuses less
@@ -130,7 +132,7 @@ def _shown(path: Path, first_s: float, last_s: float, fps: float) -> Iterator[tu
                 if time >= last_s - 0.01 / fps:
                     break
     except FFmpegError as error:
-        raise ValueError(f"video file {path} cannot be decoded ({error}); copy it again") from error
+        raise _undecodable(path, error) from error
 
 
 def check_rate(path: Path, stream: VideoStream, fps: float) -> None:
@@ -155,7 +157,26 @@ def frame_times(path: Path, fps: float) -> Float[np.ndarray, " n"]:
             check_rate(path, stream, fps)
             return np.sort([float(packet.pts * packet.time_base) for packet in container.demux(stream) if packet.pts is not None])
     except FFmpegError as error:
-        raise ValueError(f"video file {path} cannot be decoded ({error}); copy it again") from error
+        raise _undecodable(path, error) from error
+
+
+def rotation(path: Path) -> int:
+    """By how many degrees, anticlockwise, a video asks to be turned when it is shown.
+
+    Raises:
+        FileNotFoundError: if the file is missing.
+        ValueError: if it is damaged.
+    """
+    try:
+        with _open(path) as container:
+            return next((frame.rotation % 360 for frame in container.decode(container.streams.video[0])), 0)
+    except FFmpegError as error:
+        raise _undecodable(path, error) from error
+
+
+def _undecodable(path: Path, error: FFmpegError) -> ValueError:
+    """What to raise where a video is damaged, in one line."""
+    return ValueError(f"video file {path} cannot be decoded ({error}); {damaged.remedy(path)}")
 
 
 def _open(path: Path) -> InputContainer:
