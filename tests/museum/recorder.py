@@ -105,7 +105,9 @@ def encode(path: Path, pictures: np.ndarray, *, codec: str = "libx264", fps: flo
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream(
-            codec, rate=Fraction(fps).limit_denominator(1000), options={"g": "2", "crf": "20", "x265-params": "log-level=none"}
+            codec,
+            rate=Fraction(fps).limit_denominator(1000),
+            options={"g": "2", "crf": "12", "threads": "1", "x265-params": "log-level=none"},
         )
         stream.width, stream.height, stream.pix_fmt = pictures.shape[2], pictures.shape[1], "yuv420p"
         for picture in pictures:
