@@ -45,9 +45,10 @@ def stages(cfg: Config) -> list[Stage]:
             count, place = cfg["evolve"]["episodes"] // 2, 2 * number + stream - 1
             loop.append(Stage(f"collect_{root}", _collect(cfg, root, actor, count, place), (policy,)))
         seen = [f"{run}/data/{name}_{n}" for n in range(1, number + 1) for name in ("policy", "noisy")]
+        # The first dataset says the limits of actions, which people's recordings lack; and these say nothing of success.
         for kind, roots, more in (
-            ("world_model", [demos, *seen], (f"+model.world_model.action_horizon={chunk}", f"+data.held_out={HELD_OUT}")),
-            ("reflector", seen if cfg["data"] else [demos, *seen], ()),  # people's demonstrations say nothing of success
+            ("world_model", [*seen, demos], (f"+model.world_model.action_horizon={chunk}", f"+data.held_out={HELD_OUT}")),
+            ("reflector", seen if cfg["data"] else [*seen, demos], ()),
         ):
             weights = (f"model.weights={run}/{models[kind]}",) if models[kind] else ()
             name = f"{kind}_{number}"

@@ -36,7 +36,7 @@ def test_people_demonstrate_pusht_and_experts_metaworld() -> None:
     ]
     assert "data.roots=[D]" in pusht["policy"].arguments and pusht["policy"].needs == ()
     recorded = "runs/pusht/data/policy_1,runs/pusht/data/noisy_1"
-    assert f"data.roots=[D,{recorded}]" in pusht["world_model_1"].arguments
+    assert f"data.roots=[{recorded},D]" in pusht["world_model_1"].arguments, "who recorded with limits comes first"
     assert f"data.roots=[{recorded}]" in pusht["reflector_1"].arguments, "people's demonstrations say nothing of success"
     seeds = {
         argument
