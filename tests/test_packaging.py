@@ -61,7 +61,10 @@ def test_an_installed_wheel_answers_from_an_empty_folder(environment: Path, tmp_
     assert len(paths) == 3 and all(Path(path).is_relative_to(environment) and Path(path).exists() for path in paths)
     assert (extra, install) == ("pip install 'worldsim[nerf]'", "run pip install worldsim")
     assert "all of the above on the embedded default" in run(environment, "worldsim", "--help", cwd=tmp_path).stdout
-    assert "size=default    one of: default, gpu, tiny" in run(environment, "worldsim", "demo", "--help", cwd=tmp_path).stdout
+    assert (
+        "size=default    one of: default, few, gpu, metaworld, pusht, tiny"
+        in run(environment, "worldsim", "demo", "--help", cwd=tmp_path).stdout
+    )
     report = run(environment, "worldsim", "report", "run=nowhere", cwd=tmp_path)
     assert report.returncode == 2 and report.stderr.startswith("worldsim: ") and report.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())

@@ -76,15 +76,18 @@ class TableData(StreamData):
         self.table = self._as_learned(table)
         if (episodes := len(table.instruction)) < FEW:
             warnings.warn(f"{episodes} episodes to learn from: whether it carries beyond them, they cannot tell", stacklevel=2)
-        parts = next(iter(table.images.values())).parts
-        if self.weights is not None and len(parts) < len(self.roots):
+        if self.weights is not None and len(self.ends) < len(self.roots):
             raise ValueError(f"data.weights: one of {self.roots} has no episode to learn from; leave it out")
-        self.ends = torch.tensor([len(rows) for _, rows in parts]).cumsum(0)
         mirror = self.augmentation.mirror
         self.mirror = None if mirror is None else mirror.ordered(table.spec, self.table.spec)
         self.instructions = sorted(set(self.table.instruction))
         if self.trainer is not None:
             check_sizes(self.trainer.lightning_module, self.table.spec)
+
+    @property
+    def ends(self) -> Tensor:
+        """The row after the last one of each dataset, of those that somebody looks at."""
+        return torch.tensor([len(rows) for _, rows in next(iter(self.table.images.values())).parts]).cumsum(0)
 
     def unseen(self) -> FrameStore | None:
         """The episodes that training never sees, each once even where a dataset counts twice; None if there are none."""
