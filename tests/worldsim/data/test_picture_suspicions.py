@@ -48,5 +48,5 @@ def test_a_real_camera(steps: int) -> None:
     """Human demonstrations are in step as they are, and late where states are taken from later frames."""
     contents = Contents(PUSHT)
     clips = [*clips_of(contents, "observation.image", finite_rows(contents, "observation.state"))]
-    lag = lag_of([Clip(clip.episode, clip.frames[: len(clip.frames) - steps], clip.states[steps:]) for clip in clips])
+    lag = lag_of([Clip(clip.episode, clip.first, clip.frames[: len(clip.frames) - steps], clip.states[steps:]) for clip in clips])
     assert lag is not None and lag.steps == steps
