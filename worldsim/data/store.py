@@ -232,7 +232,7 @@ def training_episodes(indices: Sequence[int], held_out: float) -> int:
     number = len(indices)
     if held_out == 0 or number < 2:
         return number
-    wished = min(max(round((1 - held_out) * number), 1), number - 1)
+    wished = round((1 - held_out) * number)
     cuts = [i for i in range(1, number) if indices[i] != indices[i - 1]]
     return min(cuts, key=lambda cut: (abs(cut - wished), cut), default=number)
 

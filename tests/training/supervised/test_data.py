@@ -19,6 +19,7 @@ from training.supervised.data import KeyframeStarts, ReflectorData, StartData, W
 from worldsim.core.interfaces import WorldModel
 from worldsim.data.dataset_spec import OVERLAY
 from worldsim.data.labels import DemoEnd
+from worldsim.data.lerobot import Dataset
 from worldsim.data.store import FrameStore
 from worldsim.data.windows import Colour
 from worldsim.worlds.genesis.scene import Paraphrases
@@ -374,10 +375,11 @@ def test_other_light_is_seen_by_every_learner(root: Path):
 
 
 def test_labels_are_those_of_who_was_asked(root: Path):
-    data = attached(ReflectorData([str(root)], label=DemoEnd(0.1)))
+    data = attached(ReflectorData([str(root)], label=DemoEnd(2.6 / Dataset(root).fps)))
     data.setup("fit")
-    assert data.table.success.sum() == len(data.table.instruction) and torch.equal(data.successes, data.table.last.unique())
-    assert data.calibration.success.sum() == len(data.calibration.instruction), "of those that are held out, too"
+    assert data.table.success.sum() == 3 * len(data.table.instruction)
+    assert torch.equal(data.successes[2::3], data.table.last.unique())
+    assert data.calibration.success.sum() == 3 * len(data.calibration.instruction), "of those that are held out, too"
 
 
 def test_without_a_success_progress_is_learned_alone(root: Path, tmp_path: Path):

@@ -27,7 +27,7 @@ def adopt(root: Path, dataset: Path, **said: Any) -> Path:
 
 def renamed(root: Path, **names: str) -> Path:
     """A dataset whose features are called otherwise, in its data files, too."""
-    foreign_dataset(root, **{name: [float(i) for i in range(7)] for name in names.values()})
+    foreign_dataset(root, **{name: [10.0 * k + i for i in range(7)] for k, name in enumerate(names.values())})
     info = fmt.read_json(root / fmt.INFO)
     features = {key: feature for key, feature in info["features"].items() if key not in names}
     edit_info(root, features=features | {name: VECTOR for name in names.values()})
@@ -60,7 +60,7 @@ def test_features_by_their_own_names(tmp_path: Path) -> None:
     names = {"state": ["hand", "qpos"], "action": "actions"}
     data = Dataset(adopt(tmp_path / "ours", theirs, features=names))
     first, second = data.episodes()
-    assert second.state.tolist() == [[3, 3], [4, 4], [5, 5], [6, 6]] and second.action[:, 0].tolist() == [3, 4, 5]
+    assert second.state.tolist() == [[23, 3], [24, 4], [25, 5], [26, 6]] and second.action[:, 0].tolist() == [13, 14, 15]
     assert data.state_names == ("hand.0", "qpos.0") and data.action_names == ("0",)
     assert data.read_values()["observation.state"].shape == (7, 2) and first.success.isnan().all()
 
