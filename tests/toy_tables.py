@@ -48,9 +48,11 @@ def episode(number: int) -> Episode:
     )
 
 
-def record(path: Path, episodes: int | list[Episode]) -> Path:
+def record(path: Path, episodes: int | list[Episode], *, judged: bool = True) -> Path:
     names = {"state_names": ["x", "y"], "action_names": ["dx", "dy"]}
-    with DatasetWriter(path, fps=10, robot_type="test", cameras={"front": (8, 8)}, storage="image", **names) as writer:
+    with DatasetWriter(
+        path, fps=10, robot_type="test", cameras={"front": (8, 8)}, storage="image", judged=judged, **names
+    ) as writer:
         writer.add([episode(n) for n in range(episodes)] if isinstance(episodes, int) else episodes)
     return path
 

@@ -126,7 +126,8 @@ def _features(root: Path) -> dict[str, list[str]]:
     features = fmt.read_json(root / fmt.INFO).get("features")
     if not isinstance(features, dict) or {"observation.state", "action"} <= features.keys():
         return {}  # or a reader says what is wrong
-    ours = named({key: feature for key, feature in features.items() if isinstance(feature, dict) and "dtype" in feature})
+    whole = {key: f for key, f in features.items() if isinstance(f, dict) and "dtype" in f and isinstance(f.get("shape"), list)}
+    ours = named(whole)
     return {name: keys for name, keys in ours.items() if keys != [CALLED[name]]}
 
 

@@ -209,13 +209,7 @@ def run_demo(cfg: dict[str, Any]) -> None:
     """
     check_training(cfg["seed"] * STARTS_PER_SEED, STARTS_PER_SEED)
     check_n_action_steps(cfg["n_action_steps"])
-    run = Path(cfg["run"])
-    run.mkdir(parents=True, exist_ok=True)
-    saved = run / "config.yaml"
-    if saved.is_file() and yaml.safe_load(saved.read_text()) != cfg:
-        raise ValueError(f"{run} was made with another configuration ({saved}); choose another folder (run=...) or delete it")
-    saved.write_text(yaml.safe_dump(cfg, sort_keys=False))
-    print(f"worldsim demo, seed {cfg['seed']}, in {run}: Ctrl-C is safe, finished stages are kept.", flush=True)
+    run = begun(cfg)
     began, clock = time.monotonic(), run / "loop.json"
     earlier = json.loads(clock.read_text())["loop_s"] if clock.is_file() else 0.0
     done = execute(stages(cfg), run, jobs=cfg["jobs"])  # refuses at once what could never run
@@ -235,6 +229,22 @@ def run_demo(cfg: dict[str, Any]) -> None:
         f"recording fresh data {_total(summary, 'collect_policy')}"
     )
     print(f"Read {page}")
+
+
+def begun(cfg: dict[str, Any]) -> Path:
+    """The folder of a demo, which is of this configuration from now on.
+
+    Raises:
+        ValueError: if it was made with another one.
+    """
+    run = Path(cfg["run"])
+    run.mkdir(parents=True, exist_ok=True)
+    saved = run / "config.yaml"
+    if saved.is_file() and yaml.safe_load(saved.read_text()) != cfg:
+        raise ValueError(f"{run} was made with another configuration ({saved}); choose another folder (run=...) or delete it")
+    saved.write_text(yaml.safe_dump(cfg, sort_keys=False))
+    print(f"worldsim demo, seed {cfg['seed']}, in {run}: Ctrl-C is safe, finished stages are kept.", flush=True)
+    return run
 
 
 def say_how_long(cfg: dict[str, Any]) -> None:

@@ -11,10 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from training.app.stages import Stage, done_file, execute
-from training.studies.demo import STARTS_PER_SEED, n_action_steps
+from training.studies.demo import STARTS_PER_SEED, begun, n_action_steps
 from worldsim.core.cores import cores
 from worldsim.core.files import write_json
 from worldsim.core.seeds import check_training
@@ -102,13 +100,7 @@ def run_demo(cfg: Config) -> None:
         )
     if cfg["data"] and not Path(cfg["data"]).is_dir():
         raise FileNotFoundError(f"there is no dataset at data={cfg['data']}; name its folder")
-    run = Path(cfg["run"])
-    run.mkdir(parents=True, exist_ok=True)
-    saved = run / "config.yaml"
-    if saved.is_file() and yaml.safe_load(saved.read_text()) != cfg:
-        raise ValueError(f"{run} was made with another configuration ({saved}); choose another folder (run=...) or delete it")
-    saved.write_text(yaml.safe_dump(cfg, sort_keys=False))
-    print(f"worldsim demo, seed {cfg['seed']}, in {run}: Ctrl-C is safe, finished stages are kept.", flush=True)
+    run = begun(cfg)
     for name in execute(stages(cfg), run, jobs=cfg["jobs"]):
         print(f"  {name} done in {_took(run, name):.0f} s", flush=True)
     summary = summarise(cfg)

@@ -6,6 +6,7 @@ Read `training/supervised/world_model.py` next.
 
 import math
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -211,8 +212,8 @@ class ReflectorData(TableData):
 
     def _check_judged(self) -> None:
         """ValueError if there is a dataset of which nobody says success or progress; a warning if only of parts."""
-        for (_, rows), end, root in zip(next(iter(self.table.images.values())).parts, self.ends.tolist(), self.roots, strict=False):
-            own = slice(end - len(rows), end)
+        for start, end in pairwise([0, *self.ends.tolist()]):
+            own, (root, _) = slice(start, end), self.table.origin[int(self.table.episode[start])]
             known = {name: float((~getattr(self.table, name)[own].isnan()).float().mean()) for name in ("success", "progress")}
             if not any(known.values()):
                 raise ValueError(

@@ -185,7 +185,7 @@ def video_clocks(contents: Contents) -> Iterator[Fault]:
                 shown = frame_times(path, fps)
             except (ValueError, FileNotFoundError):  # the check of the videos says so
                 continue
-            for episode in (e for e in contents.held if e.videos[key][0] == path):
+            for episode in (e for e in contents.of_file[path] if not contents.is_leftover(e)):
                 wanted = episode.videos[key][1] + np.arange(episode.length) / fps
                 chosen = nearest(shown, wanted, fps)
                 if (chosen < 0).any():  # the same

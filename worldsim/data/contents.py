@@ -106,6 +106,15 @@ class Contents:
         return [path for path in dict.fromkeys(episode.data for episode in self.episodes) if path.is_file()]
 
     @cached_property
+    def of_file(self) -> dict[Path, list[EpisodeFiles]]:
+        """The episodes in each data and video file."""
+        held: dict[Path, list[EpisodeFiles]] = {}
+        for episode in self.episodes:
+            for path in {episode.data, *(video for video, _ in episode.videos.values())}:
+                held.setdefault(path, []).append(episode)
+        return held
+
+    @cached_property
     def leftovers(self) -> list[Path]:
         """Files of a killed recording that the writer's journal names, relative to `root`."""
         committed = {path: episode.index for episode in self.episodes[: self.counted] for path in episode.files}
@@ -145,7 +154,7 @@ class Contents:
                 self.damages.append(error)
                 continue
             order = np.argsort(index, kind="stable")
-            for episode in (e for e in self.episodes if e.data == path):
+            for episode in self.of_file[path]:
                 low, high = np.searchsorted(index[order], [episode.index, episode.index + 1])
                 if low < high:
                     yield episode, values[order[low:high]]

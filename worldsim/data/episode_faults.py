@@ -11,7 +11,7 @@ from worldsim.data.contents import Fault
 from worldsim.data.lerobot_layout import EpisodeFiles
 
 NAMED = 3  # episodes, or other things of which there are many, that a fault names
-AGAIN = "record the episodes again, or delete them with LeRobot (lerobot-edit-dataset)"
+AGAIN = "record the episodes again, or leave them out (worldsim convert drop=[...])"
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,7 @@ def video_faults(contents: Contents) -> Iterator[Fault]:
             except (ValueError, FileNotFoundError) as error:
                 yield fault_of("videos", error)
                 continue
-            for episode in (e for e in contents.episodes if e.videos[key][0] == path):
+            for episode in contents.of_file[path]:
                 wanted = episode.videos[key][1] + np.arange(episode.length) / fps
                 if gaps := int((nearest(shown, wanted, fps) < 0).sum()):
                     lost[episode] = gaps
@@ -218,7 +218,7 @@ def turned_videos(contents: Contents) -> Iterator[Fault]:
                 yield fault_of("videos", error)
                 continue
             if angle:
-                turned |= {episode: angle for episode in contents.episodes if episode.videos[key][0] == path}
+                turned |= dict.fromkeys(contents.of_file[path], angle)
         if turned:
             angles = ", ".join(str(angle) for angle in sorted({*turned.values()}))
             found = f"{key} asks to be shown turned by {angles} degrees in {{}}, and is read as it is stored"

@@ -21,7 +21,6 @@ FAR = 5  # median steps: more than an arm does from one frame to the next
 SUDDEN = 3  # steps beside it: an arm that sets off from its zero is about as fast in the next frame
 OUTLIER = 20  # median steps
 TURNS = ((2 * np.pi, "2 pi"), (360.0, "360"))  # in radians, in degrees
-LEAVE_OUT = f"leave those episodes out (worldsim convert drop=[...]), or {AGAIN}"
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def zero_rows(state: Channels, action: Channels) -> Iterator[Fault]:
     if lost:
         where = ", most of them begin so" if first > len(lost) / 2 else ""
         found = f"{sum(lost.values())} rows of the state are zeros, far from those beside them, in {{}}{where}"
-        yield fault("jumps", "warning", lost, found, f"look whether a sensor did not answer, or rows are padding; {LEAVE_OUT}")
+        yield fault("jumps", "warning", lost, found, f"look whether a sensor did not answer, or rows are padding; {AGAIN}")
     zeros = {episode: (values == 0).all(axis=1) for episode, values in action.rows.items()}
     far = [action.far(values)[-1] for values in action.rows.values()]
     if len(zeros) > 1 and all(zero[-1] and not zero[:-1].any() for zero in zeros.values()) and np.mean(far) >= 0.5:
@@ -123,7 +122,7 @@ def outliers(channels: Channels) -> Iterator[Fault]:
     if worst:
         one, text = next(iter(worst.items()))
         found = f"single readings of the {channels.feature} are far from both neighbours in {{}}: {text} of episode {one.index}"
-        yield fault("jumps", "warning", worst, found, f"take the mean of both neighbours there, or {LEAVE_OUT}")
+        yield fault("jumps", "warning", worst, found, f"take the mean of both neighbours there, or {AGAIN}")
 
 
 def wrapped_angles(channels: Channels) -> Iterator[Fault]:
@@ -179,7 +178,7 @@ def hanging_states(state: Channels, action: Channels) -> Iterator[Fault]:
             hung[episode] = max(hung.get(episode, 0), end - start)
     if hung:
         found = f"the state is the same for up to {max(hung.values())} frames while actions go on: {{}}"
-        yield fault("jumps", "warning", hung, found, f"look whether the bus of the motors hung; {LEAVE_OUT}")
+        yield fault("jumps", "warning", hung, found, f"look whether the bus of the motors hung; {AGAIN}")
 
 
 def idle_ends(state: Channels, action: Channels) -> Iterator[Fault]:

@@ -34,8 +34,8 @@ def picture_faults(contents: Contents) -> Iterator[Fault]:
             except ValueError as error:
                 yield fault_of("files", error)
                 continue
-            episodes = [episode for episode in contents.episodes if broken.get(episode.index) and episode.data == path]
-            everywhere = len(episodes) == sum(episode.data == path for episode in contents.episodes)
+            episodes = [episode for episode in contents.of_file[path] if broken.get(episode.index)]
+            everywhere = len(episodes) == len(contents.of_file[path])
             if everywhere and why:
                 yield fault_of("files", ValueError(why))
             elif episodes:

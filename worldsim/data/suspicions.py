@@ -85,7 +85,7 @@ def duplicated_episodes(contents: Contents) -> Iterator[Fault]:
     if copies:
         one, other = next(iter(copies.items()))
         found = f"{{}} repeat earlier ones number for number: {one.index} is {other.index}"
-        remedy = "delete the copies (lerobot-edit-dataset): they count twice, also where training and testing must not share"
+        remedy = "leave the copies out (worldsim convert drop=[...]): they count twice, even in training and in testing"
         yield fault("duplicates", "warning", copies, found, remedy)
 
 
